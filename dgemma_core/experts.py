@@ -1,0 +1,78 @@
+"""The mixture of experts: which experts a token goes to, and running them grouped (spec §3).
+
+Axes: N tokens, D hidden size, E experts, K experts a token, w expert width.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dgemma_core.config import TextConfig
+
+
+class Routing(NamedTuple):
+    """Which experts each token goes to."""
+
+    weights: Tensor
+    """(…, K) float32; they sum to 1 before the per-expert scale."""
+    chosen: Tensor
+    """(…, K) expert indices."""
+    probabilities: Tensor
+    """(…, E) float32, the softmax that both come from."""
+
+
+class Router(nn.Module):
+    """Scores every expert from the raw residual and keeps the K best."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.proj = nn.Linear(config.hidden_size, config.num_experts, bias=False)
+        self.scale = nn.Parameter(torch.ones(config.hidden_size))
+        self.per_expert_scale = nn.Parameter(torch.ones(config.num_experts))
+        self.top_k = config.top_k_experts
+        self.eps = config.rms_norm_eps
+
+    def probabilities(self, h: Tensor) -> Tensor:
+        """h (…, D) → softmax over the experts (…, E), float32."""
+        wide = h.float()
+        normed = F.rms_norm(wide, wide.shape[-1:], None, self.eps).to(h.dtype)
+        scores = self.proj(normed * self.scale * h.shape[-1] ** -0.5)
+        return scores.softmax(dim=-1, dtype=torch.float32)
+
+    def forward(self, h: Tensor) -> Routing:
+        """h (…, D) → the routing of every token."""
+        probabilities = self.probabilities(h)
+        weights, chosen = probabilities.topk(self.top_k, dim=-1)
+        weights = weights / weights.sum(dim=-1, keepdim=True)
+        return Routing(weights * self.per_expert_scale[chosen], chosen, probabilities)
+
+
+class Experts(nn.Module):
+    """E gated MLPs, stored stacked; a token passes through K of them and their outputs are summed by weight."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        experts, width, inner = config.num_experts, config.hidden_size, config.moe_intermediate_size
+        self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * inner, width))  # (E, 2w, D)
+        self.down_proj = nn.Parameter(torch.empty(experts, width, inner))  # (E, D, w)
+
+    def forward(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        """x (…, D), weights (…, K), chosen (…, K) → (…, D).
+
+        Tokens are sorted by expert once, so that each expert reads one contiguous slice.
+        """
+        k = chosen.shape[-1]
+        flat = x.reshape(-1, x.shape[-1])  # (N, D)
+        order = chosen.reshape(-1).argsort(stable=True)  # (N·K,), pairs (token, choice) by expert
+        counts = torch.bincount(chosen.reshape(-1), minlength=len(self.gate_up_proj)).tolist()
+        slices = flat[order // k].split(counts)
+        outputs = torch.cat([self._expert(e, rows) for e, rows in enumerate(slices) if len(rows)])
+        placed = torch.empty_like(outputs).index_copy(0, order, outputs)  # back to (token, choice) order
+        mixed = placed.view(-1, k, flat.shape[-1]) * weights.reshape(-1, k, 1).to(x.dtype)
+        return mixed.sum(dim=1).view_as(x)
+
+    def _expert(self, expert: int, rows: Tensor) -> Tensor:
+        gate, up = F.linear(rows, self.gate_up_proj[expert]).chunk(2, dim=-1)
+        return F.linear(F.gelu(gate, approximate="tanh") * up, self.down_proj[expert])

@@ -1,0 +1,358 @@
+"""The tied vocabulary head, streamed: hidden states in, a `Prediction` out, and no (C, V) array in between.
+
+softmax(cap(h Eᵀ)/T) · E is attention over the vocabulary with keys and values E: one pass over slices of E, with a
+running maximum and running sums, gives the argmax, the entropy, the probabilities, the top tokens and the soft
+embedding. A sample needs one uniform number a position: the slice is found from the slices' masses, then that slice
+alone is computed again.
+
+Two distributions of a position matter (spec §4):
+- the *sampling* distribution, softmax(logits / T), which the sample comes from;
+- the *reference* distribution, which entropy and soft embedding come from: the same one for the entropy-bound sampler
+  ("tempered"), the raw softmax(logits) for the others ("raw").
+
+Where a sampler filters the distribution, or the draws reproduce the oracle's order, blocks of whole rows are computed
+instead (`_predict_rows`).
+
+Axes: B batch, C canvas length, N = B·C rows, D hidden size, V vocabulary, S slice, k top tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dgemma_core.errors import RequestError
+
+Reference = Literal["tempered", "raw"]
+
+
+class SampleDraws(Protocol):
+    """What the head needs of `draws.StepDraws`."""
+
+    @property
+    def uniform(self) -> Tensor | None:
+        """(B, C) float64 in [0, 1), or None: then `multinomial` draws."""
+
+    def multinomial(self, probabilities: Tensor) -> Tensor:
+        """(R, V) float32 → (R,): called for blocks of rows, in row-major order."""
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Keep the `top_k` most probable tokens, then the smallest set that holds `top_p` of the mass."""
+
+    top_k: int | None = None
+    top_p: float | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one pass says of every position of the canvas (layout: "Types that everything shares")."""
+
+    sample: Tensor
+    """(B, C) int64, one draw from the sampling distribution (the argmax at temperature 0)."""
+    sample_probability: Tensor
+    """(B, C) float32, of the sample under the sampling distribution (raw at temperature 0)."""
+    argmax: Tensor
+    """(B, C) int64; of equals, the lowest index."""
+    argmax_probability: Tensor
+    """(B, C) float32, under the reference distribution."""
+    entropy: Tensor
+    """(B, C) float32, nats, of the reference distribution."""
+    soft_embedding: Tensor | None
+    """(B, C, D): the reference distribution's mean embedding, times √D. None if not asked for."""
+    logsumexp: Tensor
+    """(B, C) float32: log Σ exp of the reference distribution's logits."""
+    top_ids: Tensor | None = None
+    """(B, C, k), most probable first, if asked for."""
+    top_logits: Tensor | None = None
+    """(B, C, k): the reference distribution's logits of `top_ids`."""
+    hidden: Tensor = field(repr=False, default_factory=lambda: torch.empty(0))
+    head: VocabularyHead | None = field(repr=False, default=None)
+
+    @property
+    def top_probabilities(self) -> Tensor | None:
+        """(B, C, k) under the reference distribution."""
+        if self.top_logits is None:
+            return None
+        return (self.top_logits - self.logsumexp.unsqueeze(-1)).exp()
+
+    def rows(self, row: int, positions: Tensor) -> Tensor:
+        """Raw soft-capped logits (k, V), float64, of a few positions of one row, computed again."""
+        assert self.head is not None
+        return self.head.logits(self.hidden[row, positions]).double()
+
+    def token_logit(self, tokens: Tensor) -> Tensor:
+        """Raw soft-capped logits (B, C), float32, of the asked tokens (B, C)."""
+        assert self.head is not None
+        return self.head.token_logit(self.hidden, tokens)
+
+
+class _Running:
+    """Softmax statistics of N rows over the slices seen so far (the online softmax)."""
+
+    def __init__(self, rows: int, device: torch.device) -> None:
+        self.peak = torch.full((rows, 1), -torch.inf, device=device)
+        self.mass = torch.zeros(rows, 1, device=device)
+        self.slice_logmass: list[Tensor] = []
+
+    def add(self, logits: Tensor, peak: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes a slice (N, S) with its row maximum (N, 1), overwrites it with exp(logits − running maximum).
+
+        Returns that, and the factor (N, 1) by which sums from before must shrink.
+        """
+        raised = torch.maximum(self.peak, peak)
+        shrink = (self.peak - raised).exp_()
+        weights = logits.sub_(raised).exp_()
+        mass = weights.sum(dim=1, keepdim=True)
+        self.slice_logmass.append(mass.log().add_(raised))
+        self.mass = self.mass.mul_(shrink).add_(mass)
+        self.peak = raised
+        return weights, shrink
+
+    def logsumexp(self) -> Tensor:
+        return self.mass.log() + self.peak
+
+
+class VocabularyHead:
+    """Logits of the tied embedding (V, D), soft-capped, a slice of the vocabulary at a time."""
+
+    def __init__(self, weight: Tensor, soft_cap: float, slice_size: int = 8192) -> None:
+        self.weight = weight
+        self.soft_cap = soft_cap
+        self.slice_size = slice_size
+
+    @property
+    def vocab_size(self) -> int:
+        return self.weight.shape[0]
+
+    def _capped(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        """The product comes out in the weights' dtype; float32 starts after it (spec §3)."""
+        logits = F.linear(hidden, weight).float()
+        return logits.div_(self.soft_cap).tanh_().mul_(self.soft_cap)
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden (…, D) → (…, V) float32."""
+        return self._capped(hidden, self.weight)
+
+    @torch.inference_mode()
+    def token_logit(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """hidden (…, D), tokens (…) → their logits (…), float32."""
+        products = (hidden * self.weight[tokens]).sum(dim=-1, dtype=torch.float32).to(hidden.dtype)
+        return products.float().div_(self.soft_cap).tanh_().mul_(self.soft_cap)
+
+    @torch.inference_mode()
+    def token_logprob(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """hidden (…, D), tokens (…) → log-probabilities (…), float32, under softmax of the raw logits."""
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        running = _Running(len(flat), flat.device)
+        asked = torch.empty(len(flat), device=flat.device)
+        ids = tokens.reshape(-1)
+        for start, weight in self._slices():
+            logits = self._capped(flat, weight)
+            here = ((ids >= start) & (ids < start + len(weight))).nonzero().squeeze(1)
+            asked[here] = logits[here, ids[here] - start]
+            running.add(logits, logits.amax(dim=1, keepdim=True))
+        return (asked - running.logsumexp().squeeze(1)).view(tokens.shape)
+
+    def _slices(self) -> Iterator[tuple[int, Tensor]]:
+        for start in range(0, self.vocab_size, self.slice_size):
+            yield start, self.weight[start : start + self.slice_size]
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        hidden: Tensor,
+        temperature: Tensor | float,
+        draws: SampleDraws | None = None,
+        *,
+        reference: Reference = "tempered",
+        filters: Filters | None = None,
+        soft: bool = True,
+        top_k: int = 0,
+    ) -> Prediction:
+        """hidden (B, C, D) → Prediction.
+
+        temperature: a number, or (B,) float32, of the sampling distribution; 0 makes the sample the argmax (then all
+        rows must have it). draws: needed unless the temperature is 0. soft: compute the soft embedding. top_k: how
+        many alternatives to report.
+        """
+        batch, length, width = hidden.shape
+        if not 0 <= top_k <= self.vocab_size:
+            raise RequestError(f"top_k must lie in 0 … {self.vocab_size} (the vocabulary), got {top_k}")
+        temperatures = torch.as_tensor(temperature, dtype=torch.float32, device=hidden.device).expand(batch)
+        greedy = bool((torch.as_tensor(temperature) == 0).all())
+        if greedy:
+            temperatures = torch.ones_like(temperatures)
+        elif draws is None:
+            raise RequestError("sampling at a temperature above 0 needs random draws; pass them, or temperature 0")
+        per_row = temperatures.repeat_interleave(length).unsqueeze(1)  # (N, 1)
+        flat = hidden.reshape(-1, width)
+        whole_rows = draws is not None and not greedy and (filters is not None or draws.uniform is None)
+        run = self._predict_rows if whole_rows else self._predict_slices
+        fields = run(flat, per_row, None if greedy else draws, reference, filters, soft, top_k)
+        shaped = {name: value.unflatten(0, (batch, length)) for name, value in fields.items()}
+        return Prediction(**{"soft_embedding": None, **shaped}, hidden=hidden, head=self)
+
+    def _scaled(self, summed: Tensor) -> Tensor:
+        """Times √D, rounded to the weights' dtype."""
+        return summed * torch.tensor(summed.shape[1] ** 0.5, dtype=summed.dtype, device=summed.device)
+
+    def _predict_slices(
+        self,
+        flat: Tensor,
+        temperatures: Tensor,
+        draws: SampleDraws | None,
+        reference: Reference,
+        filters: Filters | None,
+        soft: bool,
+        top_k: int,
+    ) -> dict[str, Tensor]:
+        rows, device = len(flat), flat.device
+        tempered = not bool((temperatures == 1).all())
+        running = _Running(rows, device)  # the reference distribution
+        # The sampling distribution needs sums of its own only where it is another one.
+        apart = tempered and reference == "raw"
+        sampling = _Running(rows, device) if apart else running
+        best = torch.full((rows, 1), -torch.inf, device=device)
+        argmax = torch.zeros(rows, 1, dtype=torch.long, device=device)
+        weighted = torch.zeros(rows, device=device)  # Σ exp(z − peak) · z
+        summed = torch.zeros(rows, flat.shape[1], device=device) if soft else None
+        top: tuple[Tensor, Tensor] | None = None
+        for start, weight in self._slices():
+            z = self._capped(flat, weight)
+            if apart:
+                drawn = z / temperatures
+                sampling.add(drawn, drawn.amax(dim=1, keepdim=True))
+            if tempered and not apart:
+                z = z.div_(temperatures)
+            peak, index = z.max(dim=1, keepdim=True)
+            argmax = torch.where(peak > best, index + start, argmax)
+            best = torch.maximum(best, peak)
+            if top_k:
+                top = _merge_top(top, z, start, top_k)
+            shifted = z.clone()
+            weights, shrink = running.add(shifted, peak)
+            weighted = weighted.mul_(shrink.squeeze(1)).add_(torch.linalg.vecdot(weights, z))
+            if summed is not None:
+                summed = summed.mul_(shrink).add_(weights.to(weight.dtype) @ weight)
+        logsumexp = running.logsumexp()
+        fields = {
+            "argmax": argmax.squeeze(1),
+            "argmax_probability": (best - logsumexp).exp_().squeeze(1),
+            "entropy": (logsumexp.squeeze(1) - weighted / running.mass.squeeze(1)).clamp_min_(0),
+            "logsumexp": logsumexp.squeeze(1),
+        }
+        if summed is not None:
+            fields["soft_embedding"] = self._scaled((summed / running.mass).to(self.weight.dtype))
+        if top is not None:
+            fields["top_logits"], fields["top_ids"] = top
+        if draws is None:
+            fields["sample"], fields["sample_probability"] = fields["argmax"], fields["argmax_probability"]
+        else:
+            assert draws.uniform is not None
+            uniform = draws.uniform.reshape(-1).to(device)
+            drawn_fields = self._inverse_cdf(flat, temperatures, sampling, uniform)
+            fields["sample"], fields["sample_probability"] = drawn_fields
+        return fields
+
+    def _inverse_cdf(
+        self, flat: Tensor, temperatures: Tensor, running: _Running, uniform: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The token at which the cumulative probability, in vocabulary order, first exceeds `uniform` (N,)."""
+        logmass = torch.cat(running.slice_logmass, dim=1).double()  # (N, slices)
+        share = (logmass - logmass.logsumexp(dim=1, keepdim=True)).exp_()
+        edges = share.cumsum(dim=1)
+        target = uniform.unsqueeze(1) * edges[:, -1:]
+        slot = torch.searchsorted(edges, target, right=True).clamp_max_(edges.shape[1] - 1)  # (N, 1)
+        inside = (target - (edges - share).gather(1, slot)) / share.gather(1, slot)  # within the slice, in [0, 1)
+        sample = torch.empty(len(flat), dtype=torch.long, device=flat.device)
+        probability = torch.empty(len(flat), device=flat.device)
+        logsumexp = running.logsumexp()
+        slots = slot.squeeze(1)
+        for index in slots.unique().tolist():
+            chosen = (slots == index).nonzero().squeeze(1)
+            start = index * self.slice_size
+            z = self._capped(flat[chosen], self.weight[start : start + self.slice_size]).div_(temperatures[chosen])
+            cumulative = (z - z.amax(dim=1, keepdim=True)).double().exp_().cumsum_(dim=1)
+            token = torch.searchsorted(cumulative, inside[chosen] * cumulative[:, -1:], right=True)
+            token = token.clamp_max_(z.shape[1] - 1)
+            sample[chosen] = token.squeeze(1) + start
+            probability[chosen] = (z.gather(1, token) - logsumexp[chosen]).exp_().squeeze(1)
+        return sample, probability
+
+    def _predict_rows(
+        self,
+        flat: Tensor,
+        temperatures: Tensor,
+        draws: SampleDraws | None,
+        reference: Reference,
+        filters: Filters | None,
+        soft: bool,
+        top_k: int,
+    ) -> dict[str, Tensor]:
+        """The same fields from whole rows, a bounded block of them at a time, rounding as the oracle does (§3)."""
+        assert draws is not None
+        block = max(1, 2**22 // self.vocab_size)
+        blocks: list[dict[str, Tensor]] = []
+        for start in range(0, len(flat), block):
+            part = slice(start, start + block)
+            raw = self._capped(flat[part], self.weight)
+            tempered = raw / temperatures[part]
+            z = raw if reference == "raw" else tempered
+            probabilities = (filtered(tempered, filters) if filters is not None else tempered).softmax(dim=-1)
+            if draws.uniform is None:
+                sample = draws.multinomial(probabilities)
+            else:
+                cumulative = probabilities.double().cumsum(dim=1)
+                target = draws.uniform.reshape(-1, 1)[part].to(cumulative.device) * cumulative[:, -1:]
+                sample = torch.searchsorted(cumulative, target, right=True).squeeze(1)
+            logprob = z.log_softmax(dim=-1)
+            argmax = z.argmax(dim=-1)
+            fields = {
+                "sample": sample,
+                "sample_probability": probabilities.gather(1, sample.unsqueeze(1)).squeeze(1),
+                "argmax": argmax,
+                "argmax_probability": logprob.gather(1, argmax.unsqueeze(1)).exp().squeeze(1),
+                "entropy": -(logprob.exp() * logprob).sum(dim=-1),
+                "logsumexp": z.logsumexp(dim=-1),
+            }
+            if soft:
+                dtype = self.weight.dtype
+                weights = z.to(dtype).softmax(dim=-1, dtype=torch.float32).to(dtype)
+                fields["soft_embedding"] = self._scaled(weights @ self.weight)
+            if top_k:
+                fields["top_logits"], fields["top_ids"] = z.topk(top_k, dim=-1)
+            blocks.append(fields)
+        return {name: torch.cat([fields[name] for fields in blocks]) for name in blocks[0]}
+
+
+def filtered(logits: Tensor, filters: Filters) -> Tensor:
+    """Logits (R, V) with all tokens outside the filters at −inf. Ties at the top-k boundary stay."""
+    if filters.top_k is not None and filters.top_k < logits.shape[-1]:
+        least = logits.topk(filters.top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if filters.top_p is not None and filters.top_p < 1:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        probabilities = ordered.softmax(dim=-1)
+        before = probabilities.cumsum(dim=-1) - probabilities
+        outside = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before > filters.top_p)
+        logits = logits.masked_fill(outside, -torch.inf)
+    return logits
+
+
+def _merge_top(top: tuple[Tensor, Tensor] | None, z: Tensor, start: int, k: int) -> tuple[Tensor, Tensor]:
+    """The k best logits (N, k) and their ids of what was seen before and this slice (N, S)."""
+    values, index = z.topk(min(k, z.shape[1]), dim=1)
+    index = index + start
+    if top is None:
+        return values, index
+    values, index = torch.cat((top[0], values), dim=1), torch.cat((top[1], index), dim=1)
+    values, order = values.topk(min(k, values.shape[1]), dim=1)
+    return values, index.gather(1, order)

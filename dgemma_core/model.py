@@ -1,0 +1,230 @@
+"""DiffusionGemma: one set of weights, run two ways (spec §1, §3).
+
+Notable:
+- `encode` is causal, over clean tokens, and writes the prefix cache; `denoise` is bidirectional, over a canvas, and
+  only reads it. The layers are the same; only the layer scalars differ;
+- rows are packed: tokens of all rows stand in one (N, D) array, and only attention looks at rows one by one;
+- the parameter names are the public checkpoint's, without the prefix `model.decoder.`.
+
+Axes: B batch, P prefix length, C canvas length, D hidden size, V vocabulary, N tokens of all rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dgemma_core.cache import PrefixCache, RowCache, attend_all, attend_causal, check_rows
+from dgemma_core.config import ModelConfig
+from dgemma_core.experts import Routing
+from dgemma_core.errors import RequestError
+from dgemma_core.head import VocabularyHead
+from dgemma_core.layers import Layer, RMSNorm, SelfConditioning, rotation
+
+Rows = Tensor | Sequence[Sequence[int]] | Sequence[Tensor]
+"""Token ids: a (B, P) tensor, or a list of rows of different length."""
+
+LayerAttend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""`layers.Attend` with the layer's index in front."""
+
+
+class Watch(Protocol):
+    """What an observer of a denoising pass is shown; None of it is computed for the model's own use."""
+
+    def router(self, layer: int, routing: Routing) -> None:
+        """The routing of the N tokens of all rows."""
+
+    def attention(self, layer: int, row: int, queries: Tensor, keys: Tensor) -> None:
+        """queries (C, H, d) of one row, and the keys (G, S, d) they see: prefix, then canvas."""
+
+
+class DiffusionGemma(nn.Module):
+    """The text model. Build it with `load`, or on the meta device to look at names and shapes.
+
+    Parameters are left uninitialised: a checkpoint or `training.initialise` fills them.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        text = config.text
+        self.config = config
+        with torch.device(device or "cpu"):
+            self.embed_tokens = nn.Embedding(
+                text.vocab_size, text.hidden_size, _weight=torch.empty(text.vocab_size, text.hidden_size)
+            )
+            self.layers = nn.ModuleList(
+                Layer(text, layer) for layer in text.layers
+            )
+            self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps)
+            self.encoder_layer_scalars = nn.Parameter(torch.ones(len(text.layers)))
+            self.self_conditioning = (
+                SelfConditioning(text.hidden_size, text.intermediate_size, text.rms_norm_eps)
+                if config.can_denoise
+                else None
+            )
+        if dtype is not None:
+            self.to(dtype)
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embed_tokens.weight.dtype
+
+    @property
+    def head(self) -> VocabularyHead:
+        """The tied vocabulary head."""
+        return VocabularyHead(self.embed_tokens.weight, self.config.text.final_logit_softcapping)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """ids (…) → embeddings (…, D), times √D rounded to the weights' dtype."""
+        scale = torch.tensor(self.config.text.hidden_size**0.5, dtype=self.dtype, device=self.device)
+        return self.embed_tokens(ids) * scale
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden (…, D) → soft-capped logits (…, V), float32. For tests and observers; the loops never call it."""
+        return self.head.logits(hidden)
+
+    def encoder_scalars(self) -> list[Tensor]:
+        """The layer scalars of the causal mode, one each layer."""
+        return list(self.encoder_layer_scalars.unbind())
+
+    def decoder_scalars(self) -> list[Tensor]:
+        """The layer scalars of the bidirectional mode, one each layer."""
+        return [layer.layer_scalar for layer in self.layers]
+
+    def run_layers(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        attend: LayerAttend,
+        scalars: Sequence[Tensor],
+        watch: Watch | None = None,
+    ) -> Tensor:
+        """x (…, D) at `positions` (…) through all layers and the final norm → (…, D)."""
+        rotations = {layer.config: rotation(layer.config, positions, x.dtype) for layer in self.layers}
+        for i, layer in enumerate(self.layers):
+            seen = None if watch is None else partial(watch.router, i)
+            x = layer(x, rotations[layer.config], partial(attend, i), scalars[i], seen)
+        return self.norm(x)
+
+    @torch.inference_mode()
+    def encode(self, ids: Rows, cache: PrefixCache | None = None, *, chunk: int = 1024) -> PrefixCache:
+        """Runs clean tokens through the causal mode and returns the lengthened prefix cache.
+
+        ids: (B, P) or B rows of different length, each at least one token. cache: the prefixes that they continue
+        (None: empty ones); it stays valid and unchanged. chunk: tokens of a row a pass, which bounds the memory of a
+        long prompt. Raises RequestError for token ids outside the vocabulary, empty rows, or a row past the model's
+        maximum length.
+        """
+        rows = self._rows(ids)
+        cache = PrefixCache.empty(self.config.text, len(rows)) if cache is None else cache
+        check_rows(cache, len(rows))
+        limit = self.config.text.max_position_embeddings
+        for row, prefix in zip(rows, cache.lengths, strict=True):
+            if prefix + len(row) > limit:
+                raise RequestError(f"{prefix + len(row)} tokens are more than the model's {limit}: shorten the prompt")
+        views = [row.view() for row in cache.rows]
+        longest = max(len(row) for row in rows)
+        width = self.config.text.hidden_size
+        hidden = torch.zeros(len(rows), longest, width, dtype=self.dtype, device=self.device)
+        for start in range(0, longest, chunk):
+            active = [i for i, row in enumerate(rows) if len(row) > start]
+            parts = [rows[i][start : start + chunk] for i in active]
+            outputs = self._encode_chunk(parts, [views[i] for i in active])
+            for i, output in zip(active, outputs, strict=True):
+                hidden[i, start : start + len(output)] = output
+                views[i].length += len(output)
+        return PrefixCache(views, hidden)
+
+    def _encode_chunk(self, parts: list[Tensor], rows: list[RowCache]) -> tuple[Tensor, ...]:
+        sizes = [len(part) for part in parts]
+
+        def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            mixed = [
+                attend_causal(q, *row.append(layer, k, v), row.windows[layer])
+                for row, q, k, v in zip(
+                    rows, queries.split(sizes), keys.split(sizes), values.split(sizes), strict=True
+                )
+            ]
+            return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+
+        positions = self._positions(rows, sizes)
+        x = self.embed(torch.cat(parts))  # (N, D)
+        return self.run_layers(x, positions, attend, self.encoder_scalars()).split(sizes)
+
+    @torch.inference_mode()
+    def denoise(
+        self,
+        canvas: Tensor,
+        cache: PrefixCache,
+        soft_embedding: Tensor | None = None,
+        *,
+        watch: Watch | None = None,
+    ) -> Tensor:
+        """One bidirectional pass over a canvas: canvas (B, C) ids → final hidden states (B, C, D), after the norm.
+
+        soft_embedding (B, C, D): the previous step's, from `Prediction`; None at the first step. The cache is read,
+        not changed. Raises RequestError if the checkpoint cannot denoise, or a shape does not fit.
+        """
+        if self.self_conditioning is None:
+            raise RequestError(
+                f"this checkpoint ({self.config.model_type}) has no denoiser: decode it autoregressively "
+                "(mode='autoregressive'), or load a DiffusionGemma checkpoint"
+            )
+        if canvas.dim() != 2:
+            raise RequestError(f"a canvas is (rows, positions), got shape {tuple(canvas.shape)}")
+        check_rows(cache, len(canvas))
+        rows, (batch, length) = cache.rows, canvas.shape
+        sizes = [length] * batch
+
+        def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            mixed = []
+            parts = zip(rows, queries.split(length), keys.split(length), values.split(length), strict=True)
+            for i, (row, q, k, v) in enumerate(parts):
+                seen_keys, seen_values = row.overlay(layer, k, v)
+                mixed.append(attend_all(q, seen_keys, seen_values))
+                if watch is not None:
+                    watch.attention(layer, i, q, seen_keys)
+            return mixed[0] if batch == 1 else torch.cat(mixed)
+
+        embedded = self.embed(canvas)
+        if soft_embedding is not None and soft_embedding.shape != embedded.shape:
+            raise RequestError(
+                f"the soft embedding has shape {tuple(soft_embedding.shape)}, the canvas needs {tuple(embedded.shape)}"
+            )
+        x = self.self_conditioning(embedded, soft_embedding).flatten(0, 1)  # (N, D)
+        positions = self._positions(rows, sizes)
+        return self.run_layers(x, positions, attend, self.decoder_scalars(), watch).unflatten(0, (batch, length))
+
+    def _positions(self, rows: list[RowCache], sizes: list[int]) -> Tensor:
+        spans = [torch.arange(row.length, row.length + size) for row, size in zip(rows, sizes, strict=True)]
+        return torch.cat(spans).to(self.device)
+
+    def _rows(self, ids: Rows) -> list[Tensor]:
+        rows = [torch.as_tensor(row, dtype=torch.long) for row in ids]
+        if not rows:
+            raise RequestError("no rows of tokens to encode")
+        for i, row in enumerate(rows):
+            if row.dim() != 1 or not len(row):
+                raise RequestError(f"row {i} must hold at least one token id, got shape {tuple(row.shape)}")
+        packed = torch.cat(rows)
+        low, high = torch.aminmax(packed)
+        if low < 0 or high >= self.config.text.vocab_size:
+            raise RequestError(
+                f"token ids must lie in 0 … {self.config.text.vocab_size - 1}, got {int(low)} … {int(high)}: "
+                "was the text tokenised for another model?"
+            )
+        return list(packed.to(self.device).split([len(row) for row in rows]))
