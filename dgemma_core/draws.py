@@ -1,0 +1,218 @@
+"""The random numbers of a run, addressed rather than consumed.
+
+`CounterDraws` is what a run uses: number = Philox(seed; canvas, step, stream, position), so a row's
+numbers never depend on the batch it travels in, on its neighbours or on how many numbers were drawn
+before, and any step can be reached directly. `OracleDraws` reproduces the order in which the public
+implementations consume one shared torch generator; it exists for parity and needs a fixed batch.
+
+Philox: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
+Axes: B rows, C canvas positions, V vocabulary, K routes, k chosen positions, R of B·C positions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dgemma_core.errors import RequestError
+
+Device = torch.device | str
+
+
+class Stream(IntEnum):
+    """What a number is for: each purpose has its own stream, so that none shifts another."""
+
+    SAMPLE = 0  # the model's token at a position
+    NOISE = 1  # the uniform token that replaces it
+    ROUTE = 2  # a small categorical choice at a position
+    SELECT = 3  # which positions the corrector takes
+    RESAMPLE = 4  # the corrector's token at a position
+
+
+@dataclass(frozen=True)
+class RowKey:
+    """Names the numbers of one row: its request's seed and the index of its canvas, from 0.
+    RequestError unless both are below 2**64."""
+
+    seed: int
+    canvas: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**64:
+            raise RequestError(f"seed {self.seed} is out of range: give one from 0 to 2**64 - 1")
+        if not 0 <= self.canvas < 2**64:
+            raise RequestError(f"canvas {self.canvas} is out of range: canvases count from 0")
+
+
+class StepDraws(Protocol):
+    """The numbers of one forward pass over B rows of C positions."""
+
+    @property
+    def uniform(self) -> Tensor | None:
+        """(B, C) float64 in [0, 1) for samples by `inverse_cdf`; None asks for `multinomial`."""
+
+    def multinomial(self, probabilities: Tensor) -> Tensor:
+        """(R, V) float32 → (R,) int64; only where `uniform` is None. On a CPU the B·C positions may
+        be given as successive blocks: same result as at once."""
+
+    def tokens(self, vocab_size: int) -> Tensor:
+        """(B, C) int64, uniform over the vocabulary."""
+
+    def choose(self, probabilities: Tensor) -> Tensor:
+        """(B, C, K) float32, each row summing to 1 → (B, C) int64."""
+
+    def gumbel(self) -> Tensor:
+        """(B, C) float64 standard Gumbel noise."""
+
+    def categorical_rows(self, probabilities: Tensor, positions: Tensor) -> Tensor:
+        """(B, k, V) float64 distributions of the positions (B, k) → (B, k) int64."""
+
+
+class Draws(Protocol):
+    """Where a decode loop gets its numbers; `rows` are those of the batch, in order."""
+
+    def first_canvas(
+        self, rows: Sequence[RowKey], canvas_length: int, vocab_size: int, device: Device = "cpu"
+    ) -> Tensor:
+        """(B, C) int64, uniform: the noise that a canvas starts from."""
+
+    def step(
+        self,
+        rows: Sequence[RowKey],
+        steps: Sequence[int],
+        canvas_length: int,
+        device: Device = "cpu",
+    ) -> StepDraws:
+        """The numbers of one pass; `steps` holds each row's pass within its canvas, from 0."""
+
+
+def inverse_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """(…, V) non-negative weights, not all zero, and (…) uniforms in [0, 1) → (…) int64.
+
+    The first index whose cumulative weight, summed in float64, exceeds uniform · total. An index of
+    weight 0 is never taken.
+    """
+    cumulative = probabilities.double().cumsum(-1)
+    # 53-bit numbers below 1 times the total are below the total: the search ends on an index
+    target = uniform.double() * cumulative[..., -1]
+    return torch.searchsorted(cumulative, target.unsqueeze(-1), right=True).squeeze(-1)
+
+
+@dataclass(frozen=True)
+class CounterDraws:
+    """Draws addressed by (seed, canvas, step, stream, position): the same whatever the batch."""
+
+    def first_canvas(
+        self, rows: Sequence[RowKey], canvas_length: int, vocab_size: int, device: Device = "cpu"
+    ) -> Tensor:
+        # a step before the first one: step index -1
+        return self.step(rows, [-1] * len(rows), canvas_length, device).tokens(vocab_size)
+
+    def step(
+        self,
+        rows: Sequence[RowKey],
+        steps: Sequence[int],
+        canvas_length: int,
+        device: Device = "cpu",
+    ) -> "CounterStep":
+        return CounterStep(tuple(rows), tuple(steps), canvas_length, device)
+
+
+@dataclass(frozen=True)
+class CounterStep:
+    """One pass of `CounterDraws`. Every call gives the same numbers again: nothing is consumed."""
+
+    rows: tuple[RowKey, ...]
+    steps: tuple[int, ...]  # one a row; -1 is the first canvas
+    canvas_length: int
+    device: Device = "cpu"
+
+    def numbers(self, stream: Stream) -> Tensor:
+        """(B, C) float64 in [0, 1), 53 random bits each."""
+        blocks = []
+        for row, step in zip(self.rows, self.steps, strict=True):
+            # four 64-bit words, the lowest first; that one counts positions, four to a block
+            counter = np.array([0, stream, step + 1, row.canvas], dtype=np.uint64)
+            philox = np.random.Philox(key=row.seed, counter=counter)
+            blocks.append(np.random.Generator(philox).random(self.canvas_length))
+        return torch.from_numpy(np.stack(blocks)).to(self.device)
+
+    @property
+    def uniform(self) -> Tensor:
+        return self.numbers(Stream.SAMPLE)
+
+    def multinomial(self, probabilities: Tensor) -> Tensor:
+        raise TypeError("counter draws sample by inverse_cdf(probabilities, uniform)")
+
+    def tokens(self, vocab_size: int) -> Tensor:
+        return (self.numbers(Stream.NOISE) * vocab_size).long()
+
+    def choose(self, probabilities: Tensor) -> Tensor:
+        return inverse_cdf(probabilities, self.numbers(Stream.ROUTE))
+
+    def gumbel(self) -> Tensor:
+        return -(-self.numbers(Stream.SELECT).clamp(min=2.0**-54).log()).log()
+
+    def categorical_rows(self, probabilities: Tensor, positions: Tensor) -> Tensor:
+        return inverse_cdf(probabilities, self.numbers(Stream.RESAMPLE).gather(-1, positions))
+
+
+@dataclass(frozen=True)
+class OracleDraws:
+    """One torch generator (None: the global one) consumed in the oracles' order, for a batch that
+    never changes: per canvas `first_canvas`, then per pass the head's samples (none at temperature
+    0) and the rule's own draws."""
+
+    generator: torch.Generator | None = None
+
+    def first_canvas(
+        self, rows: Sequence[RowKey], canvas_length: int, vocab_size: int, device: Device = "cpu"
+    ) -> Tensor:
+        return self.step(rows, [-1] * len(rows), canvas_length, device).tokens(vocab_size)
+
+    def step(
+        self,
+        rows: Sequence[RowKey],
+        steps: Sequence[int],
+        canvas_length: int,
+        device: Device = "cpu",
+    ) -> "OracleStep":
+        return OracleStep(self.generator, len(rows), canvas_length, device)
+
+
+@dataclass(frozen=True)
+class OracleStep:
+    """One pass of `OracleDraws`: every call consumes the generator; make each once, in order."""
+
+    generator: torch.Generator | None
+    batch: int
+    canvas_length: int
+    device: Device = "cpu"
+
+    @property
+    def uniform(self) -> None:
+        return None
+
+    def multinomial(self, probabilities: Tensor) -> Tensor:
+        return torch.multinomial(probabilities, 1, generator=self.generator).squeeze(-1)
+
+    def tokens(self, vocab_size: int) -> Tensor:
+        shape = (self.batch, self.canvas_length)
+        return torch.randint(vocab_size, shape, generator=self.generator, device=self.device)
+
+    def choose(self, probabilities: Tensor) -> Tensor:
+        return self.multinomial(probabilities.flatten(0, -2)).view(probabilities.shape[:-1])
+
+    def gumbel(self) -> Tensor:
+        # drawn in float32 and kept off 0 as the oracle does; the keys it is added to are float64
+        uniform = torch.rand(
+            (self.batch, self.canvas_length), generator=self.generator, device=self.device
+        )
+        return -(-uniform.clamp(min=1e-12).log()).log().double()
+
+    def categorical_rows(self, probabilities: Tensor, positions: Tensor) -> Tensor:
+        return self.multinomial(probabilities.flatten(0, -2)).view(positions.shape)

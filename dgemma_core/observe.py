@@ -1,0 +1,89 @@
+"""What an observer may ask of a pass beyond the usual, and how it is recorded.
+
+Nothing here runs unless it is asked for; attention is computed again for the asked positions alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dgemma_core.errors import RequestError
+from dgemma_core.experts import Routing
+from dgemma_core.head import Prediction
+
+
+@dataclass(frozen=True)
+class Observe:
+    """What to record of every pass.
+
+    top_k: the most probable tokens of the reference distribution, which is also what self-conditioning carries over.
+    router: every token's experts and weights. attention_positions: canvas positions whose attention is recorded.
+    """
+
+    top_k: int = 0
+    router: bool = False
+    attention_positions: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.top_k < 0:
+            raise RequestError(f"top_k must be 0 (none) or above, got {self.top_k}")
+
+
+@dataclass(frozen=True)
+class Observed:
+    """The record of one pass of one row; a field is None unless asked for."""
+
+    top_ids: Tensor | None = None
+    """(C, k)"""
+    top_probabilities: Tensor | None = None
+    """(C, k)"""
+    router_ids: Tensor | None = None
+    """(layers, C, K)"""
+    router_weights: Tensor | None = None
+    """(layers, C, K) float32"""
+    attention: Tensor | None = None
+    """(layers, positions, H, P + C) float32; 0 where a sliding layer does not look."""
+
+
+class Watcher:
+    """Collects what `Observe` asks for during one pass of B rows (`model.Watch`)."""
+
+    def __init__(self, observe: Observe, prefixes: list[int], canvas_length: int) -> None:
+        outside = [p for p in observe.attention_positions if not 0 <= p < canvas_length]
+        if outside:
+            raise RequestError(f"attention position {outside[0]}: the canvas has 0 … {canvas_length - 1}")
+        self.observe = observe
+        self.prefixes = prefixes
+        self.length = canvas_length
+        self.routings: list[Routing] = []
+        self.attentions: list[list[Tensor]] = [[] for _ in prefixes]
+
+    def router(self, layer: int, routing: Routing) -> None:
+        if self.observe.router:
+            self.routings.append(routing)
+
+    def attention(self, layer: int, row: int, queries: Tensor, keys: Tensor) -> None:
+        positions = self.observe.attention_positions
+        if not positions:
+            return
+        asked = queries[list(positions)].float()  # (p, H, d)
+        grouped = asked.unflatten(1, (len(keys), -1))  # (p, G, H/G, d)
+        weights = torch.einsum("pgrd,gsd->pgrs", grouped, keys.float()).softmax(dim=-1).flatten(1, 2)
+        unseen = self.prefixes[row] + self.length - keys.shape[1]
+        self.attentions[row].append(torch.nn.functional.pad(weights, (unseen, 0)))
+
+    def observed(self, row: int, prediction: Prediction) -> Observed:
+        """The record of one row, once the pass is over."""
+        top = self.observe.top_k
+        ids, probabilities = prediction.top_ids, prediction.top_probabilities
+        routed = slice(row * self.length, (row + 1) * self.length)
+        return Observed(
+            top_ids=ids[row, :, :top] if top and ids is not None else None,
+            top_probabilities=probabilities[row, :, :top] if top and probabilities is not None else None,
+            router_ids=torch.stack([r.chosen[routed] for r in self.routings]) if self.routings else None,
+            router_weights=torch.stack([r.weights[routed] for r in self.routings]) if self.routings else None,
+            attention=torch.stack(self.attentions[row]) if self.observe.attention_positions else None,
+        )
