@@ -1,0 +1,491 @@
+"""Training: the published loss (spec §5), both modes from one set of weights, in one resumable loop.
+
+Notable:
+- an example is a prompt and an answer; its answer is cut into canvases, the last one filled up with the end token. One
+  canvas an example is drawn, noised with its own t ~ U(0, 1), and predicted at *every* position;
+- the clean text runs through the causal mode once: that pass gives the keys that the canvas reads and the
+  autoregressive loss. Both gradients meet in the same weights;
+- half of the examples are denoised twice: a first look without gradient, whose soft embedding conditions the second;
+- batch, noise and order of step s are functions of (seed, s), so a killed run resumes to the same numbers.
+
+Axes: B batch, T clean tokens, P prefix, C canvas length, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dgemma_core.errors import CheckpointError, RequestError
+from dgemma_core.experts import Routing
+from dgemma_core.model import DiffusionGemma
+
+
+@dataclass(frozen=True)
+class Text:
+    """One training text, as token ids: the prompt with its turn tokens, and the answer without its end."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What determines a training run, with its data. β, loss and noise are the published ones (spec §5)."""
+
+    steps: int
+    batch_size: int = 128
+    learning_rate: float = 3e-3
+    final_learning_rate: float = 0.02
+    """As a share of `learning_rate`, at the end of the cosine."""
+    warmup: int = 200
+    betas: tuple[float, float] = (0.95, 0.99)
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    self_conditioning: float = 0.5
+    """Share of the examples whose canvas is denoised twice."""
+    autoregressive: float = 1.0
+    """Weight of the causal loss."""
+    balance: float = 0.01
+    """Weight of the experts' load-balancing loss (Switch Transformer, arXiv 2101.03961, eq. 4)."""
+    pool: int = 16
+    """Batches that are drawn together and sorted by length, so that little is padding."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 2 or self.pool < 1:
+            raise RequestError("a recipe needs steps ≥ 1, batch_size ≥ 2 and pool ≥ 1")
+        if not 0 <= self.self_conditioning <= 1:
+            raise RequestError(f"self_conditioning is a share of the examples, got {self.self_conditioning}")
+
+    def learning_rate_at(self, step: int) -> float:
+        """Linear warm-up, then a cosine down to `final_learning_rate`."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        return self.learning_rate * (self.final_learning_rate + (1 - self.final_learning_rate) * cosine)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded tensors of one step. Clean text right-padded to T; canvases all of length C."""
+
+    clean: Tensor
+    """(B, T) prompt, earlier canvases, and this canvas up to its first end token."""
+    targets: Tensor
+    """(B, T) the next token where the causal loss counts (this canvas), −100 elsewhere."""
+    prefix: Tensor
+    """(B,) clean tokens before the canvas."""
+    canvas: Tensor
+    """(B, C) the clean canvas, its tail filled with the end token."""
+
+
+def collate(texts: Sequence[Text], canvas_length: int, end: int, chosen: Sequence[int]) -> Batch:
+    """Texts, with the index of the canvas drawn for each → Batch."""
+    rows, prefixes, canvases = [], [], []
+    for text, index in zip(texts, chosen, strict=True):
+        start = index * canvas_length
+        part = text.answer[start : start + canvas_length]
+        canvases.append(part + (end,) * (canvas_length - len(part)))
+        ended = part if len(part) == canvas_length else (*part, end)
+        rows.append(text.prompt + text.answer[:start] + ended)
+        prefixes.append(len(text.prompt) + start)
+    longest = max(map(len, rows))
+    clean = torch.tensor([row + (end,) * (longest - len(row)) for row in rows])
+    targets = torch.full_like(clean, -100)
+    for i, (row, prefix) in enumerate(zip(rows, prefixes, strict=True)):
+        targets[i, prefix - 1 : len(row) - 1] = clean[i, prefix : len(row)]
+    return Batch(clean, targets, torch.tensor(prefixes), torch.tensor(canvases))
+
+
+def canvas_count(text: Text, canvas_length: int) -> int:
+    """Canvases that a text fills, its end token included."""
+    return len(text.answer) // canvas_length + 1
+
+
+def noised(canvas: Tensor, vocab_size: int, generator: torch.Generator) -> Tensor:
+    """Replaces each token with probability t ~ U(0, 1), one t a row, by a uniform token. canvas (B, C) → (B, C)."""
+    t = torch.rand(len(canvas), 1, generator=generator)
+    replaced = torch.rand(canvas.shape, generator=generator) < t
+    uniform = torch.randint(vocab_size, canvas.shape, generator=generator)
+    return torch.where(replaced, uniform, canvas)
+
+
+class DensePass:
+    """Both modes over a padded batch, with gradients: the keys of the causal pass are kept for the canvas."""
+
+    def __init__(self, model: DiffusionGemma, batch: Batch) -> None:
+        self.model = model
+        self.batch = batch
+        self.keys: list[tuple[Tensor, Tensor]] = []
+        self.routings: list[Routing] = []
+        text = model.config.text
+        span = batch.clean.shape[1]
+        # Canvas masks, one a kind of layer: the row's own prefix (on sliding layers its end), then the whole canvas.
+        self.reach = int(batch.prefix.max())
+        column = torch.arange(self.reach, device=model.device)
+        length = batch.prefix.to(model.device).unsqueeze(1)
+        canvas = torch.ones(len(length), batch.canvas.shape[1], dtype=torch.bool, device=model.device)
+        inside = column < length
+        recent = inside & (column >= length - (text.sliding_window - 1))
+        self.full = _bias(torch.cat((inside, canvas), dim=1).unsqueeze(1))  # (B, 1, reach + C)
+        self.sliding = _bias(torch.cat((recent, canvas), dim=1).unsqueeze(1))
+        position = torch.arange(span, device=model.device)
+        behind = position.unsqueeze(1) - position
+        self.causal = _bias(behind >= 0).unsqueeze(0)  # (1, T, T)
+        self.banded = _bias((behind >= 0) & (behind < text.sliding_window)).unsqueeze(0)
+
+    def router(self, layer: int, routing: Routing) -> None:
+        """`model.Watch`: keeps the routing for the balance loss."""
+        self.routings.append(routing)
+
+    def attention(self, layer: int, row: int, queries: Tensor, keys: Tensor) -> None:
+        """`model.Watch`: not used."""
+
+    def encode(self) -> Tensor:
+        """The causal mode over the clean text → hidden (B, T, D)."""
+        self.keys = []
+        layers = self.model.config.text.layers
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            self.keys.append((k[:, : self.reach], v[:, : self.reach]))
+            return _attention(q, k, v, self.causal if layers[layer].full else self.banded)
+
+        clean = self.batch.clean.to(self.model.device)
+        positions = torch.arange(clean.shape[1], device=clean.device)
+        model = self.model
+        return model.run_layers(model.embed(clean), positions, attend, model.encoder_scalars(), self)
+
+    def denoise(self, canvas: Tensor, soft_embedding: Tensor | None, rows: slice = slice(None)) -> Tensor:
+        """The bidirectional mode over noised canvases (rows, C) → hidden (rows, C, D)."""
+        model = self.model
+        assert model.self_conditioning is not None
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            prefix_keys, prefix_values = self.keys[layer]
+            keys = torch.cat((prefix_keys[rows], k), dim=1)
+            values = torch.cat((prefix_values[rows], v), dim=1)
+            bias = self.full if model.config.text.layers[layer].full else self.sliding
+            return _attention(q, keys, values, bias[rows])
+
+        prefix = self.batch.prefix.to(canvas.device)[rows].unsqueeze(1)
+        positions = prefix + torch.arange(canvas.shape[1], device=canvas.device)
+        x = model.self_conditioning(model.embed(canvas), soft_embedding)
+        return model.run_layers(x, positions, attend, model.decoder_scalars(), self)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """q (B, T, H, d), k and v (B, S, G, d), bias (B or 1, T or 1, S) added to the scores → (B, T, H, d).
+
+    Plain products: on a CPU their gradient takes a fifth of the fused kernel's time at these sizes.
+    """
+    batch, count, heads, d = q.shape
+    span, groups = k.shape[1], k.shape[2]
+    share = heads // groups
+    q = q.view(batch, count, groups, share, d).permute(0, 2, 3, 1, 4).reshape(batch * groups, share * count, d)
+    k = k.transpose(1, 2).reshape(batch * groups, span, d)
+    v = v.transpose(1, 2).reshape(batch * groups, span, d)
+    scores = torch.bmm(q, k.transpose(1, 2)).view(batch, groups * share, count, span)
+    weights = (scores + bias.unsqueeze(1)).softmax(dim=-1).to(v.dtype)
+    mixed = torch.bmm(weights.view(batch * groups, share * count, span), v)
+    return mixed.view(batch, groups, share, count, d).permute(0, 3, 1, 2, 4).reshape(batch, count, heads, d)
+
+
+def _bias(visible: Tensor) -> Tensor:
+    """0 where visible, a large negative number elsewhere; bfloat16, as the scores are under autocast."""
+    return torch.zeros(visible.shape, dtype=torch.bfloat16, device=visible.device).masked_fill_(~visible, -1e4)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The parts of one step's loss, nats a token; each a scalar tensor."""
+
+    canvas: Tensor
+    autoregressive: Tensor
+    balance: Tensor
+
+    def total(self, recipe: Recipe) -> Tensor:
+        return self.canvas + recipe.autoregressive * self.autoregressive + recipe.balance * self.balance
+
+
+def _raw_logits(model: DiffusionGemma, hidden: Tensor) -> Tensor:
+    cap = model.config.text.final_logit_softcapping
+    return cap * torch.tanh(F.linear(hidden, model.embed_tokens.weight).float() / cap)
+
+
+def _soft_embedding(model: DiffusionGemma, hidden: Tensor) -> Tensor:
+    """The mean embedding under the raw prediction, times √D: what the samplers feed back at temperature 1."""
+    weight = model.embed_tokens.weight
+    probabilities = _raw_logits(model, hidden).softmax(dim=-1).to(hidden.dtype)
+    return (probabilities @ weight.to(hidden.dtype)) * hidden.shape[-1] ** 0.5
+
+
+def balance_loss(routings: Sequence[Routing]) -> Tensor:
+    """E · Σ_e share of choices · mean probability, averaged over layers: 1 when the load is even."""
+    losses = []
+    for routing in routings:
+        probabilities = routing.probabilities.flatten(0, -2)  # (N, E)
+        experts = probabilities.shape[1]
+        share = torch.bincount(routing.chosen.flatten(), minlength=experts) / routing.chosen.numel()
+        losses.append(experts * (share * probabilities.mean(dim=0)).sum())
+    return torch.stack(losses).mean()
+
+
+def loss(model: DiffusionGemma, batch: Batch, recipe: Recipe, generator: torch.Generator) -> Losses:
+    """The published loss of one batch. The first ⌈share · B⌉ rows are the self-conditioned ones."""
+    device = model.device
+    both = DensePass(model, batch)
+    hidden = both.encode()
+    targets = batch.targets.to(device)
+    counted = targets != -100
+    causal = F.cross_entropy(_raw_logits(model, hidden[counted]), targets[counted])
+    canvas = noised(batch.canvas, model.config.text.vocab_size, generator).to(device)
+    conditioned = math.ceil(recipe.self_conditioning * len(canvas))
+    soft = None
+    if conditioned:
+        kept = len(both.routings)
+        with torch.no_grad():
+            first = both.denoise(canvas[:conditioned], None, slice(conditioned))
+            seen = _soft_embedding(model, first)
+        del both.routings[kept:]
+        soft = torch.cat((seen, seen.new_zeros(len(canvas) - conditioned, *seen.shape[1:])))
+    predicted = _raw_logits(model, both.denoise(canvas, soft).flatten(0, 1))
+    denoised = F.cross_entropy(predicted, batch.canvas.to(device).flatten())
+    return Losses(denoised, causal, balance_loss(both.routings))
+
+
+@torch.no_grad()
+def initialise(model: DiffusionGemma, seed: int) -> None:
+    """Fills a fresh model: matrices with unit gain, embeddings with unit length, queries and keys with a calm scale."""
+    generator = torch.Generator().manual_seed(seed)
+    width = model.config.text.hidden_size
+    for name, parameter in model.named_parameters():
+        if name.endswith(("q_norm.weight", "k_norm.weight")):
+            parameter.fill_(parameter.shape[0] ** -0.25)  # so that q·k has unit variance
+        elif name == "embed_tokens.weight":
+            parameter.normal_(0, width**-0.5, generator=generator)
+        elif name.endswith("router.proj.weight"):
+            parameter.normal_(0, 0.5, generator=generator)
+        elif parameter.dim() >= 2:
+            parameter.normal_(0, parameter.shape[-1] ** -0.5, generator=generator)
+        else:
+            parameter.fill_(1.0)
+
+
+def _generator(seed: int, *counters: int) -> torch.Generator:
+    """A generator of its own for every (seed, counters)."""
+    mixed = 0
+    for number in (seed, *counters):
+        mixed = (mixed * 1_000_003 + number + 1) % 2**63
+    return torch.Generator().manual_seed(mixed)
+
+
+def batches(
+    texts: Callable[[int], Text], recipe: Recipe, canvas_length: int, end: int, start: int = 0
+) -> Iterator[Batch]:
+    """The run's batches from step `start` on. texts(i) is example i; each is used once."""
+    per_pool = recipe.pool * recipe.batch_size
+    for pool in range(start // recipe.pool, math.ceil(recipe.steps / recipe.pool)):
+        generator = _generator(recipe.seed, 1, pool)
+        drawn = [texts(pool * per_pool + i) for i in range(per_pool)]
+        counts = torch.tensor([canvas_count(text, canvas_length) for text in drawn])
+        chosen = (torch.rand(per_pool, generator=generator) * counts).long().tolist()
+        lengths = [len(t.prompt) + min(len(t.answer), (c + 1) * canvas_length) for t, c in zip(drawn, chosen, strict=True)]
+        order = sorted(range(per_pool), key=lambda i: lengths[i])
+        for place, which in enumerate(torch.randperm(recipe.pool, generator=generator).tolist()):
+            if pool * recipe.pool + place < start:
+                continue
+            members = order[which * recipe.batch_size : (which + 1) * recipe.batch_size]
+            members = [members[i] for i in torch.randperm(len(members), generator=generator).tolist()]
+            yield collate([drawn[i] for i in members], canvas_length, end, [chosen[i] for i in members])
+
+
+@dataclass
+class Progress:
+    """Where a run stands."""
+
+    step: int = 0
+    seconds: float = 0.0
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+
+class Trainer:
+    """A run in a folder: `weights.safetensors`, `optimiser.safetensors`, `progress.json`, `curve.csv`.
+
+    The three files of a checkpoint carry the step in their names and are renamed into place, `progress.json` last: a
+    kill at any moment leaves the previous checkpoint whole.
+    """
+
+    def __init__(
+        self,
+        model: DiffusionGemma,
+        texts: Callable[[int], Text],
+        recipe: Recipe,
+        folder: Path,
+        *,
+        end: int,
+        canvas_length: int | None = None,
+    ) -> None:
+        self.model = model
+        self.texts = texts
+        self.recipe = recipe
+        self.folder = folder
+        self.end = end
+        self.canvas_length = canvas_length or model.config.canvas_length
+        self.progress = Progress()
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+        matrices = [p for p in model.parameters() if p.dim() >= 2]
+        others = [p for p in model.parameters() if p.dim() < 2]
+        self.optimiser = torch.optim.AdamW(
+            [{"params": matrices}, {"params": others, "weight_decay": 0.0}],
+            lr=recipe.learning_rate,
+            betas=recipe.betas,
+            weight_decay=recipe.weight_decay,
+            fused=True,
+        )
+
+    def step(self, batch: Batch) -> dict[str, float]:
+        """One update; returns the figures of the learning curve."""
+        step = self.progress.step
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.recipe.learning_rate_at(step)
+        with torch.autocast(self.model.device.type, dtype=torch.bfloat16):
+            parts = loss(self.model, batch, self.recipe, _generator(self.recipe.seed, 2, step))
+        self.optimiser.zero_grad(set_to_none=True)
+        parts.total(self.recipe).backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+        figures = {
+            "canvas_loss": float(parts.canvas.detach()),
+            "autoregressive_loss": float(parts.autoregressive.detach()),
+            "balance": float(parts.balance.detach()),
+            "gradient_norm": float(norm),
+        }
+        if not all(math.isfinite(value) for value in figures.values()):
+            raise RequestError(
+                f"training diverged at step {step} ({figures}); resume from the last checkpoint with a lower learning rate"
+            )
+        self.optimiser.step()
+        return figures
+
+    def run(
+        self,
+        *,
+        minutes: float | None = None,
+        checkpoint_minutes: float = 5.0,
+        curve_every: int = 25,
+        report: Callable[[Progress, dict[str, float]], None] | None = None,
+    ) -> bool:
+        """Trains until the recipe's last step (True) or until `minutes` of this sitting are over (False)."""
+        begun = saved = time.monotonic()
+        before = self.progress.seconds
+        sums: dict[str, float] = {}
+        count = 0
+        for batch in batches(self.texts, self.recipe, self.canvas_length, self.end, self.progress.step):
+            figures = self.step(batch)
+            self.progress.step += 1
+            now = time.monotonic()
+            self.progress.seconds = before + now - begun
+            count += 1
+            sums = {name: sums.get(name, 0.0) + value for name, value in figures.items()}
+            if self.progress.step % curve_every == 0:
+                means = {name: value / count for name, value in sums.items()}
+                examples = self.progress.step * self.recipe.batch_size
+                row = {"step": self.progress.step, "examples": examples, "seconds": round(self.progress.seconds, 1)}
+                self.progress.curve.append({**row, **{name: round(value, 5) for name, value in means.items()}})
+                sums, count = {}, 0
+            if report is not None:
+                report(self.progress, figures)
+            over = minutes is not None and now - begun > minutes * 60
+            if over or now - saved > checkpoint_minutes * 60:
+                self.save()
+                saved = now
+            if over:
+                return self.progress.step == self.recipe.steps
+        self.save()
+        return True
+
+    def save(self) -> None:
+        """Writes a checkpoint atomically."""
+        from safetensors.torch import save_file
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        step = self.progress.step
+        names = dict(self.model.named_parameters())
+        states = {
+            f"{name}.{key}": value.contiguous()
+            for name, parameter in names.items()
+            for key, value in self.optimiser.state[parameter].items()
+        }
+        files = {
+            f"weights-{step}.safetensors": {name: p.detach().contiguous() for name, p in names.items()},
+            f"optimiser-{step}.safetensors": states,
+        }
+        for name, tensors in files.items():
+            save_file(tensors, self.folder / f"{name}.part")
+            os.replace(self.folder / f"{name}.part", self.folder / name)
+        record = {"recipe": asdict(self.recipe), **asdict(self.progress)}
+        part = self.folder / "progress.json.part"
+        part.write_text(json.dumps(record))
+        os.replace(part, self.folder / "progress.json")
+        for stale in self.folder.glob("*-*.safetensors*"):
+            if stale.name not in files:
+                stale.unlink()
+        write_curve(self.folder / "curve.csv", self.progress.curve)
+
+    def resume(self) -> bool:
+        """Takes up the folder's last checkpoint; False where there is none. Raises CheckpointError if it is damaged
+        or belongs to another recipe."""
+        from safetensors.torch import load_file
+
+        path = self.folder / "progress.json"
+        if not path.exists():
+            return False
+        try:
+            record = json.loads(path.read_text())
+            step = int(record["step"])
+            weights = load_file(self.folder / f"weights-{step}.safetensors")
+            states = load_file(self.folder / f"optimiser-{step}.safetensors")
+        except Exception as error:
+            raise CheckpointError(
+                f"{self.folder} holds a damaged training checkpoint ({error}); remove the folder to start anew"
+            ) from error
+        wanted = json.loads(json.dumps(asdict(self.recipe)))
+        changed = [key for key in wanted if record["recipe"].get(key) != wanted[key]]
+        if changed:
+            raise CheckpointError(
+                f"{path} was written by another recipe ({', '.join(changed)} differ): "
+                "resume with the same settings, or train into another folder"
+            )
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(weights[name])
+                self.optimiser.state[parameter] = {
+                    key: states[f"{name}.{key}"].to(parameter.device if key != "step" else "cpu")
+                    for key in ("step", "exp_avg", "exp_avg_sq")
+                }
+        self.progress = Progress(step, float(record["seconds"]), list(record["curve"]))
+        return True
+
+
+def write_curve(path: Path, curve: Sequence[dict[str, float]]) -> None:
+    """The learning curve as CSV, one row a point."""
+    if not curve:
+        return
+    part = path.with_suffix(".part")
+    with part.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(curve[0]))
+        writer.writeheader()
+        writer.writerows(curve)
+    os.replace(part, path)
