@@ -58,13 +58,18 @@ class Recipe:
     """Weight of the causal loss."""
     balance: float = 0.01
     """Weight of the experts' load-balancing loss (Switch Transformer, arXiv 2101.03961, eq. 4)."""
-    pool: int = 16
-    """Batches that are drawn together and sorted by length, so that little is padding."""
+    micro_batches: int = 4
+    """A batch is run in so many parts, each of texts of like length, so that little is padding while every update
+    still sees long and short ones."""
+    pool: int = 8
+    """Batches that are drawn together, to sort by length."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 2 or self.pool < 1:
-            raise RequestError("a recipe needs steps ≥ 1, batch_size ≥ 2 and pool ≥ 1")
+        if min(self.steps, self.batch_size, self.pool, self.micro_batches) < 1:
+            raise RequestError("a recipe's steps, batch_size, pool and micro_batches are at least 1")
+        if self.batch_size % self.micro_batches:
+            raise RequestError(f"batch_size {self.batch_size} does not divide into {self.micro_batches} micro-batches")
         if not 0 <= self.self_conditioning <= 1:
             raise RequestError(f"self_conditioning is a share of the examples, got {self.self_conditioning}")
 
@@ -293,22 +298,34 @@ def _generator(seed: int, *counters: int) -> torch.Generator:
 
 def batches(
     texts: Callable[[int], Text], recipe: Recipe, canvas_length: int, end: int, start: int = 0
-) -> Iterator[Batch]:
-    """The run's batches from step `start` on. texts(i) is example i; each is used once."""
+) -> Iterator[list[Batch]]:
+    """The micro-batches of every step from `start` on. texts(i) is example i; each is used once."""
     per_pool = recipe.pool * recipe.batch_size
+    part = recipe.batch_size // recipe.micro_batches
     for pool in range(start // recipe.pool, math.ceil(recipe.steps / recipe.pool)):
         generator = _generator(recipe.seed, 1, pool)
         drawn = [texts(pool * per_pool + i) for i in range(per_pool)]
         counts = torch.tensor([canvas_count(text, canvas_length) for text in drawn])
         chosen = (torch.rand(per_pool, generator=generator) * counts).long().tolist()
-        lengths = [len(t.prompt) + min(len(t.answer), (c + 1) * canvas_length) for t, c in zip(drawn, chosen, strict=True)]
+        lengths = [
+            len(text.prompt) + min(len(text.answer), (canvas + 1) * canvas_length)
+            for text, canvas in zip(drawn, chosen, strict=True)
+        ]
         order = sorted(range(per_pool), key=lambda i: lengths[i])
-        for place, which in enumerate(torch.randperm(recipe.pool, generator=generator).tolist()):
-            if pool * recipe.pool + place < start:
+        # Micro-batch m of a step comes from the m-th range of lengths, at a random place in it.
+        places = [torch.randperm(recipe.pool, generator=generator).tolist() for _ in range(recipe.micro_batches)]
+        shuffles = [torch.randperm(part, generator=generator).tolist() for _ in range(recipe.micro_batches)]
+        for step in range(recipe.pool):
+            if not start <= pool * recipe.pool + step < recipe.steps:
                 continue
-            members = order[which * recipe.batch_size : (which + 1) * recipe.batch_size]
-            members = [members[i] for i in torch.randperm(len(members), generator=generator).tolist()]
-            yield collate([drawn[i] for i in members], canvas_length, end, [chosen[i] for i in members])
+            micro = []
+            for m in range(recipe.micro_batches):
+                first = (m * recipe.pool + places[m][step]) * part
+                members = [order[first + i] for i in shuffles[m]]
+                micro.append(
+                    collate([drawn[i] for i in members], canvas_length, end, [chosen[i] for i in members])
+                )
+            yield micro
 
 
 @dataclass
@@ -356,20 +373,25 @@ class Trainer:
             fused=True,
         )
 
-    def step(self, batch: Batch) -> dict[str, float]:
-        """One update; returns the figures of the learning curve."""
+    def step(self, micro: Sequence[Batch]) -> dict[str, float]:
+        """One update from the gradients of all micro-batches; returns the figures of the learning curve."""
         step = self.progress.step
         for group in self.optimiser.param_groups:
             group["lr"] = self.recipe.learning_rate_at(step)
-        with torch.autocast(self.model.device.type, dtype=torch.bfloat16):
-            parts = loss(self.model, batch, self.recipe, _generator(self.recipe.seed, 2, step))
         self.optimiser.zero_grad(set_to_none=True)
-        parts.total(self.recipe).backward()
+        sums = torch.zeros(3)
+        for m, batch in enumerate(micro):
+            with torch.autocast(self.model.device.type, dtype=torch.bfloat16):
+                parts = loss(self.model, batch, self.recipe, _generator(self.recipe.seed, 2, step, m))
+            (parts.total(self.recipe) / len(micro)).backward()
+            figures = torch.stack((parts.canvas, parts.autoregressive, parts.balance))
+            sums += figures.detach().float().cpu() / len(micro)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+        canvas, autoregressive, balance = sums.tolist()
         figures = {
-            "canvas_loss": float(parts.canvas.detach()),
-            "autoregressive_loss": float(parts.autoregressive.detach()),
-            "balance": float(parts.balance.detach()),
+            "canvas_loss": canvas,
+            "autoregressive_loss": autoregressive,
+            "balance": balance,
             "gradient_norm": float(norm),
         }
         if not all(math.isfinite(value) for value in figures.values()):
@@ -392,8 +414,8 @@ class Trainer:
         before = self.progress.seconds
         sums: dict[str, float] = {}
         count = 0
-        for batch in batches(self.texts, self.recipe, self.canvas_length, self.end, self.progress.step):
-            figures = self.step(batch)
+        for micro in batches(self.texts, self.recipe, self.canvas_length, self.end, self.progress.step):
+            figures = self.step(micro)
             self.progress.step += 1
             now = time.monotonic()
             self.progress.seconds = before + now - begun

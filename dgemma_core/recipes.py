@@ -1,0 +1,98 @@
+"""Named training runs: which model, which data, how long. `dgemma train --recipe NAME` runs one.
+
+A recipe's data is the table of families (families.py); a family's share is how often it is named in `mix`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dgemma_core.config import GenerationDefaults, LayerConfig, ModelConfig, TextConfig
+from dgemma_core.errors import RequestError
+from dgemma_core.text import Tokenizer, load_tokenizer
+from dgemma_core.training import Recipe, Text
+
+NANO = Path(__file__).parent / "nano"
+TURN_END = "<turn|>"
+"""Ends a turn, and fills a canvas behind it."""
+
+
+@dataclass(frozen=True)
+class NamedRecipe:
+    """A model's shape, its training settings, and its families with their shares (whole numbers)."""
+
+    config: ModelConfig
+    training: Recipe
+    shares: Mapping[str, int]
+    generation: GenerationDefaults
+
+    @property
+    def mix(self) -> tuple[str, ...]:
+        """Family names, each as often as its share says."""
+        return tuple(name for name, share in self.shares.items() for _ in range(share))
+
+
+_SLIDING = LayerConfig(full=False, num_key_value_heads=2, head_dim=32, rope_theta=1e4, rotary_fraction=1.0)
+_FULL = LayerConfig(full=True, num_key_value_heads=1, head_dim=64, rope_theta=1e6, rotary_fraction=0.25)
+
+FIRST = NamedRecipe(
+    config=ModelConfig(
+        text=TextConfig(
+            vocab_size=1024,
+            hidden_size=128,
+            intermediate_size=256,
+            num_attention_heads=4,
+            num_experts=8,
+            top_k_experts=2,
+            moe_intermediate_size=64,
+            sliding_window=48,
+            rms_norm_eps=1e-6,
+            final_logit_softcapping=30.0,
+            max_position_embeddings=4096,
+            layers=(_SLIDING, _SLIDING, _FULL, _SLIDING, _FULL),
+        ),
+        canvas_length=32,
+        bos_token_id=2,
+        eos_token_ids=(1, 5),
+        pad_token_id=0,
+        media_token_ids=(9, 10, 11),
+    ),
+    training=Recipe(steps=1700, warmup=100),
+    shares={"mini_sudoku": 5, "json": 2, "number_sorting": 2, "spell_backward": 1},
+    generation=GenerationDefaults(
+        max_new_tokens=128, eos_token_ids=(1, 5), pad_token_id=0, bos_token_id=2
+    ),
+)
+"""A small model, a canvas of half the later nano's, four families: trained within the hour on one core."""
+
+RECIPES: Mapping[str, NamedRecipe] = {"first": FIRST}
+
+
+def named_recipe(name: str) -> NamedRecipe:
+    """The recipe called `name`; RequestError lists the names if there is none."""
+    if name not in RECIPES:
+        raise RequestError(f"unknown recipe {name!r}: choose one of {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
+class FamilyTexts:
+    """Training text number i: a problem of the families, asked as a chat, with its canonical answer."""
+
+    def __init__(self, mix: tuple[str, ...], tokenizer: Tokenizer) -> None:
+        self.mix = mix
+        self.tokenizer = tokenizer
+
+    def __call__(self, index: int) -> Text:
+        from dgemma_core.families import training_example
+
+        example = training_example(index, self.mix)
+        return Text(tuple(self.tokenizer.chat_ids(example.prompt)), tuple(self.tokenizer.encode(example.answer)))
+
+
+def nano_tokenizer() -> Tokenizer:
+    """The tokenizer that ships with the package."""
+    tokenizer = load_tokenizer(NANO)
+    assert tokenizer is not None, f"{NANO} ships without tokenizer.json"
+    return tokenizer

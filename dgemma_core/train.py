@@ -1,0 +1,120 @@
+"""`dgemma train`: runs a recipe in a folder, with a progress bar, and leaves a checkpoint there in the public layout."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dgemma_core.errors import RequestError
+
+if TYPE_CHECKING:
+    from dgemma_core.model import DiffusionGemma
+    from dgemma_core.recipes import NamedRecipe
+    from dgemma_core.training import Progress, Trainer
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+def train(
+    recipe: Annotated[str, typer.Option(help="Name of a recipe: model, data and settings.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the run lives; runs/RECIPE if not given.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.")] = False,
+    minutes: Annotated[
+        float | None, typer.Option(help="Stop after so many minutes; --resume goes on later.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads; torch's choice if not given.")] = None,
+) -> None:
+    """Train a small model from a recipe. Ctrl-C saves; a killed run loses at most five minutes."""
+    import torch
+
+    from dgemma_core.recipes import named_recipe
+
+    chosen = named_recipe(recipe)
+    folder = out or Path("runs") / recipe
+    if (folder / "progress.json").exists() and not resume:
+        raise RequestError(f"{folder} holds a run: pass --resume to go on with it, or another --out")
+    if minutes is not None and minutes <= 0:
+        raise RequestError(f"--minutes must be above 0, got {minutes}")
+    if threads is not None:
+        if threads < 1:
+            raise RequestError(f"--threads must be at least 1, got {threads}")
+        torch.set_num_threads(threads)
+    trainer = make_trainer(chosen, folder, device)
+    if resume and not trainer.resume():
+        raise RequestError(f"{folder} holds no run to resume: leave --resume out to start one")
+    ended = run_with_progress(trainer, minutes)
+    print(f"step {trainer.progress.step} of {chosen.training.steps}, {trainer.progress.seconds / 60:.1f} minutes in all")
+    print(f"curve: {plot_curve(trainer.progress.curve, folder / 'curve.html')}")
+    if ended:
+        print(f"checkpoint: {export(trainer.model, chosen, folder / 'checkpoint')}")
+    else:
+        print("stopped before the recipe's end: go on with --resume")
+
+
+def make_trainer(recipe: NamedRecipe, folder: Path, device: str = "auto") -> Trainer:
+    """A trainer at step 0, its model initialised from the recipe's seed."""
+    from dgemma_core.checkpoint import resolve_device
+    from dgemma_core.model import DiffusionGemma
+    from dgemma_core.recipes import TURN_END, FamilyTexts, nano_tokenizer
+    from dgemma_core.training import Trainer, initialise
+
+    tokenizer = nano_tokenizer()
+    end = tokenizer.token_id(TURN_END)
+    assert end is not None
+    model = DiffusionGemma(recipe.config)
+    initialise(model, recipe.training.seed)
+    model.to(resolve_device(device))
+    return Trainer(model, FamilyTexts(recipe.mix, tokenizer), recipe.training, folder, end=end)
+
+
+def run_with_progress(trainer: Trainer, minutes: float | None) -> bool:
+    """Runs under a progress bar; True at the recipe's end. Ctrl-C saves first."""
+    from tqdm.auto import tqdm
+
+    with tqdm(total=trainer.recipe.steps, initial=trainer.progress.step, unit="step") as bar:
+
+        def report(progress: Progress, figures: dict[str, float]) -> None:
+            bar.update()
+            bar.set_postfix(canvas=f"{figures['canvas_loss']:.3f}", causal=f"{figures['autoregressive_loss']:.3f}")
+
+        try:
+            return trainer.run(minutes=minutes, report=report)
+        except KeyboardInterrupt:
+            trainer.save()
+            raise
+
+
+def export(model: DiffusionGemma, recipe: NamedRecipe, folder: Path) -> Path:
+    """Writes the model as bfloat16 in the public layout, with tokenizer, template and the tiny vision tower."""
+    import torch
+
+    from dgemma_core.checkpoint import save_model, tiny_vision
+    from dgemma_core.model import DiffusionGemma
+    from dgemma_core.recipes import NANO
+
+    copy = DiffusionGemma(recipe.config, dtype=torch.bfloat16)
+    copy.load_state_dict(model.state_dict())
+    vision_config, vision = tiny_vision(recipe.config)
+    vision = {name: tensor.to(torch.bfloat16) for name, tensor in vision.items()}
+    save_model(copy, folder, generation=recipe.generation, vision=vision, vision_config=vision_config)
+    for name in TOKENIZER_FILES:
+        if (NANO / name).resolve() != (folder / name).resolve():
+            shutil.copyfile(NANO / name, folder / name)
+    return folder
+
+
+def plot_curve(curve: list[dict[str, Any]], path: Path) -> Path:
+    """The learning curve as a standalone page."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure(layout={"yaxis": {"type": "log", "title": "nats a token"}, "xaxis": {"title": "examples"}})
+    for name, label in (("canvas_loss", "canvas (denoising)"), ("autoregressive_loss", "autoregressive")):
+        figure.add_scatter(x=[row["examples"] for row in curve], y=[row[name] for row in curve], name=label)
+    figure.write_html(path, include_plotlyjs=True, config={"showSendToCloud": False})
+    return path
