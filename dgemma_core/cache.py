@@ -49,7 +49,9 @@ class Buffer:
 class RowCache:
     """The prefix of one row: `length` positions over all layers."""
 
-    def __init__(self, length: int, buffers: list[Buffer | None], windows: tuple[int | None, ...]) -> None:
+    def __init__(
+        self, length: int, buffers: list[Buffer | None], windows: tuple[int | None, ...]
+    ) -> None:
         self.length = length
         self.buffers = buffers
         self.windows = windows  # positions kept per layer; None keeps all
@@ -129,7 +131,9 @@ class PrefixCache:
     @classmethod
     def empty(cls, config: TextConfig, batch: int) -> PrefixCache:
         """`batch` rows of length 0."""
-        windows = tuple(None if layer.full else config.sliding_window - 1 for layer in config.layers)
+        windows = tuple(
+            None if layer.full else config.sliding_window - 1 for layer in config.layers
+        )
         return cls([RowCache(0, [None] * len(windows), windows) for _ in range(batch)])
 
     @classmethod
@@ -171,7 +175,9 @@ def attend_all(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """
     folded = fold(queries, len(keys))  # (G, H/G, T, d)
     stacked = folded.flatten(1, 2).unsqueeze(0)  # (1, G, H/G · T, d)
-    mixed = F.scaled_dot_product_attention(stacked, keys.unsqueeze(0), values.unsqueeze(0), scale=1.0)
+    mixed = F.scaled_dot_product_attention(
+        stacked, keys.unsqueeze(0), values.unsqueeze(0), scale=1.0
+    )
     return mixed[0].view_as(folded).permute(2, 0, 1, 3).flatten(1, 2)
 
 
@@ -207,4 +213,6 @@ def attend_causal(queries: Tensor, keys: Tensor, values: Tensor, window: int | N
 def check_rows(cache: PrefixCache, rows: int) -> None:
     """Refuses a cache whose rows are not those of the tokens."""
     if len(cache) != rows:
-        raise RequestError(f"{rows} rows of tokens for a prefix cache of {len(cache)} rows: they must be as many")
+        raise RequestError(
+            f"{rows} rows of tokens for a prefix cache of {len(cache)} rows: they must be as many"
+        )

@@ -71,7 +71,7 @@ def load(
     """
     from dgemma_core.text import load_tokenizer
 
-    _device(device)  # before a download
+    resolve_device(device)  # before a download
     folder = find_folder(name_or_path)
     model = load_model(folder, dtype=dtype, device=device)
     name = os.fspath(name_or_path)
@@ -135,7 +135,7 @@ def load_model(
     another architecture or does not fit into memory, DeviceError for a device that is not there,
     RequestError for a dtype that is none.
     """
-    target = _device(device)
+    target = resolve_device(device)
     folder = find_folder(folder)
     config, _ = read_config(folder)
     files = TensorFiles(folder)
@@ -340,7 +340,7 @@ def _dtype(asked: str | torch.dtype, stored: list[StoredTensor]) -> torch.dtype:
     return found
 
 
-def _device(asked: str | torch.device) -> torch.device:
+def resolve_device(asked: str | torch.device) -> torch.device:
     """The device to load to. Raises DeviceError where it is unknown or not there."""
     if asked == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -34,6 +34,8 @@ StopReason = Literal["eos", "stop", "length"]
 Decode = Callable[[Sequence[int]], str]
 """Token ids → text."""
 
+RELEASED_RULE = StopRule()
+
 _names = itertools.count()
 
 
@@ -43,7 +45,8 @@ class Request:
 
     ids: the prompt. prefix: the cache of its first tokens, where they have been encoded before (an earlier turn).
     max_new_tokens: the limit of kept tokens. stop: strings that end the text and are not kept. pins: answer position →
-    token id that it must hold. state: where to continue from, instead of the prompt's end (then `ids` is its prompt).
+    token id that it must hold. state: where to continue from, instead of the prompt's end (then `ids` is its prompt, the
+    seed is its own too, and pins are laid over its own).
     id: the name that its events carry.
     """
 
@@ -175,7 +178,7 @@ class FinishEvent:
     """A text has ended. `ids` are the kept tokens: an end-of-sequence token is kept, a stop string is not.
 
     text: cut at the stop string; None where the loop got no tokenizer. cache: what has been encoded so far, for a next
-    turn.
+    turn: prompt and committed tokens, of which a stop string may have cut the last.
     """
 
     request: Hashable
@@ -212,7 +215,7 @@ def denoise_canvases(
     *,
     sampler: Sampler | None = None,
     steps: int = 48,
-    stop_rule: StopRule | None = StopRule(),
+    stop_rule: StopRule | None = RELEASED_RULE,
     batch_size: int = 1,
     eos: Sequence[int] | None = None,
     decode: Decode | None = None,
@@ -235,7 +238,7 @@ def denoise_canvases(
         decode=decode,
         draws=draws or CounterDraws(),
         observe=observe,
-    ).run(requests, batch_size)
+    ).run(requests, _checked(batch_size))
 
 
 @dataclass
@@ -259,15 +262,21 @@ class _CanvasLoop:
         waiting = iter(requests)
         rows: list[_Row] = []
         while True:
-            joining = _join(self.model, waiting, batch_size - len(rows), self.decode)
+            joining = _join(self.model, waiting, batch_size - len(rows), self.decode, DecodeState)
             if self.lockstep and joining and rows:
-                raise RequestError("OracleDraws needs one fixed batch: set batch_size to the number of requests")
+                raise RequestError(
+                    "OracleDraws needs one fixed batch: set batch_size to the number of requests"
+                )
             yield from self._start(joining)
             rows += joining
             if not rows:
                 return
             yield from self._pass(rows)
-            deciding = [row for row in rows if self._state(row).finished or self._state(row).step == len(self.plan)]
+            deciding = [
+                row
+                for row in rows
+                if self._state(row).finished or self._state(row).step == len(self.plan)
+            ]
             if self.lockstep and len(deciding) < len(rows):
                 continue
             going_on = []
@@ -291,8 +300,7 @@ class _CanvasLoop:
         for row in rows:
             state = row.request.state
             if isinstance(state, DecodeState):
-                # A copy, since another thread may be writing behind the same row.
-                row.state = replace(state, cache=state.cache.copy(), pins={**state.pins, **row.request.pins})
+                row.state = self._resumed(state, row.request.pins)
                 yield PromptEvent(row.request.id, state.ids, state.seed, row.seconds)
         if not fresh:
             return
@@ -300,12 +308,52 @@ class _CanvasLoop:
         noise = self._noise([RowKey(row.request.seed, 0) for row in fresh])
         for row, cache, tokens in zip(fresh, caches, noise, strict=True):
             ids = tuple(row.request.ids)
-            row.state = self._canvas(row.request.seed, dict(row.request.pins), ids, (), cache, 0, 0, 1, tokens)
+            row.state = self._canvas(
+                row.request.seed, dict(row.request.pins), ids, (), cache, 0, 0, 1, tokens
+            )
             yield PromptEvent(row.request.id, ids, row.request.seed, row.seconds)
+
+    def _resumed(self, state: DecodeState, new_pins: Mapping[int, int]) -> DecodeState:
+        """The state in memory of its own (another thread may be writing behind the same row), new pins laid in."""
+        if state.step > len(self.plan):
+            raise RequestError(
+                f"the state has made {state.step} steps of its canvas: continue it with at least as many, "
+                f"not {len(self.plan)}"
+            )
+        if self.stop_rule is not None:
+            if state.history is None:
+                raise RequestError(
+                    "this state was made without a stop rule: continue it without one (stop_rule=None)"
+                )
+            if len(state.history) != self.stop_rule.stability:
+                raise RequestError(
+                    f"this state was made with a stop rule of stability {len(state.history)}: continue it with the same"
+                )
+        for position, token in new_pins.items():
+            if position < len(state.committed) and state.committed[position] != token:
+                raise RequestError(
+                    f"pin at answer position {position}: its canvas has been committed"
+                )
+        pins = {**state.pins, **new_pins}
+        pinned, tokens = self._pins(pins, state.canvas_index)
+        soft = state.soft_embedding
+        if soft is not None:
+            soft = torch.where(pinned.unsqueeze(1), self.model.embed(tokens).to(soft.dtype), soft)
+        return replace(
+            state,
+            cache=state.cache.copy(),
+            pins=pins,
+            canvas=torch.where(pinned, tokens, state.canvas),
+            argmax=torch.where(pinned, tokens, state.argmax),
+            accepted=state.accepted & ~pinned,
+            soft_embedding=soft,
+        )
 
     def _noise(self, keys: Sequence[RowKey]) -> Tensor:
         """(B, C): the noise that the named canvases start from."""
-        return self.draws.first_canvas(keys, self.length, self.model.config.text.vocab_size, self.model.device)
+        return self.draws.first_canvas(
+            keys, self.length, self.model.config.text.vocab_size, self.model.device
+        )
 
     def _canvas(
         self,
@@ -334,7 +382,9 @@ class _CanvasLoop:
             step=0,
             canvas=canvas,
             soft_embedding=None,
-            history=None if self.stop_rule is None else self.stop_rule.initial(self.length, device=device)[0],
+            history=None
+            if self.stop_rule is None
+            else self.stop_rule.initial(self.length, device=device)[0],
             accepted=torch.zeros(self.length, dtype=torch.bool, device=device),
             argmax=canvas,
             probability=zeros,
@@ -376,10 +426,14 @@ class _CanvasLoop:
         pinned = torch.stack([mask for mask, _ in pins])
         tokens = torch.stack([ids for _, ids in pins])
         cache = PrefixCache.join([state.cache for state in states])
-        watcher = None if self.observe is None else Watcher(self.observe, cache.lengths, self.length)
+        watcher = (
+            None if self.observe is None else Watcher(self.observe, cache.lengths, self.length)
+        )
         hidden = self.model.denoise(canvas, cache, self._soft(states), watch=watcher)
         keys = [RowKey(state.seed, state.canvas_index) for state in states]
-        draws = self.draws.step(keys, [state.step for state in states], self.length, self.model.device)
+        draws = self.draws.step(
+            keys, [state.step for state in states], self.length, self.model.device
+        )
         last = all(state.step == len(self.plan) - 1 for state in states)
         asked = 0 if self.observe is None else self.observe.top_k
         prediction = self.model.head.predict(
@@ -417,7 +471,9 @@ class _CanvasLoop:
             if not correct:
                 stepped = replace(
                     stepped,
-                    soft_embedding=None if prediction.soft_embedding is None else prediction.soft_embedding[i],
+                    soft_embedding=None
+                    if prediction.soft_embedding is None
+                    else prediction.soft_embedding[i],
                     history=None if history is None else history[i],
                     argmax=prediction.argmax[i],
                     probability=prediction.argmax_probability[i],
@@ -480,14 +536,13 @@ class _CanvasLoop:
         """The stop rule's next histories, and which rows have converged."""
         if self.stop_rule is None or correct:
             return None, [False] * len(states)
-        histories = [state.history for state in states]
-        if any(history is None for history in histories):
-            raise RequestError("this state was made without a stop rule: continue it without one (stop_rule=None)")
-        history = torch.stack([history for history in histories if history is not None])
-        history, finished = self.stop_rule.update(history, prediction.argmax, prediction.entropy, pinned)
+        history = torch.stack([state.history for state in states if state.history is not None])
+        history, finished = self.stop_rule.update(
+            history, prediction.argmax, prediction.entropy, pinned
+        )
         return history, finished.tolist()
 
-    def _decide(self, row: _Row) -> Iterator[Event]:
+    def _decide(self, row: _Row) -> Generator[Event, None, tuple[int, ...] | None]:
         """Commits a row's argmax canvas. Returns the tokens to encode, or None if the row leaves."""
         state, request = self._state(row), row.request
         canvas = state.argmax.tolist()
@@ -569,12 +624,24 @@ def decode_tokens(
     if temperature < 0:
         raise RequestError(f"temperature must be 0 (greedy) or above, got {temperature}")
     if temperature == 0 and filters is not None:
-        raise RequestError("top_k and top_p have no effect at temperature 0: set a temperature, or leave them out")
+        raise RequestError(
+            "top_k and top_p have no effect at temperature 0: set a temperature, or leave them out"
+        )
     if observe is not None and (observe.router or observe.attention_positions):
-        raise RequestError("autoregressive runs observe top_k only; router and attention are of denoising passes")
+        raise RequestError(
+            "autoregressive runs observe top_k only; router and attention are of denoising passes"
+        )
     stops = frozenset(model.config.eos_token_ids if eos is None else eos)
     return _decode_tokens(
-        model, requests, temperature, filters, batch_size, stops, decode, draws or CounterDraws(), observe
+        model,
+        requests,
+        temperature,
+        filters,
+        _checked(batch_size),
+        stops,
+        decode,
+        draws or CounterDraws(),
+        observe,
     )
 
 
@@ -592,7 +659,7 @@ def _decode_tokens(
     waiting = iter(requests)
     rows: list[_Row] = []
     while True:
-        joining = _join(model, waiting, batch_size - len(rows), decode)
+        joining = _join(model, waiting, batch_size - len(rows), decode, TokenState)
         yield from _start_tokens(model, joining)
         rows += joining
         if not rows:
@@ -600,7 +667,9 @@ def _decode_tokens(
         states = [row.state for row in rows if isinstance(row.state, TokenState)]
         prediction = _predict_tokens(model, states, temperature, filters, draws, observe)
         tokens = prediction.sample.squeeze(1).tolist()
-        probabilities = prediction.sample_probability.squeeze(1).tolist()
+        # of the raw distribution, whatever the sampling one is
+        logprobs = prediction.token_logit(prediction.sample) - prediction.logsumexp
+        probabilities = logprobs.exp().squeeze(1).tolist()
         entropies = prediction.entropy.squeeze(1).tolist()
         going_on: list[tuple[_Row, TokenState, int]] = []
         for i, (row, state) in enumerate(zip(rows, states, strict=True)):
@@ -614,7 +683,9 @@ def _decode_tokens(
                 probability=probabilities[i],
                 entropy=entropies[i],
                 seconds=row.seconds,
-                observed=None if observe is None else Watcher(observe, [0], 1).observed(i, prediction),
+                observed=None
+                if observe is None
+                else Watcher(observe, [0], 1).observed(i, prediction),
                 state=state,
             )
             if cut.reason is None:
@@ -635,7 +706,8 @@ def _decode_tokens(
         if going_on:
             with _memory_advice():
                 cache = model.encode(
-                    [[token] for _, _, token in going_on], PrefixCache.join([s.cache for _, s, _ in going_on])
+                    [[token] for _, _, token in going_on],
+                    PrefixCache.join([s.cache for _, s, _ in going_on]),
                 )
             assert cache.hidden is not None
             for i, (row, state, token) in enumerate(going_on):
@@ -685,13 +757,32 @@ def _predict_tokens(
     )
 
 
+def _checked(batch_size: int) -> int:
+    if batch_size < 1:
+        raise RequestError(f"batch_size must be at least 1, got {batch_size}")
+    return batch_size
+
+
 def _join(
-    model: DiffusionGemma, waiting: Iterator[Request], places: int, decode: Decode | None
+    model: DiffusionGemma,
+    waiting: Iterator[Request],
+    places: int,
+    decode: Decode | None,
+    kind: type[DecodeState | TokenState],
 ) -> list[_Row]:
-    """Takes up to `places` requests, each checked."""
+    """Takes up to `places` requests, each checked; `kind`: the states of this loop."""
     rows = []
     for request in itertools.islice(waiting, max(0, places)):
         _check(model, request, decode)
+        if kind is TokenState and request.pins:
+            raise RequestError(
+                "pins have no meaning in autoregression, which writes from left to right"
+            )
+        if not isinstance(request.state, kind | None):
+            raise RequestError(
+                "the state to continue from is of the other mode: denoise_canvases takes a DecodeState, "
+                "decode_tokens a TokenState"
+            )
         rows.append(_Row(request, time.perf_counter()))
     return rows
 
@@ -714,22 +805,39 @@ def _check(model: DiffusionGemma, request: Request, decode: Decode | None) -> No
         raise RequestError("an empty stop string would end every text at once: leave it out")
     media = set(config.media_token_ids).intersection(request.ids)
     if media:
-        raise RequestError(f"the prompt holds an image, video or audio placeholder (token {min(media)}): text only")
+        raise RequestError(
+            f"the prompt holds an image, video or audio placeholder (token {min(media)}): text only"
+        )
     for position, token in request.pins.items():
         if not 0 <= position < request.max_new_tokens:
-            raise RequestError(f"pin at answer position {position}: the answer has 0 … {request.max_new_tokens - 1}")
+            raise RequestError(
+                f"pin at answer position {position}: the answer has 0 … {request.max_new_tokens - 1}"
+            )
         if not 0 <= token < config.text.vocab_size:
-            raise RequestError(f"pin of token {token}: the vocabulary has 0 … {config.text.vocab_size - 1}")
+            raise RequestError(
+                f"pin of token {token}: the vocabulary has 0 … {config.text.vocab_size - 1}"
+            )
     if request.prefix is not None and not request.prefix.lengths[0] < len(request.ids):
-        raise RequestError("the cached prefix must be shorter than the prompt, by at least one token")
+        raise RequestError(
+            "the cached prefix must be shorter than the prompt, by at least one token"
+        )
     if request.state is not None and tuple(request.ids) != request.state.ids:
-        raise RequestError("the state to continue from belongs to another prompt: pass the state's own ids")
+        raise RequestError(
+            "the state to continue from belongs to another prompt: pass the state's own ids"
+        )
+    if request.state is not None and len(request.state.committed) >= request.max_new_tokens:
+        raise RequestError(
+            f"the state to continue from has {len(request.state.committed)} tokens already: raise max_new_tokens"
+        )
 
 
 def _encode_prompts(model: DiffusionGemma, rows: Sequence[_Row]) -> list[PrefixCache]:
     """One-row caches of the rows' prompts, encoded together; each `.hidden` holds the last token's (1, D)."""
     prefixes = [row.request.prefix or PrefixCache.empty(model.config.text, 1) for row in rows]
-    tokens = [list(row.request.ids)[prefix.lengths[0] :] for row, prefix in zip(rows, prefixes, strict=True)]
+    tokens = [
+        list(row.request.ids)[prefix.lengths[0] :]
+        for row, prefix in zip(rows, prefixes, strict=True)
+    ]
     with _memory_advice():
         cache = model.encode(tokens, PrefixCache.join(prefixes))
     assert cache.hidden is not None
@@ -756,7 +864,7 @@ def _cut(
     stop: Sequence[str],
     decode: Decode | None,
 ) -> _Cut:
-    """Ends the text at the first end-of-sequence token (kept), stop string (not kept) or the limit, in that text order."""
+    """Ends the text at its first end-of-sequence token (kept), stop string (not kept) or the limit."""
     kept = list(new[:remaining])
     reason: StopReason | None = "length" if len(new) >= remaining else None
     for i, token in enumerate(kept):
@@ -787,5 +895,7 @@ def _memory_advice() -> Iterator[None]:
         ) from error
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-            raise DeviceError("out of memory: lower batch_size or the prompt's length, or load a smaller dtype") from error
+            raise DeviceError(
+                "out of memory: lower batch_size or the prompt's length, or load a smaller dtype"
+            ) from error
         raise

@@ -69,7 +69,9 @@ class Experts(nn.Module):
         counts = torch.bincount(chosen.reshape(-1), minlength=len(self.gate_up_proj)).tolist()
         slices = flat[order // k].split(counts)
         outputs = torch.cat([self._expert(e, rows) for e, rows in enumerate(slices) if len(rows)])
-        placed = torch.empty_like(outputs).index_copy(0, order, outputs)  # back to (token, choice) order
+        placed = torch.empty_like(outputs).index_copy(
+            0, order, outputs
+        )  # back to (token, choice) order
         mixed = placed.view(-1, k, flat.shape[-1]) * weights.reshape(-1, k, 1).to(x.dtype)
         return mixed.sum(dim=1).view_as(x)
 

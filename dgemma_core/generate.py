@@ -52,7 +52,8 @@ class Settings:
             foreign = {"temperature": self.temperature}
             advice = "give the sampler its temperature instead"
         else:
-            foreign = {"sampler": self.sampler, "steps": self.steps}
+            rule = None if self.stop_rule == "checkpoint" else "set"
+            foreign = {"sampler": self.sampler, "steps": self.steps, "stop_rule": rule}
             advice = "it belongs to mode='diffusion'"
         for name, value in foreign.items():
             if value is not None:
@@ -66,7 +67,9 @@ class Settings:
             return replace(self, max_new_tokens=limit, temperature=self.temperature or 0.0)
         rule = self.stop_rule
         if rule == "checkpoint":
-            rule = StopRule(stability=defaults.stability_threshold, confidence=defaults.confidence_threshold)
+            rule = StopRule(
+                stability=defaults.stability_threshold, confidence=defaults.confidence_threshold
+            )
         sampler = self.sampler or EntropyBound(
             entropy_bound=defaults.entropy_bound, t_min=defaults.t_min, t_max=defaults.t_max
         )
@@ -164,11 +167,15 @@ def drain(
                 prompts[event.request], weights[event.request] = event, []
             case CanvasEvent():
                 kept = slice(event.kept)
-                weights[event.request].append((_floats(event.probability[kept]), _floats(event.entropy[kept])))
+                weights[event.request].append(
+                    (_floats(event.probability[kept]), _floats(event.entropy[kept]))
+                )
             case TokenEvent():
                 weights[event.request].append(((event.probability,), (event.entropy,)))
             case FinishEvent():
-                yield _generation(event, prompts.pop(event.request), weights.pop(event.request), loaded)
+                yield _generation(
+                    event, prompts.pop(event.request), weights.pop(event.request), loaded
+                )
 
 
 def _floats(values: Tensor) -> list[float]:
@@ -184,8 +191,9 @@ def _generation(
     thought, text = "", ""
     if loaded.tokenizer is not None:
         thought, text = loaded.tokenizer.strip_thought(event.ids)
-        if event.stop_reason == "stop" and event.text is not None and not thought:
-            text = event.text  # cut inside a token
+        if event.stop_reason == "stop" and event.text is not None and (text or not thought):
+            # A stop string may begin within a token: what of that token stands before it.
+            text += event.text[len(loaded.tokenizer.decode(event.ids)) :]
     count = len(event.ids)
     return Generation(
         text=text,
@@ -210,18 +218,28 @@ Prompt = str | Sequence[Mapping[str, Any]] | Sequence[int]
 
 
 def prompt_ids(
-    loaded: Loaded, prompt: Prompt, *, system: str | None = None, thinking: bool = False, raw: bool = False
+    loaded: Loaded,
+    prompt: Prompt,
+    *,
+    system: str | None = None,
+    thinking: bool = False,
+    raw: bool = False,
 ) -> list[int]:
     """The ids that a prompt stands for: through the chat template, or as they are (`raw`, or ids)."""
-    if not isinstance(prompt, str) and all(isinstance(item, int) for item in prompt):
+    ids = [item for item in prompt if isinstance(item, int)] if not isinstance(prompt, str) else []
+    if not isinstance(prompt, str) and len(ids) == len(prompt):
         if system is not None or thinking:
-            raise RequestError("system and thinking belong to the chat template: a prompt of token ids has none")
-        return [int(item) for item in prompt]  # type: ignore[call-overload]
+            raise RequestError(
+                "system and thinking belong to the chat template: a prompt of token ids has none"
+            )
+        return ids
     if loaded.tokenizer is None:
         raise RequestError(f"{loaded.name} has no tokenizer: give the prompt as token ids")
     if raw:
         if system is not None or thinking or not isinstance(prompt, str):
-            raise RequestError("a raw prompt is one text, without system prompt and thinking: leave raw out for a chat")
+            raise RequestError(
+                "a raw prompt is one text, without system prompt and thinking: leave raw out for a chat"
+            )
         return loaded.tokenizer.encode(prompt, bos=True)
     return loaded.tokenizer.chat_ids(prompt, system=system, thinking=thinking)  # type: ignore[arg-type]
 
@@ -251,7 +269,9 @@ def generate(
     Settings left at None are the checkpoint's. Prompt number i uses seed + i, whatever the batch. batch_size: rows at
     a time, all of them if None (at most 32). listen: sees every event, for a display or a trace.
     """
-    settings = Settings(mode, sampler, steps, stop_rule, temperature, max_new_tokens).resolved(loaded)
+    settings = Settings(mode, sampler, steps, stop_rule, temperature, max_new_tokens).resolved(
+        loaded
+    )
     assert settings.max_new_tokens is not None
     many = _several(prompts)
     requests = [
@@ -259,14 +279,16 @@ def generate(
             ids=prompt_ids(loaded, prompt, system=system, thinking=thinking, raw=raw),
             seed=seed + i,
             max_new_tokens=settings.max_new_tokens,
-            stop=tuple(stop),
+            stop=_strings(stop),
             pins=dict(pins or {}),
             id=i,
         )
         for i, prompt in enumerate(many)
     ]
     if mode == "autoregressive" and pins:
-        raise RequestError("pins have no meaning in mode 'autoregressive': it writes from left to right")
+        raise RequestError(
+            "pins have no meaning in mode 'autoregressive': it writes from left to right"
+        )
     order: dict[Any, Generation] = {}
     finished: list[Any] = []
 
@@ -276,10 +298,20 @@ def generate(
         if listen is not None:
             listen(event)
 
-    events = settings.events(loaded, requests, batch_size=batch_size or min(32, len(requests)), observe=observe)
+    events = settings.events(
+        loaded,
+        requests,
+        batch_size=min(32, len(requests)) if batch_size is None else batch_size,
+        observe=observe,
+    )
     for generation in drain(events, loaded, listen=hear):
         order[finished[-1]] = generation
     return [order[i] for i in range(len(requests))]
+
+
+def _strings(stop: str | Sequence[str]) -> tuple[str, ...]:
+    """Stop strings; a lone one is not taken letter by letter."""
+    return (stop,) if isinstance(stop, str) else tuple(stop)
 
 
 def _several(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
@@ -297,7 +329,12 @@ class Chat:
     """A conversation of several turns over one prefix cache: what has been said is encoded once."""
 
     def __init__(
-        self, loaded: Loaded, settings: Settings | None = None, *, system: str | None = None, thinking: bool = False
+        self,
+        loaded: Loaded,
+        settings: Settings | None = None,
+        *,
+        system: str | None = None,
+        thinking: bool = False,
     ) -> None:
         if loaded.tokenizer is None:
             raise RequestError(f"{loaded.name} has no tokenizer: a chat needs one")
@@ -317,7 +354,11 @@ class Chat:
         else:
             ids = tokenizer.next_turn_ids(self.ids, message, thinking=self.thinking)
         return Request(
-            ids=ids, seed=seed, max_new_tokens=self.settings.max_new_tokens, stop=tuple(stop), prefix=self.cache
+            ids=ids,
+            seed=seed,
+            max_new_tokens=self.settings.max_new_tokens,
+            stop=_strings(stop),
+            prefix=self.cache,
         )
 
     def say(
@@ -333,6 +374,8 @@ class Chat:
         events = self.settings.events(self.loaded, [request])
         (generation,) = drain(events, self.loaded, listen=listen)
         self.ids = (*(int(id) for id in request.ids), *generation.ids)
-        self.cache = generation.cache
+        if generation.cache.lengths[0] <= len(
+            self.ids
+        ):  # else a stop string has cut what was encoded
+            self.cache = generation.cache
         return generation
-

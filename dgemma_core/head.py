@@ -97,23 +97,25 @@ class _Running:
     """Softmax statistics of N rows over the slices seen so far (the online softmax)."""
 
     def __init__(self, rows: int, device: torch.device) -> None:
-        self.peak = torch.full((rows, 1), -torch.inf, device=device)
+        # The lowest finite number, not −∞: its distance to another peak can be multiplied by a mass of 0.
+        self.peak = torch.full((rows, 1), torch.finfo(torch.float32).min, device=device)
         self.mass = torch.zeros(rows, 1, device=device)
         self.slice_logmass: list[Tensor] = []
 
     def add(self, logits: Tensor, peak: Tensor) -> tuple[Tensor, Tensor]:
-        """Takes a slice (N, S) with its row maximum (N, 1), overwrites it with exp(logits − running maximum).
+        """Takes a slice (N, S) with its row maximum (N, 1), overwrites it with logits − running maximum.
 
-        Returns that, and the factor (N, 1) by which sums from before must shrink.
+        Returns the exponentials (N, S), and by how much (N, 1) the maximum rose: exp(−rise) is the factor by which
+        sums from before must shrink.
         """
         raised = torch.maximum(self.peak, peak)
-        shrink = (self.peak - raised).exp_()
-        weights = logits.sub_(raised).exp_()
+        rise = raised - self.peak
+        weights = logits.sub_(raised).exp()
         mass = weights.sum(dim=1, keepdim=True)
         self.slice_logmass.append(mass.log().add_(raised))
-        self.mass = self.mass.mul_(shrink).add_(mass)
+        self.mass = self.mass * (-rise).exp_() + mass
         self.peak = raised
-        return weights, shrink
+        return weights, rise
 
     def logsumexp(self) -> Tensor:
         return self.mass.log() + self.peak
@@ -144,12 +146,19 @@ class VocabularyHead:
     @torch.inference_mode()
     def token_logit(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """hidden (…, D), tokens (…) → their logits (…), float32."""
-        products = (hidden * self.weight[tokens]).sum(dim=-1, dtype=torch.float32).to(hidden.dtype)
+        products = (hidden.float() * self.weight[tokens].float()).sum(dim=-1).to(hidden.dtype)
         return products.float().div_(self.soft_cap).tanh_().mul_(self.soft_cap)
 
     @torch.inference_mode()
     def token_logprob(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """hidden (…, D), tokens (…) → log-probabilities (…), float32, under softmax of the raw logits."""
+        """hidden (…, D), tokens (…) → log-probabilities (…), float32, under softmax of the raw logits.
+
+        Raises RequestError for ids outside the vocabulary.
+        """
+        if ((tokens < 0) | (tokens >= self.vocab_size)).any():
+            raise RequestError(
+                f"log-probabilities asked of ids outside the vocabulary, 0 … {self.vocab_size - 1}"
+            )
         flat = hidden.reshape(-1, hidden.shape[-1])
         running = _Running(len(flat), flat.device)
         asked = torch.empty(len(flat), device=flat.device)
@@ -185,16 +194,30 @@ class VocabularyHead:
         """
         batch, length, width = hidden.shape
         if not 0 <= top_k <= self.vocab_size:
-            raise RequestError(f"top_k must lie in 0 … {self.vocab_size} (the vocabulary), got {top_k}")
-        temperatures = torch.as_tensor(temperature, dtype=torch.float32, device=hidden.device).expand(batch)
-        greedy = bool((torch.as_tensor(temperature) == 0).all())
+            raise RequestError(
+                f"top_k must lie in 0 … {self.vocab_size} (the vocabulary), got {top_k}"
+            )
+        temperatures = torch.as_tensor(
+            temperature, dtype=torch.float32, device=hidden.device
+        ).expand(batch)
+        greedy = bool((temperatures == 0).all())
         if greedy:
+            if filters is not None:
+                raise RequestError("filters have no effect at temperature 0: leave them out")
             temperatures = torch.ones_like(temperatures)
+        elif not bool((temperatures > 0).all()):
+            raise RequestError(
+                f"temperatures must be above 0, or 0 for all rows, got {temperatures.tolist()}"
+            )
         elif draws is None:
-            raise RequestError("sampling at a temperature above 0 needs random draws; pass them, or temperature 0")
+            raise RequestError(
+                "sampling at a temperature above 0 needs random draws; pass them, or temperature 0"
+            )
         per_row = temperatures.repeat_interleave(length).unsqueeze(1)  # (N, 1)
         flat = hidden.reshape(-1, width)
-        whole_rows = draws is not None and not greedy and (filters is not None or draws.uniform is None)
+        whole_rows = (
+            draws is not None and not greedy and (filters is not None or draws.uniform is None)
+        )
         run = self._predict_rows if whole_rows else self._predict_slices
         fields = run(flat, per_row, None if greedy else draws, reference, filters, soft, top_k)
         shaped = {name: value.unflatten(0, (batch, length)) for name, value in fields.items()}
@@ -202,7 +225,9 @@ class VocabularyHead:
 
     def _scaled(self, summed: Tensor) -> Tensor:
         """Times √D, rounded to the weights' dtype."""
-        return summed * torch.tensor(summed.shape[1] ** 0.5, dtype=summed.dtype, device=summed.device)
+        return summed * torch.tensor(
+            summed.shape[1] ** 0.5, dtype=summed.dtype, device=summed.device
+        )
 
     def _predict_slices(
         self,
@@ -222,7 +247,9 @@ class VocabularyHead:
         sampling = _Running(rows, device) if apart else running
         best = torch.full((rows, 1), -torch.inf, device=device)
         argmax = torch.zeros(rows, 1, dtype=torch.long, device=device)
-        weighted = torch.zeros(rows, device=device)  # Σ exp(z − peak) · z
+        weighted = torch.zeros(
+            rows, 1, device=device
+        )  # Σ exp(z − peak) · (z − peak): small where the entropy is
         summed = torch.zeros(rows, flat.shape[1], device=device) if soft else None
         top: tuple[Tensor, Tensor] | None = None
         for start, weight in self._slices():
@@ -237,16 +264,19 @@ class VocabularyHead:
             best = torch.maximum(best, peak)
             if top_k:
                 top = _merge_top(top, z, start, top_k)
-            shifted = z.clone()
-            weights, shrink = running.add(shifted, peak)
-            weighted = weighted.mul_(shrink.squeeze(1)).add_(torch.linalg.vecdot(weights, z))
+            before = running.mass
+            weights, rise = running.add(z, peak)
+            shrink = (-rise).exp_()
+            weighted = (weighted - rise * before) * shrink + torch.linalg.vecdot(
+                weights, z
+            ).unsqueeze(1)
             if summed is not None:
                 summed = summed.mul_(shrink).add_(weights.to(weight.dtype) @ weight)
         logsumexp = running.logsumexp()
         fields = {
             "argmax": argmax.squeeze(1),
             "argmax_probability": (best - logsumexp).exp_().squeeze(1),
-            "entropy": (logsumexp.squeeze(1) - weighted / running.mass.squeeze(1)).clamp_min_(0),
+            "entropy": (running.mass.log() - weighted / running.mass).squeeze(1).clamp_min_(0),
             "logsumexp": logsumexp.squeeze(1),
         }
         if summed is not None:
@@ -254,7 +284,10 @@ class VocabularyHead:
         if top is not None:
             fields["top_logits"], fields["top_ids"] = top
         if draws is None:
-            fields["sample"], fields["sample_probability"] = fields["argmax"], fields["argmax_probability"]
+            fields["sample"], fields["sample_probability"] = (
+                fields["argmax"],
+                fields["argmax_probability"],
+            )
         else:
             assert draws.uniform is not None
             uniform = draws.uniform.reshape(-1).to(device)
@@ -270,8 +303,12 @@ class VocabularyHead:
         share = (logmass - logmass.logsumexp(dim=1, keepdim=True)).exp_()
         edges = share.cumsum(dim=1)
         target = uniform.unsqueeze(1) * edges[:, -1:]
-        slot = torch.searchsorted(edges, target, right=True).clamp_max_(edges.shape[1] - 1)  # (N, 1)
-        inside = (target - (edges - share).gather(1, slot)) / share.gather(1, slot)  # within the slice, in [0, 1)
+        slot = torch.searchsorted(edges, target, right=True).clamp_max_(
+            edges.shape[1] - 1
+        )  # (N, 1)
+        inside = (target - (edges - share).gather(1, slot)) / share.gather(
+            1, slot
+        )  # within the slice, in [0, 1)
         sample = torch.empty(len(flat), dtype=torch.long, device=flat.device)
         probability = torch.empty(len(flat), device=flat.device)
         logsumexp = running.logsumexp()
@@ -279,7 +316,9 @@ class VocabularyHead:
         for index in slots.unique().tolist():
             chosen = (slots == index).nonzero().squeeze(1)
             start = index * self.slice_size
-            z = self._capped(flat[chosen], self.weight[start : start + self.slice_size]).div_(temperatures[chosen])
+            z = self._capped(flat[chosen], self.weight[start : start + self.slice_size]).div_(
+                temperatures[chosen]
+            )
             cumulative = (z - z.amax(dim=1, keepdim=True)).double().exp_().cumsum_(dim=1)
             token = torch.searchsorted(cumulative, inside[chosen] * cumulative[:, -1:], right=True)
             token = token.clamp_max_(z.shape[1] - 1)
@@ -306,12 +345,16 @@ class VocabularyHead:
             raw = self._capped(flat[part], self.weight)
             tempered = raw / temperatures[part]
             z = raw if reference == "raw" else tempered
-            probabilities = (filtered(tempered, filters) if filters is not None else tempered).softmax(dim=-1)
+            probabilities = (
+                filtered(tempered, filters) if filters is not None else tempered
+            ).softmax(dim=-1)
             if draws.uniform is None:
                 sample = draws.multinomial(probabilities)
             else:
                 cumulative = probabilities.double().cumsum(dim=1)
-                target = draws.uniform.reshape(-1, 1)[part].to(cumulative.device) * cumulative[:, -1:]
+                target = (
+                    draws.uniform.reshape(-1, 1)[part].to(cumulative.device) * cumulative[:, -1:]
+                )
                 sample = torch.searchsorted(cumulative, target, right=True).squeeze(1)
             logprob = z.log_softmax(dim=-1)
             argmax = z.argmax(dim=-1)
@@ -342,12 +385,16 @@ def filtered(logits: Tensor, filters: Filters) -> Tensor:
         ordered, order = logits.sort(dim=-1, descending=True)
         probabilities = ordered.softmax(dim=-1)
         before = probabilities.cumsum(dim=-1) - probabilities
-        outside = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before > filters.top_p)
+        outside = torch.zeros_like(before, dtype=torch.bool).scatter(
+            -1, order, before > filters.top_p
+        )
         logits = logits.masked_fill(outside, -torch.inf)
     return logits
 
 
-def _merge_top(top: tuple[Tensor, Tensor] | None, z: Tensor, start: int, k: int) -> tuple[Tensor, Tensor]:
+def _merge_top(
+    top: tuple[Tensor, Tensor] | None, z: Tensor, start: int, k: int
+) -> tuple[Tensor, Tensor]:
     """The k best logits (N, k) and their ids of what was seen before and this slice (N, S)."""
     values, index = z.topk(min(k, z.shape[1]), dim=1)
     index = index + start

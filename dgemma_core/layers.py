@@ -164,7 +164,9 @@ class Layer(nn.Module):
         self, x: Tensor, rotate: Rotation, attend: Attend, scalar: Tensor, seen: Seen | None = None
     ) -> Tensor:
         """x (…, D) → (…, D). `scalar`: the layer scalar of the mode; `seen`: told the router's choice."""
-        h = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), rotate, attend))
+        h = x + self.post_attention_layernorm(
+            self.self_attn(self.input_layernorm(x), rotate, attend)
+        )
         dense = self.post_feedforward_layernorm_1(self.mlp(self.pre_feedforward_layernorm(h)))
         # The router reads the raw residual; only what the experts work on is normed.
         routing = self.router(h)

@@ -13,15 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from dgemma_core.cache import PrefixCache, RowCache, attend_all, attend_causal, check_rows
 from dgemma_core.config import ModelConfig
-from dgemma_core.experts import Routing
 from dgemma_core.errors import RequestError
+from dgemma_core.experts import Routing
 from dgemma_core.head import VocabularyHead
 from dgemma_core.layers import Layer, RMSNorm, SelfConditioning, rotation
 
@@ -60,11 +60,11 @@ class DiffusionGemma(nn.Module):
         self.config = config
         with torch.device(device or "cpu"):
             self.embed_tokens = nn.Embedding(
-                text.vocab_size, text.hidden_size, _weight=torch.empty(text.vocab_size, text.hidden_size)
+                text.vocab_size,
+                text.hidden_size,
+                _weight=torch.empty(text.vocab_size, text.hidden_size),
             )
-            self.layers = nn.ModuleList(
-                Layer(text, layer) for layer in text.layers
-            )
+            self.layers = nn.ModuleList(Layer(text, layer) for layer in text.layers)
             self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps)
             self.encoder_layer_scalars = nn.Parameter(torch.ones(len(text.layers)))
             self.self_conditioning = (
@@ -90,7 +90,9 @@ class DiffusionGemma(nn.Module):
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids (…) → embeddings (…, D), times √D rounded to the weights' dtype."""
-        scale = torch.tensor(self.config.text.hidden_size**0.5, dtype=self.dtype, device=self.device)
+        scale = torch.tensor(
+            self.config.text.hidden_size**0.5, dtype=self.dtype, device=self.device
+        )
         return self.embed_tokens(ids) * scale
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -103,7 +105,10 @@ class DiffusionGemma(nn.Module):
 
     def decoder_scalars(self) -> list[Tensor]:
         """The layer scalars of the bidirectional mode, one each layer."""
-        return [layer.layer_scalar for layer in self.layers]
+        return [layer.layer_scalar for layer in self._typed_layers()]
+
+    def _typed_layers(self) -> Sequence[Layer]:
+        return cast(Sequence[Layer], self.layers)
 
     def run_layers(
         self,
@@ -114,14 +119,19 @@ class DiffusionGemma(nn.Module):
         watch: Watch | None = None,
     ) -> Tensor:
         """x (…, D) at `positions` (…) through all layers and the final norm → (…, D)."""
-        rotations = {layer.config: rotation(layer.config, positions, x.dtype) for layer in self.layers}
-        for i, layer in enumerate(self.layers):
+        rotations = {
+            layer.config: rotation(layer.config, positions, x.dtype)
+            for layer in self._typed_layers()
+        }
+        for i, layer in enumerate(self._typed_layers()):
             seen = None if watch is None else partial(watch.router, i)
             x = layer(x, rotations[layer.config], partial(attend, i), scalars[i], seen)
         return self.norm(x)
 
     @torch.inference_mode()
-    def encode(self, ids: Rows, cache: PrefixCache | None = None, *, chunk: int = 1024) -> PrefixCache:
+    def encode(
+        self, ids: Rows, cache: PrefixCache | None = None, *, chunk: int = 1024
+    ) -> PrefixCache:
         """Runs clean tokens through the causal mode and returns the lengthened prefix cache.
 
         ids: (B, P) or B rows of different length, each at least one token. cache: the prefixes that they continue
@@ -135,7 +145,9 @@ class DiffusionGemma(nn.Module):
         limit = self.config.text.max_position_embeddings
         for row, prefix in zip(rows, cache.lengths, strict=True):
             if prefix + len(row) > limit:
-                raise RequestError(f"{prefix + len(row)} tokens are more than the model's {limit}: shorten the prompt")
+                raise RequestError(
+                    f"{prefix + len(row)} tokens are more than the model's {limit}: shorten the prompt"
+                )
         views = [row.view() for row in cache.rows]
         longest = max(len(row) for row in rows)
         width = self.config.text.hidden_size
@@ -192,7 +204,9 @@ class DiffusionGemma(nn.Module):
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             mixed = []
-            parts = zip(rows, queries.split(length), keys.split(length), values.split(length), strict=True)
+            parts = zip(
+                rows, queries.split(length), keys.split(length), values.split(length), strict=True
+            )
             for i, (row, q, k, v) in enumerate(parts):
                 seen_keys, seen_values = row.overlay(layer, k, v)
                 mixed.append(attend_all(q, seen_keys, seen_values))
@@ -207,10 +221,15 @@ class DiffusionGemma(nn.Module):
             )
         x = self.self_conditioning(embedded, soft_embedding).flatten(0, 1)  # (N, D)
         positions = self._positions(rows, sizes)
-        return self.run_layers(x, positions, attend, self.decoder_scalars(), watch).unflatten(0, (batch, length))
+        return self.run_layers(x, positions, attend, self.decoder_scalars(), watch).unflatten(
+            0, (batch, length)
+        )
 
     def _positions(self, rows: list[RowCache], sizes: list[int]) -> Tensor:
-        spans = [torch.arange(row.length, row.length + size) for row, size in zip(rows, sizes, strict=True)]
+        spans = [
+            torch.arange(row.length, row.length + size)
+            for row, size in zip(rows, sizes, strict=True)
+        ]
         return torch.cat(spans).to(self.device)
 
     def _rows(self, ids: Rows) -> list[Tensor]:
@@ -219,7 +238,9 @@ class DiffusionGemma(nn.Module):
             raise RequestError("no rows of tokens to encode")
         for i, row in enumerate(rows):
             if row.dim() != 1 or not len(row):
-                raise RequestError(f"row {i} must hold at least one token id, got shape {tuple(row.shape)}")
+                raise RequestError(
+                    f"row {i} must hold at least one token id, got shape {tuple(row.shape)}"
+                )
         packed = torch.cat(rows)
         low, high = torch.aminmax(packed)
         if low < 0 or high >= self.config.text.vocab_size:

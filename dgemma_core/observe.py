@@ -54,7 +54,9 @@ class Watcher:
     def __init__(self, observe: Observe, prefixes: list[int], canvas_length: int) -> None:
         outside = [p for p in observe.attention_positions if not 0 <= p < canvas_length]
         if outside:
-            raise RequestError(f"attention position {outside[0]}: the canvas has 0 … {canvas_length - 1}")
+            raise RequestError(
+                f"attention position {outside[0]}: the canvas has 0 … {canvas_length - 1}"
+            )
         self.observe = observe
         self.prefixes = prefixes
         self.length = canvas_length
@@ -71,7 +73,9 @@ class Watcher:
             return
         asked = queries[list(positions)].float()  # (p, H, d)
         grouped = asked.unflatten(1, (len(keys), -1))  # (p, G, H/G, d)
-        weights = torch.einsum("pgrd,gsd->pgrs", grouped, keys.float()).softmax(dim=-1).flatten(1, 2)
+        weights = (
+            torch.einsum("pgrd,gsd->pgrs", grouped, keys.float()).softmax(dim=-1).flatten(1, 2)
+        )
         unseen = self.prefixes[row] + self.length - keys.shape[1]
         self.attentions[row].append(torch.nn.functional.pad(weights, (unseen, 0)))
 
@@ -82,8 +86,16 @@ class Watcher:
         routed = slice(row * self.length, (row + 1) * self.length)
         return Observed(
             top_ids=ids[row, :, :top] if top and ids is not None else None,
-            top_probabilities=probabilities[row, :, :top] if top and probabilities is not None else None,
-            router_ids=torch.stack([r.chosen[routed] for r in self.routings]) if self.routings else None,
-            router_weights=torch.stack([r.weights[routed] for r in self.routings]) if self.routings else None,
-            attention=torch.stack(self.attentions[row]) if self.observe.attention_positions else None,
+            top_probabilities=probabilities[row, :, :top]
+            if top and probabilities is not None
+            else None,
+            router_ids=torch.stack([r.chosen[routed] for r in self.routings])
+            if self.routings
+            else None,
+            router_weights=torch.stack([r.weights[routed] for r in self.routings])
+            if self.routings
+            else None,
+            attention=torch.stack(self.attentions[row])
+            if self.observe.attention_positions
+            else None,
         )

@@ -34,8 +34,12 @@ class NamedRecipe:
         return tuple(name for name, share in self.shares.items() for _ in range(share))
 
 
-_SLIDING = LayerConfig(full=False, num_key_value_heads=2, head_dim=32, rope_theta=1e4, rotary_fraction=1.0)
-_FULL = LayerConfig(full=True, num_key_value_heads=1, head_dim=64, rope_theta=1e6, rotary_fraction=0.25)
+_SLIDING = LayerConfig(
+    full=False, num_key_value_heads=2, head_dim=32, rope_theta=1e4, rotary_fraction=1.0
+)
+_FULL = LayerConfig(
+    full=True, num_key_value_heads=1, head_dim=64, rope_theta=1e6, rotary_fraction=0.25
+)
 
 FIRST = NamedRecipe(
     config=ModelConfig(
@@ -88,7 +92,10 @@ class FamilyTexts:
         from dgemma_core.families import training_example
 
         example = training_example(index, self.mix)
-        return Text(tuple(self.tokenizer.chat_ids(example.prompt)), tuple(self.tokenizer.encode(example.answer)))
+        return Text(
+            tuple(self.tokenizer.chat_ids(example.prompt)),
+            tuple(self.tokenizer.encode(example.answer)),
+        )
 
 
 def nano_tokenizer() -> Tokenizer:

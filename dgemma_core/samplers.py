@@ -164,7 +164,7 @@ class BlockRefinement:
     @property
     def filters(self) -> Filters | None:
         filters = Filters(self.top_k, self.top_p)
-        return None if filters == (None, None) else filters
+        return None if filters == Filters() else filters
 
     def plan(self, steps: int) -> tuple[PlannedStep, ...]:
         return _predict_only(steps, self.temperature)
@@ -183,8 +183,8 @@ class BlockRefinement:
         new = ~closed & ((ranks < need[:, None]) | (probability > self.threshold))
         written = new
         if self.editing_threshold is not None:
-            other = prediction.sample != state.canvas
-            written = new | (state.accepted & other & (probability > self.editing_threshold))
+            # no harm where the sample is the token, or where noise follows
+            written = new | (probability > self.editing_threshold)
         tokens = torch.where(written, prediction.sample, state.canvas)
         accepted = state.accepted | new
         return _next(state, draws, tokens, ~accepted, accepted)

@@ -1,4 +1,4 @@
-"""`dgemma train`: runs a recipe in a folder, with a progress bar, and leaves a checkpoint there in the public layout."""
+"""`dgemma train`: runs a recipe in a folder and leaves a checkpoint there in the public layout."""
 
 from __future__ import annotations
 
@@ -21,14 +21,19 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jin
 def train(
     recipe: Annotated[str, typer.Option(help="Name of a recipe: model, data and settings.")],
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where the run lives; runs/RECIPE if not given.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Where the run lives; runs/RECIPE if not given."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.")
+    ] = False,
     minutes: Annotated[
         float | None, typer.Option(help="Stop after so many minutes; --resume goes on later.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads; torch's choice if not given.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads; torch's choice if not given.")
+    ] = None,
 ) -> None:
     """Train a small model from a recipe. Ctrl-C saves; a killed run loses at most five minutes."""
     import torch
@@ -38,7 +43,9 @@ def train(
     chosen = named_recipe(recipe)
     folder = out or Path("runs") / recipe
     if (folder / "progress.json").exists() and not resume:
-        raise RequestError(f"{folder} holds a run: pass --resume to go on with it, or another --out")
+        raise RequestError(
+            f"{folder} holds a run: pass --resume to go on with it, or another --out"
+        )
     if minutes is not None and minutes <= 0:
         raise RequestError(f"--minutes must be above 0, got {minutes}")
     if threads is not None:
@@ -49,7 +56,9 @@ def train(
     if resume and not trainer.resume():
         raise RequestError(f"{folder} holds no run to resume: leave --resume out to start one")
     ended = run_with_progress(trainer, minutes)
-    print(f"step {trainer.progress.step} of {chosen.training.steps}, {trainer.progress.seconds / 60:.1f} minutes in all")
+    print(
+        f"step {trainer.progress.step} of {chosen.training.steps}, {trainer.progress.seconds / 60:.1f} minutes in all"
+    )
     print(f"curve: {plot_curve(trainer.progress.curve, folder / 'curve.html')}")
     if ended:
         print(f"checkpoint: {export(trainer.model, chosen, folder / 'checkpoint')}")
@@ -81,7 +90,10 @@ def run_with_progress(trainer: Trainer, minutes: float | None) -> bool:
 
         def report(progress: Progress, figures: dict[str, float]) -> None:
             bar.update()
-            bar.set_postfix(canvas=f"{figures['canvas_loss']:.3f}", causal=f"{figures['autoregressive_loss']:.3f}")
+            bar.set_postfix(
+                canvas=f"{figures['canvas_loss']:.3f}",
+                causal=f"{figures['autoregressive_loss']:.3f}",
+            )
 
         try:
             return trainer.run(minutes=minutes, report=report)
@@ -102,7 +114,9 @@ def export(model: DiffusionGemma, recipe: NamedRecipe, folder: Path) -> Path:
     copy.load_state_dict(model.state_dict())
     vision_config, vision = tiny_vision(recipe.config)
     vision = {name: tensor.to(torch.bfloat16) for name, tensor in vision.items()}
-    save_model(copy, folder, generation=recipe.generation, vision=vision, vision_config=vision_config)
+    save_model(
+        copy, folder, generation=recipe.generation, vision=vision, vision_config=vision_config
+    )
     for name in TOKENIZER_FILES:
         if (NANO / name).resolve() != (folder / name).resolve():
             shutil.copyfile(NANO / name, folder / name)
@@ -113,8 +127,15 @@ def plot_curve(curve: list[dict[str, Any]], path: Path) -> Path:
     """The learning curve as a standalone page."""
     import plotly.graph_objects as go
 
-    figure = go.Figure(layout={"yaxis": {"type": "log", "title": "nats a token"}, "xaxis": {"title": "examples"}})
-    for name, label in (("canvas_loss", "canvas (denoising)"), ("autoregressive_loss", "autoregressive")):
-        figure.add_scatter(x=[row["examples"] for row in curve], y=[row[name] for row in curve], name=label)
+    figure = go.Figure(
+        layout={"yaxis": {"type": "log", "title": "nats a token"}, "xaxis": {"title": "examples"}}
+    )
+    for name, label in (
+        ("canvas_loss", "canvas (denoising)"),
+        ("autoregressive_loss", "autoregressive"),
+    ):
+        figure.add_scatter(
+            x=[row["examples"] for row in curve], y=[row[name] for row in curve], name=label
+        )
     figure.write_html(path, include_plotlyjs=True, config={"showSendToCloud": False})
     return path

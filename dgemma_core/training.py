@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -67,11 +68,17 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_size, self.pool, self.micro_batches) < 1:
-            raise RequestError("a recipe's steps, batch_size, pool and micro_batches are at least 1")
+            raise RequestError(
+                "a recipe's steps, batch_size, pool and micro_batches are at least 1"
+            )
         if self.batch_size % self.micro_batches:
-            raise RequestError(f"batch_size {self.batch_size} does not divide into {self.micro_batches} micro-batches")
+            raise RequestError(
+                f"batch_size {self.batch_size} does not divide into {self.micro_batches} micro-batches"
+            )
         if not 0 <= self.self_conditioning <= 1:
-            raise RequestError(f"self_conditioning is a share of the examples, got {self.self_conditioning}")
+            raise RequestError(
+                f"self_conditioning is a share of the examples, got {self.self_conditioning}"
+            )
 
     def learning_rate_at(self, step: int) -> float:
         """Linear warm-up, then a cosine down to `final_learning_rate`."""
@@ -79,7 +86,9 @@ class Recipe:
             return self.learning_rate * (step + 1) / self.warmup
         done = (step - self.warmup) / max(1, self.steps - self.warmup)
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-        return self.learning_rate * (self.final_learning_rate + (1 - self.final_learning_rate) * cosine)
+        return self.learning_rate * (
+            self.final_learning_rate + (1 - self.final_learning_rate) * cosine
+        )
 
 
 @dataclass(frozen=True)
@@ -141,7 +150,9 @@ class DensePass:
         self.reach = int(batch.prefix.max())
         column = torch.arange(self.reach, device=model.device)
         length = batch.prefix.to(model.device).unsqueeze(1)
-        canvas = torch.ones(len(length), batch.canvas.shape[1], dtype=torch.bool, device=model.device)
+        canvas = torch.ones(
+            len(length), batch.canvas.shape[1], dtype=torch.bool, device=model.device
+        )
         inside = column < length
         recent = inside & (column >= length - (text.sliding_window - 1))
         self.full = _bias(torch.cat((inside, canvas), dim=1).unsqueeze(1))  # (B, 1, reach + C)
@@ -170,9 +181,13 @@ class DensePass:
         clean = self.batch.clean.to(self.model.device)
         positions = torch.arange(clean.shape[1], device=clean.device)
         model = self.model
-        return model.run_layers(model.embed(clean), positions, attend, model.encoder_scalars(), self)
+        return model.run_layers(
+            model.embed(clean), positions, attend, model.encoder_scalars(), self
+        )
 
-    def denoise(self, canvas: Tensor, soft_embedding: Tensor | None, rows: slice = slice(None)) -> Tensor:
+    def denoise(
+        self, canvas: Tensor, soft_embedding: Tensor | None, rows: slice = slice(None)
+    ) -> Tensor:
         """The bidirectional mode over noised canvases (rows, C) → hidden (rows, C, D)."""
         model = self.model
         assert model.self_conditioning is not None
@@ -198,18 +213,28 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     batch, count, heads, d = q.shape
     span, groups = k.shape[1], k.shape[2]
     share = heads // groups
-    q = q.view(batch, count, groups, share, d).permute(0, 2, 3, 1, 4).reshape(batch * groups, share * count, d)
+    q = (
+        q.view(batch, count, groups, share, d)
+        .permute(0, 2, 3, 1, 4)
+        .reshape(batch * groups, share * count, d)
+    )
     k = k.transpose(1, 2).reshape(batch * groups, span, d)
     v = v.transpose(1, 2).reshape(batch * groups, span, d)
     scores = torch.bmm(q, k.transpose(1, 2)).view(batch, groups * share, count, span)
     weights = (scores + bias.unsqueeze(1)).softmax(dim=-1).to(v.dtype)
     mixed = torch.bmm(weights.view(batch * groups, share * count, span), v)
-    return mixed.view(batch, groups, share, count, d).permute(0, 3, 1, 2, 4).reshape(batch, count, heads, d)
+    return (
+        mixed.view(batch, groups, share, count, d)
+        .permute(0, 3, 1, 2, 4)
+        .reshape(batch, count, heads, d)
+    )
 
 
 def _bias(visible: Tensor) -> Tensor:
     """0 where visible, a large negative number elsewhere; bfloat16, as the scores are under autocast."""
-    return torch.zeros(visible.shape, dtype=torch.bfloat16, device=visible.device).masked_fill_(~visible, -1e4)
+    return torch.zeros(visible.shape, dtype=torch.bfloat16, device=visible.device).masked_fill_(
+        ~visible, -1e4
+    )
 
 
 @dataclass(frozen=True)
@@ -221,7 +246,11 @@ class Losses:
     balance: Tensor
 
     def total(self, recipe: Recipe) -> Tensor:
-        return self.canvas + recipe.autoregressive * self.autoregressive + recipe.balance * self.balance
+        return (
+            self.canvas
+            + recipe.autoregressive * self.autoregressive
+            + recipe.balance * self.balance
+        )
 
 
 def _raw_logits(model: DiffusionGemma, hidden: Tensor) -> Tensor:
@@ -313,8 +342,13 @@ def batches(
         ]
         order = sorted(range(per_pool), key=lambda i: lengths[i])
         # Micro-batch m of a step comes from the m-th range of lengths, at a random place in it.
-        places = [torch.randperm(recipe.pool, generator=generator).tolist() for _ in range(recipe.micro_batches)]
-        shuffles = [torch.randperm(part, generator=generator).tolist() for _ in range(recipe.micro_batches)]
+        places = [
+            torch.randperm(recipe.pool, generator=generator).tolist()
+            for _ in range(recipe.micro_batches)
+        ]
+        shuffles = [
+            torch.randperm(part, generator=generator).tolist() for _ in range(recipe.micro_batches)
+        ]
         for step in range(recipe.pool):
             if not start <= pool * recipe.pool + step < recipe.steps:
                 continue
@@ -323,7 +357,12 @@ def batches(
                 first = (m * recipe.pool + places[m][step]) * part
                 members = [order[first + i] for i in shuffles[m]]
                 micro.append(
-                    collate([drawn[i] for i in members], canvas_length, end, [chosen[i] for i in members])
+                    collate(
+                        [drawn[i] for i in members],
+                        canvas_length,
+                        end,
+                        [chosen[i] for i in members],
+                    )
                 )
             yield micro
 
@@ -363,10 +402,12 @@ class Trainer:
         self.progress = Progress()
         for parameter in model.parameters():
             parameter.requires_grad_(True)
-        matrices = [p for p in model.parameters() if p.dim() >= 2]
-        others = [p for p in model.parameters() if p.dim() < 2]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in model.parameters() if p.dim() >= 2]},
+            {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
+        ]
         self.optimiser = torch.optim.AdamW(
-            [{"params": matrices}, {"params": others, "weight_decay": 0.0}],
+            groups,
             lr=recipe.learning_rate,
             betas=recipe.betas,
             weight_decay=recipe.weight_decay,
@@ -382,10 +423,12 @@ class Trainer:
         sums = torch.zeros(3)
         for m, batch in enumerate(micro):
             with torch.autocast(self.model.device.type, dtype=torch.bfloat16):
-                parts = loss(self.model, batch, self.recipe, _generator(self.recipe.seed, 2, step, m))
+                parts = loss(
+                    self.model, batch, self.recipe, _generator(self.recipe.seed, 2, step, m)
+                )
             (parts.total(self.recipe) / len(micro)).backward()
-            figures = torch.stack((parts.canvas, parts.autoregressive, parts.balance))
-            sums += figures.detach().float().cpu() / len(micro)
+            values = torch.stack((parts.canvas, parts.autoregressive, parts.balance))
+            sums += values.detach().float().cpu() / len(micro)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
         canvas, autoregressive, balance = sums.tolist()
         figures = {
@@ -396,7 +439,7 @@ class Trainer:
         }
         if not all(math.isfinite(value) for value in figures.values()):
             raise RequestError(
-                f"training diverged at step {step} ({figures}); resume from the last checkpoint with a lower learning rate"
+                f"training diverged at step {step} ({figures}); start anew with a lower learning rate"
             )
         self.optimiser.step()
         return figures
@@ -414,7 +457,9 @@ class Trainer:
         before = self.progress.seconds
         sums: dict[str, float] = {}
         count = 0
-        for micro in batches(self.texts, self.recipe, self.canvas_length, self.end, self.progress.step):
+        for micro in batches(
+            self.texts, self.recipe, self.canvas_length, self.end, self.progress.step
+        ):
             figures = self.step(micro)
             self.progress.step += 1
             now = time.monotonic()
@@ -424,8 +469,14 @@ class Trainer:
             if self.progress.step % curve_every == 0:
                 means = {name: value / count for name, value in sums.items()}
                 examples = self.progress.step * self.recipe.batch_size
-                row = {"step": self.progress.step, "examples": examples, "seconds": round(self.progress.seconds, 1)}
-                self.progress.curve.append({**row, **{name: round(value, 5) for name, value in means.items()}})
+                row = {
+                    "step": self.progress.step,
+                    "examples": examples,
+                    "seconds": round(self.progress.seconds, 1),
+                }
+                self.progress.curve.append(
+                    {**row, **{name: round(value, 5) for name, value in means.items()}}
+                )
                 sums, count = {}, 0
             if report is not None:
                 report(self.progress, figures)
@@ -451,7 +502,9 @@ class Trainer:
             for key, value in self.optimiser.state[parameter].items()
         }
         files = {
-            f"weights-{step}.safetensors": {name: p.detach().contiguous() for name, p in names.items()},
+            f"weights-{step}.safetensors": {
+                name: p.detach().contiguous() for name, p in names.items()
+            },
             f"optimiser-{step}.safetensors": states,
         }
         for name, tensors in files.items():
