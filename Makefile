@@ -1,0 +1,55 @@
+# make lab    sets everything up (once) and opens the first notebook in JupyterLab
+# make test   sets everything up (once) and runs what a change must pass
+# make lint   the linter and the type checker alone
+#
+# JUPYTER_FLAGS, e.g. "--no-browser --port 9000", and PYTEST_FLAGS, e.g. "-x -k trace", are handed on.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --constraint constraints.txt
+NOTEBOOKS := $(if $(wildcard notebooks/*.ipynb),notebooks)
+JS_TESTS := $(wildcard tests/lab/*.test.mjs)
+ALLOW_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
+
+.PHONY: lab test lint chromium clean
+
+lab: $(VENV)/.lab
+	$(BIN)/jupyter lab $(ALLOW_ROOT) $(JUPYTER_FLAGS) notebooks/01_first_canvas.ipynb
+
+test: lint chromium
+	$(if $(JS_TESTS),node --test $(JS_TESTS))
+	$(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=60 $(PYTEST_FLAGS) tests $(NOTEBOOKS)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The stamps: set-up runs again only when a dependency or a pin has changed.
+# torch goes first and alone: asked for with its exact pin, a local build of it (CPU) is taken where pip has one.
+$(VENV)/.lab: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; name one: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $$(grep '^torch==' constraints.txt)
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.lab
+	$(PIP) --editable '.[test]'
+	mkdir -p $(VENV)/names
+	ln -sfn ../../lab $(VENV)/names/dgemma_lab
+	ln -sfn ../../evals $(VENV)/names/dgemma_evals
+	touch $@
+
+# The browser tests drive Debian's own Chromium.
+chromium:
+	@command -v chromium >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update && apt-get install --yes --no-install-recommends chromium; \
+	  else \
+	    echo 'The browser tests need chromium on the PATH (Debian, Ubuntu: sudo apt-get install chromium).' >&2; exit 1; \
+	  fi; }
+
+clean:
+	rm -rf $(VENV) build *.egg-info
