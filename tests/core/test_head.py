@@ -1,0 +1,360 @@
+"""The streamed head against a plain float64 softmax over whole rows, and what it may not allocate."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dgemma_core.draws import CounterDraws, OracleDraws, RowKey
+from dgemma_core.errors import RequestError
+from dgemma_core.head import Filters, Prediction, VocabularyHead, filtered
+from tests.core import plain_head
+
+CASES = range(80)
+
+
+@dataclass(frozen=True)
+class Uniforms:
+    """Draws of given uniform numbers (B, C)."""
+
+    uniform: Tensor
+
+    def multinomial(self, probabilities: Tensor) -> Tensor:
+        raise AssertionError("uniform numbers are there")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One drawn call of `predict`."""
+
+    weight: Tensor
+    hidden: Tensor
+    cap: float
+    slice_size: int
+    temperature: Tensor | float
+    options: dict[str, Any]
+    draws: Uniforms
+
+    @property
+    def head(self) -> VocabularyHead:
+        return VocabularyHead(self.weight, self.cap, self.slice_size)
+
+    def logits(self) -> Tensor:
+        """Soft-capped, (B, C, V) float64; the product is rounded to the weights' dtype, as theirs."""
+        return self.cap * torch.tanh((self.hidden @ self.weight.T).double() / self.cap)
+
+    def predict(self) -> Prediction:
+        return self.head.predict(self.hidden, self.temperature, self.draws, **self.options)
+
+    def plain(self) -> plain_head.PlainPrediction:
+        embedding = self.weight.double() if self.options["soft"] else None
+        options = {name: value for name, value in self.options.items() if name != "soft"}
+        return plain_head.predict(
+            self.logits(), self.temperature, self.draws, embedding=embedding, **options
+        )
+
+
+def draw_case(number: int, *, integers: bool = False, dtype: torch.dtype = torch.float32) -> Case:
+    """Case `number`. With `integers` every product is exact in any order of summation, whatever the
+    slices; then many logits are equal."""
+    rng = random.Random(f"head {number}")
+    generator = torch.Generator().manual_seed(number)
+    vocab, width = rng.choice([7, 33, 64, 200]), rng.choice([3, 8, 16])
+    batch, length = rng.randint(1, 3), rng.randint(1, 6)
+    if integers:
+        weight = torch.randint(-1, 2, (vocab, width), generator=generator).float()
+        hidden = torch.randint(-2, 3, (batch, length, width), generator=generator).float()
+    else:
+        weight = torch.randn(vocab, width, generator=generator)
+        hidden = torch.randn(batch, length, width, generator=generator)
+    temperature: Tensor | float = rng.choice([0.0, 0.4, 1.0, 2.0])
+    if rng.random() < 0.3:
+        temperature = torch.tensor([rng.choice([0.4, 0.8, 1.0, 2.0]) for _ in range(batch)])
+    sampled = isinstance(temperature, Tensor) or temperature > 0
+    filters = rng.choice([None, None, Filters(3), Filters(None, 0.7), Filters(5, 0.5)])
+    if not integers:
+        # from nearly uniform to most logits at the cap, where a filter's edge is a matter of rounding
+        hidden *= rng.choice([0.01, 1.0, 3.0, *([] if sampled and filters else [1000.0])])
+    return Case(
+        weight=weight.to(dtype),
+        hidden=hidden.to(dtype),
+        cap=rng.choice([30.0, 5.0]),
+        slice_size=rng.choice([1, 3, 10, vocab // 2, vocab, vocab + 5]),
+        temperature=temperature,
+        options={
+            "reference": rng.choice(["tempered", "raw"]),
+            "filters": filters if sampled and not integers else None,
+            "soft": rng.random() < 0.7,
+            "top_k": rng.choice([0, 1, 4, vocab]),
+        },
+        draws=Uniforms(torch.rand(batch, length, generator=generator, dtype=torch.float64)),
+    )
+
+
+def sampling_edges(case: Case, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """The cumulative probabilities, in vocabulary order, before and after each token (B, C)."""
+    batch = len(case.hidden)
+    temperature = torch.as_tensor(case.temperature, dtype=torch.float32).expand(batch)
+    logits = plain_head.cut(case.logits() / temperature[:, None, None], case.options["filters"])
+    cumulative = logits.softmax(-1).cumsum(-1)
+    after = cumulative.gather(-1, tokens[..., None]).squeeze(-1)
+    before = (cumulative - logits.softmax(-1)).gather(-1, tokens[..., None]).squeeze(-1)
+    return before, after
+
+
+def close(ours: Tensor, plain: Tensor, tolerance: float) -> None:
+    torch.testing.assert_close(ours.double(), plain.double(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("number", CASES)
+def test_prediction_is_the_plain_softmaxs(number: int) -> None:
+    case = draw_case(number)
+    ours, plain, logits = case.predict(), case.plain(), case.logits()
+    for name in ("argmax_probability", "entropy", "logsumexp"):
+        close(getattr(ours, name), getattr(plain, name), 2e-5)
+    # Which of two nearly equal tokens is ahead is a matter of rounding: compare their logits.
+    best = logits.amax(-1)
+    close(logits.gather(-1, ours.argmax[..., None]).squeeze(-1), best, 1e-5)
+    close(ours.token_logit(ours.argmax), best, 1e-5)
+    if case.options["soft"]:
+        assert ours.soft_embedding is not None and plain.soft_embedding is not None
+        close(ours.soft_embedding, plain.soft_embedding, 1e-4)
+    else:
+        assert ours.soft_embedding is None
+    if case.options["top_k"]:
+        assert ours.top_ids is not None and ours.top_logits is not None
+        close(ours.top_logits, plain.top_logits, 1e-4)
+        close(ours.top_probabilities, plain.top_probabilities, 1e-4)
+        assert (ours.top_ids.sort(-1).values.diff() > 0).all(), "a token twice"
+    else:
+        assert ours.top_ids is None and ours.top_probabilities is None
+    if isinstance(case.temperature, float) and case.temperature == 0:
+        assert torch.equal(ours.sample, ours.argmax)
+        close(ours.sample_probability, logits.softmax(-1).amax(-1), 1e-4)
+        return
+    before, after = sampling_edges(case, ours.sample)
+    assert (before - 1e-5 <= case.draws.uniform).all() and (
+        case.draws.uniform <= after + 1e-5
+    ).all()
+    close(ours.sample_probability, after - before, 1e-4)
+
+
+@pytest.mark.parametrize("number", CASES)
+def test_ties_go_to_the_lowest_index(number: int) -> None:
+    """Exact products: argmax and sample are those of the plain softmax, whatever the slices."""
+    case = draw_case(number, integers=True)
+    ours, plain = case.predict(), case.plain()
+    logits = case.logits()
+    assert torch.equal(ours.argmax, logits.argmax(-1))
+    before, after = sampling_edges(case, ours.sample)
+    if not torch.equal(ours.sample, plain.sample):
+        differs = ours.sample != plain.sample
+        edge = torch.minimum(
+            (before - case.draws.uniform).abs(), (after - case.draws.uniform).abs()
+        )
+        assert (edge[differs] < 1e-6).all()
+    close(ours.entropy, plain.entropy, 1e-4)
+
+
+def test_the_drawn_cases_reach_everything() -> None:
+    cases = [draw_case(number) for number in CASES]
+    assert {case.options["reference"] for case in cases} == {"tempered", "raw"}
+    assert sum(case.options["filters"] is not None for case in cases) >= 20
+    assert sum(isinstance(case.temperature, Tensor) for case in cases) >= 10
+    assert {c.temperature for c in cases if isinstance(c.temperature, float)} == {0, 0.4, 1, 2}
+    assert sum(len(case.weight) % case.slice_size > 0 for case in cases) >= 10
+    assert sum(case.slice_size >= len(case.weight) for case in cases) >= 10
+    assert sum(bool((case.logits().abs() >= 0.999 * case.cap).any()) for case in cases) >= 10
+    exact = [draw_case(number, integers=True).logits() for number in CASES]
+    assert sum(bool(((z == z.amax(-1, keepdim=True)).sum(-1) > 1).any()) for z in exact) >= 40
+
+
+@pytest.mark.parametrize("number", range(30))
+def test_bfloat16(number: int) -> None:
+    """Logits of integers are exact in bfloat16 too, so only later roundings show: the soft
+    embedding is summed in bfloat16 products (2⁻⁸ each), all other fields in float32."""
+    case = draw_case(number, integers=True, dtype=torch.bfloat16)
+    ours, plain = case.predict(), case.plain()
+    assert torch.equal(ours.argmax, case.logits().argmax(-1))
+    for name in ("argmax_probability", "entropy", "logsumexp"):
+        assert getattr(ours, name).dtype == torch.float32
+        close(getattr(ours, name), getattr(plain, name), 2e-5)
+    close(ours.token_logit(ours.argmax), case.logits().amax(-1), 1e-5)
+    if case.options["soft"]:
+        assert ours.soft_embedding is not None
+        assert ours.soft_embedding.dtype == torch.bfloat16
+        close(ours.soft_embedding, plain.soft_embedding, 0.03)
+
+
+def test_logits_are_exact_at_the_extremes() -> None:
+    """Nothing overflows where all mass is on one token, or on none."""
+    weight = torch.eye(5)
+    sure, lost = 1e30 * torch.eye(5)[3], torch.zeros(5)
+    ours = VocabularyHead(weight, 30.0, 2).predict(
+        torch.stack([sure, lost])[None], 0.01, top_k=5, draws=Uniforms(torch.full((1, 2), 0.999))
+    )
+    assert ours.sample.tolist() == [[3, 4]] and ours.argmax.tolist() == [[3, 0]]
+    assert ours.entropy[0].tolist() == pytest.approx([0.0, math.log(5)], abs=1e-6)
+    assert ours.argmax_probability[0].tolist() == pytest.approx([1.0, 0.2])
+    assert torch.isfinite(ours.soft_embedding).all() and torch.isfinite(ours.logsumexp).all()
+
+
+@pytest.mark.parametrize(
+    ("temperature", "filters"),
+    [(1.0, None), (0.6, None), (2.0, None), (1.5, Filters(6)), (1.5, Filters(None, 0.8))],
+)
+def test_samples_are_fair(temperature: float, filters: Filters | None) -> None:
+    """χ² of many samples of one distribution against it; nothing outside the filters is drawn."""
+    count, vocab = 20_000, 17
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(vocab, 4, generator=generator)
+    hidden = torch.randn(4, generator=generator).expand(1, count, 4)
+    draws = CounterDraws().step([RowKey(5, 0)], [0], count)
+    head = VocabularyHead(weight, 30.0, slice_size=5)
+    sample = head.predict(hidden, temperature, draws, filters=filters, soft=False).sample
+    logits = 30 * torch.tanh((hidden[0, 0] @ weight.T).double() / 30) / temperature
+    p = plain_head.cut(logits, filters).softmax(-1)
+    counts = sample.flatten().bincount(minlength=vocab).double()
+    assert counts[p == 0].sum() == 0
+    p, counts = p[p > 0], counts[p > 0]
+    freedom = len(p) - 1
+    statistic = ((counts - count * p) ** 2 / (count * p)).sum()
+    assert abs(statistic - freedom) / math.sqrt(2 * freedom) < 5
+
+
+def test_samples_do_not_depend_on_slices_and_neighbours() -> None:
+    generator = torch.Generator().manual_seed(1)
+    weight, hidden = (
+        torch.randn(100, 8, generator=generator),
+        torch.randn(6, 8, 8, generator=generator),
+    )
+    keys = [RowKey(seed, 2) for seed in range(6)]
+    whole = VocabularyHead(weight, 30.0).predict(hidden, 0.7, CounterDraws().step(keys, [4] * 6, 8))
+    for slice_size in (1, 7, 33, 50, 99, 100):
+        head = VocabularyHead(weight, 30.0, slice_size)
+        sliced = head.predict(hidden, 0.7, CounterDraws().step(keys, [4] * 6, 8))
+        assert torch.equal(sliced.sample, whole.sample)
+        close(sliced.sample_probability, whole.sample_probability, 1e-5)
+    for row, key in enumerate(keys):
+        head = VocabularyHead(weight, 30.0, 33)
+        alone = head.predict(hidden[row : row + 1], 0.7, CounterDraws().step([key], [4], 8))
+        assert torch.equal(alone.sample[0], whole.sample[row])
+
+
+def test_oracle_draws_take_whole_rows_in_order() -> None:
+    """Blocks of rows consume the generator as one multinomial over all of them."""
+    generator = torch.Generator().manual_seed(1)
+    weight, hidden = (
+        torch.randn(40, 8, generator=generator),
+        torch.randn(2, 5, 8, generator=generator),
+    )
+    head = VocabularyHead(weight, 30.0, 16)
+    draws = OracleDraws(torch.Generator().manual_seed(7)).step([RowKey(0, 0)] * 2, [0, 0], 5)
+    sample = head.predict(hidden, 0.5, draws, soft=False).sample
+    probabilities = (head.logits(hidden) / 0.5).softmax(-1).view(10, 40)
+    theirs = torch.multinomial(probabilities, 1, generator=torch.Generator().manual_seed(7))
+    assert torch.equal(sample, theirs.view(2, 5))
+
+
+class Largest(TorchDispatchMode):
+    """The elements of the largest tensor that any operation returns, views of given ones apart."""
+
+    def __init__(self, *given: Tensor) -> None:
+        super().__init__()
+        self.given = {tensor.untyped_storage().data_ptr() for tensor in given}
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, Tensor):
+                own = tensor.untyped_storage().data_ptr() not in self.given
+                self.elements = max(self.elements, own * tensor.numel())
+        return result
+
+
+@pytest.mark.parametrize("reference", ["tempered", "raw"])
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_the_streamed_path_allocates_slices_only(reference: Any, temperature: float) -> None:
+    rows, width, vocab, size = 48, 16, 4096, 128
+    weight, hidden = torch.randn(vocab, width), torch.randn(2, rows // 2, width)
+    draws = CounterDraws().step([RowKey(0, 0), RowKey(1, 0)], [0, 0], rows // 2)
+    head = VocabularyHead(weight, 30.0, size)
+    with torch.inference_mode(), Largest(weight) as largest:
+        head.predict(hidden, temperature, draws, reference=reference, top_k=8)
+    assert rows * size <= largest.elements < 2 * rows * size
+    with torch.inference_mode(), Largest(weight) as largest:
+        head.token_logprob(hidden, torch.randint(vocab, (2, rows // 2)))
+        head.token_logit(hidden, torch.randint(vocab, (2, rows // 2)))
+    assert rows * size <= largest.elements < 2 * rows * size
+    with torch.inference_mode(), Largest(weight) as largest:
+        head.logits(hidden)
+    assert largest.elements == rows * vocab, "the measure sees whole rows"
+
+
+@pytest.mark.parametrize("number", range(20))
+def test_token_logprob_and_rows(number: int) -> None:
+    case = draw_case(number)
+    logits = case.logits()
+    tokens = torch.randint(len(case.weight), case.hidden.shape[:2])
+    expected = logits.log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)
+    close(case.head.token_logprob(case.hidden, tokens), expected, 1e-4)
+    ours = case.predict()
+    close(ours.token_logit(tokens), logits.gather(-1, tokens[..., None]).squeeze(-1), 1e-5)
+    rows = ours.rows(0, torch.tensor([0]))
+    assert rows.dtype == torch.float64
+    close(rows, logits[0, :1], 1e-5)
+
+
+def test_token_logit_in_bfloat16_rounds_as_the_logits_do() -> None:
+    """The corrector compares `token_logit` with `top_logits`: both are products of one rounding."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(500, 256, generator=generator).bfloat16()
+    hidden = torch.randn(1, 500, 256, generator=generator).bfloat16()
+    head = VocabularyHead(weight, 30.0)
+    tokens = torch.arange(500)[None]
+    ours, whole = head.token_logit(hidden, tokens), head.logits(hidden)[0].diagonal()[None]
+    # the order of summation may flip a rounding now and then, by one unit in the last place
+    assert (ours == whole).float().mean() > 0.98
+    close(ours, whole, 2**-7)
+
+
+def test_filters_keep_ties_and_the_first_token() -> None:
+    logits = torch.tensor([[3.0, 1.0, 1.0, 0.0]])
+    assert filtered(logits, Filters(2)).isfinite().tolist() == [[True, True, True, False]]
+    assert filtered(logits, Filters(9)).isfinite().all()
+    assert filtered(logits, Filters(None, 0.1)).isfinite().tolist() == [[True, False, False, False]]
+    assert filtered(logits, Filters(None, 1.0)).isfinite().all()
+
+
+WEIGHT = torch.randn(6, 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "words"),
+    [
+        ((0.0,), {"top_k": 7}, "0 … 6"),
+        ((0.0,), {"top_k": -1}, "0 … 6"),
+        ((1.0,), {}, "needs random draws"),
+        ((-1.0, Uniforms(torch.rand(2, 3))), {}, "temperature"),
+        ((torch.tensor([0.0, 1.0]), Uniforms(torch.rand(2, 3))), {}, "temperature"),
+        ((float("nan"), Uniforms(torch.rand(2, 3))), {}, "temperature"),
+        ((0.0,), {"filters": Filters(2)}, "no effect"),
+    ],
+)
+def test_refusals(arguments: tuple[Any, ...], options: dict[str, Any], words: str) -> None:
+    with pytest.raises(RequestError, match=words):
+        VocabularyHead(WEIGHT, 30.0).predict(torch.randn(2, 3, 4), *arguments, **options)
+
+
+@pytest.mark.parametrize("token", [-100, -1, 6])
+def test_logprob_of_no_token_is_refused(token: int) -> None:
+    with pytest.raises(RequestError, match="0 … 5"):
+        VocabularyHead(WEIGHT, 30.0, 4).token_logprob(torch.randn(2, 4), torch.tensor([0, token]))
