@@ -45,9 +45,8 @@ class Request:
 
     ids: the prompt. prefix: the cache of its first tokens, where they have been encoded before (an earlier turn).
     max_new_tokens: the limit of kept tokens. stop: strings that end the text and are not kept. pins: answer position →
-    token id that it must hold. state: where to continue from, instead of the prompt's end (then `ids` is its prompt, the
-    seed is its own too, and pins are laid over its own).
-    id: the name that its events carry.
+    token id that it must hold. state: where to continue from, instead of the prompt's end; `ids` is then its prompt,
+    the seed is the state's own, and pins are laid over the state's. id: the name that its events carry.
     """
 
     ids: Sequence[int]
@@ -263,7 +262,7 @@ class _CanvasLoop:
         rows: list[_Row] = []
         while True:
             joining = _join(self.model, waiting, batch_size - len(rows), self.decode, DecodeState)
-            if self.lockstep and joining and rows:
+            if self.lockstep and joining and next(waiting, None) is not None:
                 raise RequestError(
                     "OracleDraws needs one fixed batch: set batch_size to the number of requests"
                 )

@@ -24,6 +24,12 @@ def train(
         Path | None,
         typer.Option(metavar="DIR", help="Where the run lives; runs/RECIPE if not given."),
     ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="MODEL", help="Begin with these weights: nano, or a folder."
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.")
     ] = False,
@@ -52,23 +58,25 @@ def train(
         if threads < 1:
             raise RequestError(f"--threads must be at least 1, got {threads}")
         torch.set_num_threads(threads)
-    trainer = make_trainer(chosen, folder, device)
+    if resume and start is not None:
+        raise RequestError("--resume goes on with the run's own weights: leave --from out")
+    trainer = make_trainer(chosen, folder, device, start)
     if resume and not trainer.resume():
         raise RequestError(f"{folder} holds no run to resume: leave --resume out to start one")
     ended = run_with_progress(trainer, minutes)
-    print(
-        f"step {trainer.progress.step} of {chosen.training.steps}, {trainer.progress.seconds / 60:.1f} minutes in all"
-    )
-    print(f"curve: {plot_curve(trainer.progress.curve, folder / 'curve.html')}")
-    if ended:
-        print(f"checkpoint: {export(trainer.model, chosen, folder / 'checkpoint')}")
-    else:
+    progress = trainer.progress
+    print(f"step {progress.step} of {chosen.training.steps}, {progress.seconds / 60:.1f} minutes")
+    print(f"curve: {plot_curve(progress.curve, folder / 'curve.html')}")
+    print(f"checkpoint: {export(trainer.model, chosen, folder / 'checkpoint')}")
+    if not ended:
         print("stopped before the recipe's end: go on with --resume")
 
 
-def make_trainer(recipe: NamedRecipe, folder: Path, device: str = "auto") -> Trainer:
-    """A trainer at step 0, its model initialised from the recipe's seed."""
-    from dgemma_core.checkpoint import resolve_device
+def make_trainer(
+    recipe: NamedRecipe, folder: Path, device: str = "auto", start: str | None = None
+) -> Trainer:
+    """A trainer at step 0: its model initialised from the recipe's seed, or from the checkpoint `start`."""
+    from dgemma_core.checkpoint import find_folder, load_model, resolve_device
     from dgemma_core.model import DiffusionGemma
     from dgemma_core.recipes import TURN_END, FamilyTexts, nano_tokenizer
     from dgemma_core.training import Trainer, initialise
@@ -77,7 +85,15 @@ def make_trainer(recipe: NamedRecipe, folder: Path, device: str = "auto") -> Tra
     end = tokenizer.token_id(TURN_END)
     assert end is not None
     model = DiffusionGemma(recipe.config)
-    initialise(model, recipe.training.seed)
+    if start is None:
+        initialise(model, recipe.training.seed)
+    else:
+        given = load_model(find_folder(start), dtype="float32", device="cpu")
+        if given.config.text != recipe.config.text:
+            raise RequestError(
+                f"{start} has another shape than the recipe's model: train without --from"
+            )
+        model.load_state_dict(given.state_dict())
     model.to(resolve_device(device))
     return Trainer(model, FamilyTexts(recipe.mix, tokenizer), recipe.training, folder, end=end)
 
