@@ -74,7 +74,9 @@ class StateStore:
             # Nothing is replayed beyond a run's last state, yet a reader most likely returns to it.
             costs[run, ordered[-1]] = ordered[-1] - ordered[-2] + 1
         newest = next(reversed(self._states))
-        return min((place for place in self._states if place != newest), key=lambda place: costs[place])
+        return min(
+            (place for place in self._states if place != newest), key=lambda place: costs[place]
+        )
 
 
 def _own(state: DecodeState) -> Iterator[Tensor]:

@@ -319,14 +319,15 @@ class Trace:
         return _same_canvas_before(self, self.accepted) & ~self.accepted & ~self.pinned
 
     def after_eos(self) -> NDArray[np.bool_]:
-        """(n,): behind the first EOS of that pass's argmax canvas.
+        """(n,): behind an EOS that stays on the canvas: accepted or pinned.
 
         At a canvas's last pass also what its commit did not keep.
         """
         after = np.zeros(int(self.offsets[-1]), dtype=np.bool_)
         if self.mode == "autoregressive":
             return after
-        is_eos = np.isin(self.argmax, sorted(self.eos_ids()))
+        held = self.accepted | self.pinned
+        is_eos = held & np.isin(self.tokens_out, sorted(self.eos_ids()))
         kept = dict(zip(self.commit_canvas.tolist(), self.commit_kept.tolist(), strict=True))
         for r, (start, stop) in enumerate(zip(self.offsets, self.offsets[1:], strict=False)):
             row = is_eos[start:stop]

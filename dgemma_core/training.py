@@ -529,7 +529,8 @@ class Trainer:
             return False
         try:
             record = json.loads(path.read_text())
-            step = int(record["step"])
+            step, recipe = int(record["step"]), dict(record["recipe"])
+            progress = Progress(step, float(record["seconds"]), list(record["curve"]))
             weights = load_file(self.folder / f"weights-{step}.safetensors")
             states = load_file(self.folder / f"optimiser-{step}.safetensors")
         except Exception as error:
@@ -537,20 +538,35 @@ class Trainer:
                 f"{self.folder} holds a damaged training checkpoint ({error}); remove the folder to start anew"
             ) from error
         wanted = json.loads(json.dumps(asdict(self.recipe)))
-        changed = [key for key in wanted if record["recipe"].get(key) != wanted[key]]
+        changed = [key for key in wanted if recipe.get(key) != wanted[key]]
         if changed:
             raise CheckpointError(
                 f"{path} was written by another recipe ({', '.join(changed)} differ): "
                 "resume with the same settings, or train into another folder"
             )
+        parameters = dict(self.model.named_parameters())
+        kept = {name: tensor.shape for name, tensor in weights.items()}
+        if kept != {name: parameter.shape for name, parameter in parameters.items()}:
+            raise CheckpointError(
+                f"{self.folder} holds the weights of another model: resume with the same configuration, "
+                "or train into another folder"
+            )
+        moments = (
+            ("step", "exp_avg", "exp_avg_sq") if step else ()
+        )  # before the first update there are none
+        if states.keys() != {f"{name}.{key}" for name in parameters for key in moments}:
+            raise CheckpointError(
+                f"{self.folder} holds a damaged training checkpoint (the optimiser's state is not that of the weights); "
+                "remove the folder to start anew"
+            )
         with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
+            for name, parameter in parameters.items():
                 parameter.copy_(weights[name])
-                self.optimiser.state[parameter] = {
-                    key: states[f"{name}.{key}"].to(parameter.device if key != "step" else "cpu")
-                    for key in ("step", "exp_avg", "exp_avg_sq")
-                }
-        self.progress = Progress(step, float(record["seconds"]), list(record["curve"]))
+                if step:
+                    self.optimiser.state[parameter] = {
+                        key: states[f"{name}.{key}"].to(parameter.device) for key in moments
+                    }
+        self.progress = progress
         return True
 
 

@@ -220,6 +220,12 @@ class TestOracleOrder:
         assert torch.equal(resampled.flatten(), multinomial(q.view(-1, size)))
         assert torch.equal(ours.get_state(), theirs.get_state())
 
+    def test_gumbel_noise_survives_a_uniform_of_zero(self, monkeypatch):
+        monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.zeros(shape))
+        noise = OracleDraws().step([RowKey(0, 0)], [0], 3).gumbel()
+        expected = -math.log(-math.log(1e-12))
+        torch.testing.assert_close(noise, torch.full((1, 3), expected, dtype=torch.float64))
+
     def test_multinomial_may_be_asked_in_blocks_of_rows(self):
         p = torch.rand(37, 1003, generator=torch.Generator().manual_seed(0))
         whole = OracleDraws(torch.Generator().manual_seed(4)).step([RowKey(0, 0)], [0], 37)

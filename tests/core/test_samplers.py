@@ -580,12 +580,13 @@ def test_ddim_samples_the_posterior_of_uniform_diffusion(agree):
         assert abs(z_score(hits, length, forward[x] * prior[x] / total)) < 4.5
 
 
-def corrected(logits, canvas, alpha_s, sampler, keys, **changes):
+def corrected(raw, canvas, alpha_s, sampler, keys, **changes):
+    """A sweep of `sampler` on raw logits (B, C, V), with some fields of the prediction changed."""
     planned = PlannedStep(1, "correct", 0.0, alpha_s, alpha_s)
     none = torch.zeros_like(canvas, dtype=torch.bool)
-    state = CanvasBatch(canvas, none, none, (planned,) * len(canvas), 4, logits.shape[-1])
+    state = CanvasBatch(canvas, none, none, (planned,) * len(canvas), 4, raw.shape[-1])
     numbers = COUNTER.step(keys, [1] * len(canvas), canvas.shape[1])
-    prediction = replace(predict(logits, 0.0, reference="raw", top_k=2), **changes)
+    prediction = replace(predict(raw, 0.0, reference="raw", top_k=2), **changes)
     return sampler.step(state, prediction, numbers)[0]
 
 
@@ -624,6 +625,19 @@ def test_corrector_finds_the_wrong_tokens_of_a_sure_canvas(rounding):
         assert taken == wrong
         if alpha == 0.98:
             assert torch.equal(after.canvas[0], truth)
+
+
+def test_corrector_ranks_sure_tokens_whatever_the_rounding_of_a_recomputed_logit():
+    """1 - p from 1e-6 to 2e-5 at five positions, spread over the vocabulary; the asked logit of the
+    token on the canvas comes from another product than the top ones, and is off by more than that."""
+    size, unsure = 10_000, torch.tensor([4e-6, 1e-6, 2e-5, 8e-6, 2e-6], dtype=torch.float64)
+    logits = (unsure / size).log().float()[None, :, None].repeat(1, 1, size)
+    logits[0, :, 1] = 0.0
+    canvas = torch.ones(1, 5, dtype=torch.long)
+    off = logits + torch.tensor([9e-5, -9e-5, 9e-5, -9e-5, -9e-5])[:, None]
+    sampler = DiscreteDDIM(corrector_steps=1, corrector_k=2, corrector_selection_tau=1e-3)
+    after = corrected(logits, canvas, 0.5, sampler, [RowKey(0, 0)], logits=off)
+    assert after.accepted[0].nonzero().flatten().tolist() == [2, 3]
 
 
 @pytest.mark.parametrize("sweeps", [1, 2, 3, 7])

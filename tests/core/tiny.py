@@ -29,7 +29,7 @@ CONFIG = ModelConfig(
     text=TextConfig(
         vocab_size=48, hidden_size=16, intermediate_size=20, num_attention_heads=4, num_experts=3,
         top_k_experts=2, moe_intermediate_size=8, sliding_window=6, rms_norm_eps=1e-6,
-        final_logit_softcapping=30.0, max_position_embeddings=256, layers=(SLIDING, FULL),
+        final_logit_softcapping=30.0, max_position_embeddings=512, layers=(SLIDING, FULL),
     ),
     canvas_length=8,
 )  # fmt: skip
@@ -82,14 +82,14 @@ def loaded(model: Any = None, **defaults: Any) -> Loaded:
 
 def text_model(seed: int = 0) -> DiffusionGemma:
     """A random model over nano's vocabulary."""
-    return model(seed, vocab_size=tokenizer().vocab_size, max_position_embeddings=1024)
+    return model(seed, vocab_size=tokenizer().vocab_size)
 
 
 class Scripted:
     """Stands in for a model: sure of the script's tokens, whatever stands on the canvas.
 
     script: the answer to any prompt of `prompt` tokens, from its first position on; past its end
-    all tokens are alike (the argmax is then 0). A canvas of the script converges at its second
+    all tokens are alike (the argmax is then 0). A canvas within the script converges at its second
     pass. `encoded` lists the rows of every call of `encode`, `passes` counts those of `denoise`.
     """
 
