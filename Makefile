@@ -10,14 +10,15 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --constraint constraints.txt
 NOTEBOOKS := $(if $(wildcard notebooks/*.ipynb),notebooks)
 JS_TESTS := $(wildcard tests/lab/*.test.mjs)
+AXE := tests/browser/node_modules/.package-lock.json
 ALLOW_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: lab test lint chromium clean
+.PHONY: lab test lint tools clean
 
 lab: $(VENV)/.lab
-	$(BIN)/jupyter lab $(ALLOW_ROOT) $(JUPYTER_FLAGS) notebooks/01_first_canvas.ipynb
+	$(BIN)/jupyter lab $(ALLOW_ROOT) --ServerApp.root_dir="$(CURDIR)" $(JUPYTER_FLAGS) notebooks/01_first_canvas.ipynb
 
-test: lint chromium
+test: lint tools $(AXE)
 	$(if $(JS_TESTS),node --test $(JS_TESTS))
 	$(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=60 $(PYTEST_FLAGS) tests $(NOTEBOOKS)
 
@@ -42,14 +43,22 @@ $(VENV)/.test: $(VENV)/.lab
 	ln -sfn ../../evals $(VENV)/names/dgemma_evals
 	touch $@
 
-# The browser tests drive Debian's own Chromium.
-chromium:
-	@command -v chromium >/dev/null || { \
-	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update && apt-get install --yes --no-install-recommends chromium; \
-	  else \
-	    echo 'The browser tests need chromium on the PATH (Debian, Ubuntu: sudo apt-get install chromium).' >&2; exit 1; \
-	  fi; }
+# The browser tests drive Debian's own Chromium and check pages with axe-core, which npm brings.
+$(AXE): tests/browser/package-lock.json | tools
+	cd tests/browser && npm ci --no-audit --no-fund
+	touch $@
+
+tools:
+	@missing=; \
+	for tool in chromium:chromium node:nodejs npm:npm; do \
+	  command -v $${tool%:*} >/dev/null || missing="$$missing $${tool#*:}"; \
+	done; \
+	if [ -z "$$missing" ]; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update && apt-get install --yes --no-install-recommends $$missing; \
+	else \
+	  echo "The browser tests need$$missing (Debian, Ubuntu: sudo apt-get install$$missing)." >&2; exit 1; \
+	fi
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build *.egg-info tests/browser/node_modules

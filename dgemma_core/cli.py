@@ -50,7 +50,7 @@ class Commands(TyperGroup):
         """The command of that name, None where there is none."""
         if cmd_name in self.commands or cmd_name not in _plugins().names:
             return super().get_command(ctx, cmd_name)
-        command = typer.main.get_command(_load_plugin(_plugins()[cmd_name]))
+        command = _load_plugin(_plugins()[cmd_name])
         command.name = cmd_name
         return command
 
@@ -75,14 +75,20 @@ def _plugins() -> EntryPoints:
     return entry_points(group=PLUGINS)
 
 
-def _load_plugin(plugin: EntryPoint) -> typer.Typer:
+def _load_plugin(plugin: EntryPoint) -> Any:
+    """The plugin's command; where it does not load, one that says so."""
     try:
-        commands = plugin.load()
-    except (ImportError, AttributeError) as error:
-        where = f"the command {plugin.name!r} ({plugin.value})"
-        raise DgemmaError(f"{where} does not load: {error}; install its package again") from error
-    assert isinstance(commands, typer.Typer), f"{plugin.value} must be a typer.Typer"
-    return commands
+        return typer.main.get_command(plugin.load())
+    except (ImportError, AttributeError, RuntimeError) as error:
+        reason = DgemmaError(f"{plugin.name} ({plugin.value}) does not load: {error}")
+    stand_in = typer.Typer()
+    anything = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+    @stand_in.command(help=str(reason), context_settings=anything)
+    def fail() -> None:
+        raise reason
+
+    return typer.main.get_command(stand_in)
 
 
 app = typer.Typer(

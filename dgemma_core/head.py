@@ -49,6 +49,12 @@ class Filters:
     top_k: int | None = None
     top_p: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.top_k is not None and self.top_k < 1:
+            raise RequestError(f"top_k must be at least 1, got {self.top_k}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise RequestError(f"top_p must lie above 0 and at most at 1, got {self.top_p}")
+
 
 @dataclass(frozen=True)
 class Prediction:

@@ -63,7 +63,7 @@ FIRST = NamedRecipe(
         pad_token_id=0,
         media_token_ids=(9, 10, 11),
     ),
-    training=Recipe(steps=1700, warmup=100),
+    training=Recipe(steps=1700, warmup=100, micro_batches=1, pool=16),
     shares={"mini_sudoku": 5, "json": 2, "number_sorting": 2, "spell_backward": 1},
     generation=GenerationDefaults(
         max_new_tokens=128, eos_token_ids=(1, 5), pad_token_id=0, bos_token_id=2
@@ -81,7 +81,7 @@ COPY = replace(
 NANO_RECIPE = replace(
     FIRST,
     config=replace(FIRST.config, canvas_length=48),
-    training=Recipe(steps=1600, warmup=40, learning_rate=2e-3, seed=2),
+    training=Recipe(steps=560, warmup=20, learning_rate=2e-3, seed=3),
     shares={
         "mini_sudoku": 2,
         "futoshiki": 1,

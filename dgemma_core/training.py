@@ -556,7 +556,7 @@ class Trainer:
         )  # before the first update there are none
         if states.keys() != {f"{name}.{key}" for name in parameters for key in moments}:
             raise CheckpointError(
-                f"{self.folder} holds a damaged training checkpoint (the optimiser's state is not that of the weights); "
+                f"{self.folder} holds a damaged training checkpoint (weights and optimiser do not belong together); "
                 "remove the folder to start anew"
             )
         with torch.no_grad():

@@ -155,6 +155,15 @@ def test_branches_do_not_disturb_each_other(model: DiffusionGemma) -> None:
         assert torch.equal(look(model, view), meaning)
 
 
+def test_siblings_made_before_either_is_used(model: DiffusionGemma) -> None:
+    root = model.encode([random_ids(9)])
+    pieces = [random_ids(5, seed=1), random_ids(7, seed=2)]
+    siblings = [model.encode([piece], root) for piece in pieces]
+    look(model, root)
+    for sibling, piece in zip(siblings, pieces, strict=True):
+        close(look(model, sibling), look(model, model.encode([random_ids(9) + piece])))
+
+
 def test_a_view_is_the_memory_of_the_row_it_lengthens(model: DiffusionGemma) -> None:
     old = model.encode([random_ids(9)])
     new = model.encode([random_ids(4)], old)

@@ -343,9 +343,21 @@ def test_another_package_adds_a_command_that_loads_when_asked_for(
     assert "word" in refused(run("guest"))
 
 
-def test_a_command_that_does_not_load_says_so(plugin: Callable[[str], None]) -> None:
-    plugin("import no_such_library")
-    assert "no_such_library" in refused(run("guest"))
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("import no_such_library", "no_such_library"),
+        ("", "app"),
+        ("import typer\napp = typer.Typer()", "guest_package:app"),
+    ],
+)
+def test_a_command_that_does_not_load_says_so_and_spares_the_others(
+    source: str, words: str, plugin: Callable[[str], None], folder: Path
+) -> None:
+    plugin(source)
+    assert words in refused(run("guest", "--option", "argument"))
+    assert "does not load" in succeeded("--help")
+    succeeded("info", folder)
 
 
 # --- the terminal
@@ -433,15 +445,15 @@ def test_no_token_moves_the_cursor_or_hides(piece: str, shown: str) -> None:
 
 
 def test_the_final_text_is_coloured_token_by_token_without_what_surrounds_it() -> None:
-    words = ["think", "a", "bc", "\n", "d"]
+    words = ["th", "ink", "a", "bc", "\n", "d"]
 
     def decode(ids: Sequence[int]) -> str:
         return "".join(words[i] for i in ids)
 
-    chances = [0.1, 0.2, 0.3, 0.4, 0.5]
-    text = terminal.colour("abc\nd", [0, 1, 2, 3, 4], chances, decode)
+    chances = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5]
+    text = terminal.colour("abc\nd", range(6), chances, decode)
     assert text.plain == "abc\nd"
-    expected = zip(("a", "bc", "\n", "d"), chances[1:], strict=True)
+    expected = zip(("a", "bc", "\n", "d"), chances[2:], strict=True)
     assert pieces(text) == [(word, str(terminal.shade(chance))) for word, chance in expected]
     unrelated = terminal.colour("x\x1b", [1], [0.5], decode)
     assert unrelated.plain == "x␛" and not unrelated.spans

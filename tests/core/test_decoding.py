@@ -27,7 +27,7 @@ from dgemma_core.decoding import (
     denoise_canvases,
 )
 from dgemma_core.draws import CounterDraws, OracleDraws, RowKey, inverse_cdf
-from dgemma_core.errors import RequestError
+from dgemma_core.errors import DeviceError, RequestError
 from dgemma_core.head import Filters, VocabularyHead
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.observe import Observe, Watcher
@@ -95,7 +95,7 @@ def test_a_text_does_not_depend_on_its_batch(model: DiffusionGemma, sampler: Sam
     rule = StopRule(stability=0, confidence=2.0) if sampler.reference == "tempered" else RULE
     options = {"sampler": sampler, "eos": (3, 17, 25), "stop_rule": rule}
     alone = write(model, *eight(), **options)
-    for batch_size, requests in ((3, eight()), (8, eight()), (3, eight()[::-1])):
+    for batch_size, requests in ((3, eight()[::-1]), (8, eight())):
         assert digests(write(model, *requests, batch_size=batch_size, **options)) == digests(alone)
     finishes = of_kind(alone, FinishEvent)
     assert {event.stop_reason for event in finishes} == {"eos", "length"}
@@ -199,9 +199,14 @@ def test_prompt_events_tell_prompt_and_seed(model: DiffusionGemma) -> None:
 def test_the_loop_never_asks_for_whole_logits(
     model: DiffusionGemma, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(VocabularyHead, "logits", lambda *_: pytest.fail("whole rows of logits"))
-    for name in ("entropy_bound", "discrete_ddim"):
-        write(model, Request((1, 2), max_new_tokens=8), sampler=SAMPLERS[name])
+    for name in ("logits", "_predict_rows"):
+        monkeypatch.setattr(VocabularyHead, name, lambda *_: pytest.fail("whole rows of logits"))
+    for sampler in (
+        EntropyBound(),
+        BlockRefinement(temperature=0.8),
+        DiscreteDDIM(temperature=1.0),
+    ):
+        write(model, Request((1, 2), max_new_tokens=8), sampler=sampler)
     list(decode_tokens(model, [Request((1, 2), max_new_tokens=3)], temperature=0.5))
 
 
@@ -405,6 +410,20 @@ def test_a_state_continues_exactly(model: DiffusionGemma, sampler: Sampler) -> N
         assert Trace.record(resumed).digest() == Trace.record(rest).digest()
         assert len(resumed) == len(rest) and all(map(same, resumed, rest))
         assert resumed[0].seed == 4, "the state's seed, not the request's"
+
+
+def test_a_state_continues_in_memory_of_its_own(model: DiffusionGemma) -> None:
+    """So that it may run in another thread than the one that it came from."""
+
+    def memory(events: list[Event]) -> set[int]:
+        caches = [e.state.cache for e in events if isinstance(e, StepEvent | TokenEvent)]
+        return {buffer.keys.data_ptr() for cache in caches for buffer in cache.rows[0].buffers}
+
+    request = Request(prompt(7), max_new_tokens=16)
+    for run, kind in ((write, StepEvent), (spell, TokenEvent)):
+        events = run(model, request)
+        resumed = run(model, replace(request, state=of_kind(events, kind)[0].state))
+        assert memory(events) and not memory(events) & memory(resumed)
 
 
 def test_a_state_continues_in_a_batch(model: DiffusionGemma, sampler: Sampler) -> None:
@@ -743,6 +762,34 @@ def test_bad_options(model: DiffusionGemma) -> None:
         list(decode_tokens(model, [replace(request, pins={0: 1})]))
 
 
+@pytest.mark.parametrize("method", ["encode", "denoise"])
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "out of GPU memory: lower batch_size"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+            "out of memory: lower batch_size",
+        ),
+        (MemoryError(), "out of memory: lower batch_size"),
+    ],
+)
+def test_out_of_memory(
+    monkeypatch: pytest.MonkeyPatch, method: str, failure: Exception, words: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise failure
+
+    model = tiny.model(1)
+    monkeypatch.setattr(model, method, fail)
+    with pytest.raises(DeviceError, match=words) as caught:
+        write(model, Request((1, 2), max_new_tokens=8))
+    assert "\n" not in str(caught.value)
+    failure = RuntimeError("a defect")
+    with pytest.raises(RuntimeError, match="a defect"):
+        write(model, Request((1, 2), max_new_tokens=8))
+
+
 def test_a_bad_request_costs_the_others_nothing(model: DiffusionGemma) -> None:
     """It is refused when it would join; what came before has been told."""
     events = denoise_canvases(
@@ -800,7 +847,7 @@ def test_a_spelled_text_does_not_depend_on_its_batch(
 ) -> None:
     options = {"temperature": temperature, "eos": (3, 14, 25, 33)}
     alone = spell(model, *eight(), **options)
-    for batch_size, requests in ((3, eight()), (8, eight()), (3, eight()[::-1])):
+    for batch_size, requests in ((3, eight()[::-1]), (8, eight())):
         assert digests(spell(model, *requests, batch_size=batch_size, **options)) == digests(alone)
     lengths = {len(event.ids) for event in of_kind(alone, FinishEvent)}
     assert len(lengths) > 2 and max(lengths) == 20

@@ -354,6 +354,14 @@ def test_refusals(arguments: tuple[Any, ...], options: dict[str, Any], words: st
         VocabularyHead(WEIGHT, 30.0).predict(torch.randn(2, 3, 4), *arguments, **options)
 
 
+@pytest.mark.parametrize(
+    "filters", [{"top_k": 0}, {"top_k": -3}, {"top_p": 0.0}, {"top_p": 1.1}, {"top_p": math.nan}]
+)
+def test_filters_that_leave_nothing(filters: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match=f"{next(iter(filters))} must"):
+        Filters(**filters)
+
+
 @pytest.mark.parametrize("token", [-100, -1, 6])
 def test_logprob_of_no_token_is_refused(token: int) -> None:
     with pytest.raises(RequestError, match="0 … 5"):
