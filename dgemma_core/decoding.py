@@ -516,7 +516,7 @@ class _CanvasLoop:
         return torch.stack([torch.zeros_like(known) if soft is None else soft for soft in softs])
 
     def _pin(self, prediction: Prediction, pinned: Tensor, tokens: Tensor) -> Prediction:
-        """Clamps sample, argmax and soft embedding to the pins."""
+        """Clamps sample, argmax (with probability 1: a pin is given) and soft embedding to the pins."""
         if not pinned.any():
             return prediction
         soft = prediction.soft_embedding
@@ -525,7 +525,9 @@ class _CanvasLoop:
         return replace(
             prediction,
             sample=torch.where(pinned, tokens, prediction.sample),
+            sample_probability=prediction.sample_probability.masked_fill(pinned, 1.0),
             argmax=torch.where(pinned, tokens, prediction.argmax),
+            argmax_probability=prediction.argmax_probability.masked_fill(pinned, 1.0),
             soft_embedding=soft,
         )
 

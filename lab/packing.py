@@ -1,0 +1,263 @@
+"""Passes as bytes, the form in which a browser gets them: small, the same live and afterwards.
+
+A pass is one self-describing row; a run is its rows in order. All numbers are little-endian:
+
+    offset  type     what
+    0       u32      length of the row in bytes, a multiple of 4
+    4       u16      n, positions
+    6       u8, u8   bytes of an id (2; 4 beyond 65,536 tokens) · k, alternatives
+    8       u16 ×2   canvas · accepted positions, pins left out
+    12      u32 ×2   step · answer position of the first entry
+    20      f32 ×3   temperature · mean entropy over free positions, nats · seconds
+    32      u8 ×4    kind (index into trace.KINDS) · 1 if the stop rule says finished · 0 · 0
+    36      ids      n of the canvas as the pass left it, then n × k alternatives, the argmax first
+            u8       n probabilities of the sample, n entropies, n × k probabilities, n marks
+
+Ids are local: indices into the table of tokens that occur in the run, which travels apart.
+Probabilities and entropies are finest where it matters, near 0 and 1: p = sin²(π/2 · q/255),
+h = 16 · (q/255)² nats. 256 tokens × 48 steps × 5 alternatives make 247,488 bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dgemma_core.trace import KINDS, STATES, Trace, as_array
+
+HEADER = struct.Struct("<IHBBHHIIfffBBxx")
+MAX_ENTROPY = 16.0  # nats; e^16 is more tokens than any vocabulary has
+
+MARK_ACCEPTED, MARK_PINNED, MARK_REMELTED, MARK_AFTER_EOS, MARK_STEADY = 1, 2, 4, 8, 16
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass, ready to be packed: n positions, k alternatives, the argmax first.
+
+    A pinned position shows its pin, and as alternatives what the model would have said there.
+    """
+
+    canvas: int
+    step: int
+    position: int  # answer position of the first entry
+    kind: int
+    finished: bool
+    temperature: float
+    seconds: float
+    tokens_out: NDArray[Any]  # (n,) ids
+    alternatives: NDArray[Any]  # (n, k) ids
+    probabilities: NDArray[Any]  # (n, k)
+    sample_probability: NDArray[Any]  # (n,)
+    entropy: NDArray[Any]  # (n,) nats
+    accepted: NDArray[Any]  # (n,) bool
+    pinned: NDArray[Any]  # (n,) bool
+
+    @property
+    def argmax(self) -> NDArray[Any]:
+        return np.where(self.pinned, self.tokens_out, self.alternatives[:, 0])
+
+    def mean_entropy(self) -> float:
+        """Over the positions that are not pinned, nats."""
+        free = self.entropy[~self.pinned]
+        return float(free.mean()) if len(free) else 0.0
+
+
+@dataclass
+class TokenTable:
+    """The tokens that occur in a run: id → local index, in order of first occurrence."""
+
+    text: Callable[[int], str]
+    ids: list[int] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    _places: dict[int, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def local(self, ids: NDArray[Any]) -> NDArray[np.int64]:
+        """Local indices of an array of ids, of its shape; new ids enter the table."""
+        unique, inverse = np.unique(ids, return_inverse=True)
+        places = np.empty(len(unique), np.int64)
+        for i, token in enumerate(unique.tolist()):
+            place = self._places.get(token)
+            if place is None:
+                place = self._places[token] = len(self.ids)
+                self.ids.append(token)
+                self.texts.append(self.text(token))
+            places[i] = place
+        return places[inverse].reshape(ids.shape)
+
+
+def quantise_probability(p: NDArray[Any]) -> NDArray[np.uint8]:
+    """0 … 1 → 0 … 255, finest at both ends (the angular transform)."""
+    angle = np.arcsin(np.sqrt(np.clip(p, 0.0, 1.0)))
+    return np.rint(angle * (255 / (np.pi / 2))).astype(np.uint8)
+
+
+def quantise_entropy(nats: NDArray[Any]) -> NDArray[np.uint8]:
+    """0 … 16 nats → 0 … 255, finest near 0."""
+    return np.rint(np.sqrt(np.clip(nats, 0.0, MAX_ENTROPY) / MAX_ENTROPY) * 255).astype(np.uint8)
+
+
+def marks(now: Pass, before: Pass | None, eos_ids: frozenset[int]) -> NDArray[np.uint8]:
+    """(n,) the mark byte of each position: what `Trace.states` is made of, one bit a fact.
+
+    `before` is the pass before on the same canvas, None at its first.
+    """
+    bits = now.accepted * MARK_ACCEPTED + now.pinned * MARK_PINNED
+    if before is not None:
+        bits = bits + (before.accepted & ~now.accepted & ~now.pinned) * MARK_REMELTED
+        bits = bits + (before.argmax == now.argmax) * MARK_STEADY
+    held = now.accepted | now.pinned
+    ended = np.logical_or.accumulate(held & np.isin(now.tokens_out, sorted(eos_ids)))
+    bits[1:] += ended[:-1] * MARK_AFTER_EOS
+    return bits.astype(np.uint8)
+
+
+def pack(now: Pass, marks: NDArray[np.uint8], tokens: TokenTable) -> bytes:
+    """One row. New tokens enter `tokens`."""
+    out, alternatives = tokens.local(now.tokens_out), tokens.local(now.alternatives)
+    n, k = alternatives.shape
+    width = 2 if len(tokens) <= 1 << 16 else 4
+    ids = np.concatenate([out, alternatives.ravel()]).astype(f"<u{width}")
+    body = b"".join(
+        [
+            ids.tobytes(),
+            quantise_probability(now.sample_probability).tobytes(),
+            quantise_entropy(now.entropy).tobytes(),
+            quantise_probability(now.probabilities).tobytes(),
+            marks.tobytes(),
+        ]
+    )
+    body += bytes(-len(body) % 4)
+    accepted = int((now.accepted & ~now.pinned).sum())
+    header = HEADER.pack(
+        HEADER.size + len(body), n, width, k, now.canvas, accepted, now.step, now.position,
+        now.temperature, now.mean_entropy(), now.seconds, now.kind, now.finished,
+    )  # fmt: skip
+    return header + body
+
+
+def pass_from_event(event: Any, canvas_length: int, alternatives: int) -> Pass:
+    """A StepEvent or TokenEvent of `dgemma_core.decoding` as a Pass with at most `alternatives`."""
+    if type(event).__name__ == "TokenEvent":
+        token, probability = np.array([event.token]), np.array([float(event.probability)])
+        yes, no = np.array([True]), np.array([False])
+        ids, probabilities = _alternatives(token, probability, no, event.observed, alternatives)
+        entropy = np.array([float(event.entropy)])
+        return Pass(
+            0, event.index, event.index, KINDS.index("token"), False, 0.0, event.seconds,
+            token, ids, probabilities, probability, entropy, yes, no,
+        )  # fmt: skip
+    argmax = as_array(event.argmax, np.int64)
+    probability = as_array(event.argmax_probability, np.float32)
+    pinned = as_array(event.pinned, np.bool_)
+    ids, probabilities = _alternatives(argmax, probability, pinned, event.observed, alternatives)
+    return Pass(
+        event.canvas, event.step, event.canvas * canvas_length, KINDS.index(event.kind),
+        bool(event.finished), event.temperature, event.seconds,
+        as_array(event.tokens_out, np.int64), ids, probabilities, as_array(event.sample_probability, np.float32),
+        as_array(event.entropy, np.float32), as_array(event.accepted, np.bool_),
+        pinned,
+    )  # fmt: skip
+
+
+def passes_from_trace(trace: Trace, alternatives: int) -> Iterator[Pass]:
+    """All passes of a trace, each with at most `alternatives`."""
+    positions = trace.positions()
+    for r in range(len(trace)):
+        cut = slice(int(trace.offsets[r]), int(trace.offsets[r + 1]))
+        ids, probabilities = _alternatives(
+            trace.argmax[cut],
+            trace.probability[cut],
+            trace.pinned[cut],
+            _Cut(trace, cut),
+            alternatives,
+        )
+        yield Pass(
+            int(trace.canvas[r]), int(trace.step[r]), int(positions[cut.start]), int(trace.kind[r]),
+            bool(trace.finished[r]), float(trace.temperature[r]), float(trace.seconds[r]),
+            trace.tokens_out[cut], ids, probabilities, trace.sample_probability[cut],
+            trace.entropy[cut], trace.accepted[cut], trace.pinned[cut],
+        )  # fmt: skip
+
+
+def pack_trace(trace: Trace, tokens: TokenTable, alternatives: int = 5) -> list[bytes]:
+    """The rows of a whole trace, one a pass."""
+    eos_ids = trace.eos_ids() if trace.mode == "diffusion" else frozenset[int]()
+    kept = dict(zip(trace.commit_canvas.tolist(), trace.commit_kept.tolist(), strict=True))
+    passes = list(passes_from_trace(trace, alternatives))
+    rows = []
+    for r, now in enumerate(passes):
+        before = passes[r - 1] if r and passes[r - 1].canvas == now.canvas else None
+        if trace.mode == "autoregressive":
+            before = None
+        bits = marks(now, before, eos_ids)
+        last = r + 1 == len(passes) or passes[r + 1].canvas != now.canvas
+        if last and now.canvas in kept:
+            bits[kept[now.canvas] :] |= MARK_AFTER_EOS
+        rows.append(pack(now, bits, tokens))
+    return rows
+
+
+def state_of(bits: int) -> int:
+    """The state, an index into `trace.STATES`, that a mark byte says; as run.js reads it."""
+    for bit, name in (
+        (MARK_PINNED, "pinned"), (MARK_AFTER_EOS, "after EOS"), (MARK_REMELTED, "re-melted"),
+        (MARK_ACCEPTED, "accepted"), (MARK_STEADY, "candidate"),
+    ):  # fmt: skip
+        if bits & bit:
+            return STATES.index(name)
+    return STATES.index("noise")
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """The observed top-k of one pass of a trace, named like an event's."""
+
+    trace: Trace
+    cut: slice
+
+    @property
+    def top_ids(self) -> NDArray[Any] | None:
+        return None if self.trace.top_ids is None else self.trace.top_ids[self.cut]
+
+    @property
+    def top_probabilities(self) -> NDArray[Any] | None:
+        values = self.trace.top_probabilities
+        return None if values is None else values[self.cut]
+
+
+def _alternatives(
+    argmax: NDArray[Any],
+    probability: NDArray[Any],
+    pinned: NDArray[Any],
+    observed: Any,
+    count: int,
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """ids and probabilities (n, k ≤ count), the argmax first; alone where no top-k was observed.
+
+    A top-k may break ties of the first place otherwise than the argmax does, so it is put there.
+    The argmax of a pinned position is the pin; its alternatives stay the model's own.
+    """
+    top_ids = getattr(observed, "top_ids", None)
+    n = len(argmax)
+    if top_ids is None or count == 1:
+        return argmax.reshape(n, 1), probability.reshape(n, 1)
+    ids = as_array(top_ids, np.int64).reshape(n, -1)
+    values = as_array(observed.top_probabilities, np.float32).reshape(n, -1)
+    k = min(count, ids.shape[1])
+    argmax = np.where(pinned & (ids[:, 0] >= 0), ids[:, 0], argmax)
+    later = np.argsort(ids == argmax[:, None], axis=1, kind="stable")[
+        :, : k - 1
+    ]  # argmax sorts last
+    ids = np.concatenate([argmax[:, None], np.take_along_axis(ids, later, 1)], axis=1)
+    values = np.concatenate([probability[:, None], np.take_along_axis(values, later, 1)], axis=1)
+    missing = ids < 0  # a pass that was not observed repeats its argmax, with probability 0
+    return np.where(missing, argmax[:, None], ids), np.where(missing, 0.0, values)

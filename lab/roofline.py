@@ -1,0 +1,381 @@
+"""The roofline of this machine, and where diffusion pays on it.
+
+    machine = measure(loaded)          # a few seconds on a small model: rates and step times, at several batch sizes
+    roofline(machine)                  # work done against work done a byte, under what the machine can do
+    break_even(machine, tokens_per_forward=5.2)
+
+A denoising step computes a whole canvas, an autoregressive step one token a row. Where the time goes into reading
+weights the canvas comes nearly free; where it goes into arithmetic it costs what it weighs. So diffusion pays while a
+denoising step keeps more tokens than it takes autoregressive steps of time: that number is the break-even.
+Step times are end to end: model, vocabulary head, sampler and loop, at one prompt length.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from dgemma_core.checkpoint import Loaded
+from dgemma_core.config import TextConfig
+from dgemma_core.decoding import (
+    Event,
+    Request,
+    StepEvent,
+    TokenEvent,
+    decode_tokens,
+    denoise_canvases,
+)
+from dgemma_core.errors import RequestError
+from dgemma_core.generate import Prompt, prompt_ids
+from dgemma_core.observe import Observe
+from dgemma_core.samplers import StopRule
+from dgemma_lab import theme
+from dgemma_lab.theme import Figure
+
+
+@dataclass(frozen=True)
+class Published:
+    """A claim of others, for comparison (spec §7: seen through summaries of arXiv 2608.00146)."""
+
+    where: str = "H100, FP8, 26B"
+    steps_ratio: float = 3.2  # one denoising step in autoregressive steps, at batch 1
+    tokens_per_forward: float = 19.7  # mean of 7 benchmarks
+    overtaken_at: int = (
+        32  # concurrent requests at which autoregression has the higher total throughput
+    )
+
+
+PUBLISHED = Published()
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """One step of a batch. bytes are read at least: weights that are needed, keys and values of the prefix."""
+
+    batch: int
+    tokens: int  # computed: rows in autoregression, rows · canvas length in diffusion
+    seconds: float
+    flops: float
+    bytes: float
+
+    @property
+    def rate(self) -> float:
+        """FLOP/s attained."""
+        return self.flops / self.seconds
+
+    @property
+    def intensity(self) -> float:
+        """FLOP a byte."""
+        return self.flops / self.bytes
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What was measured here: rates of the machine, and the two kinds of step at rising batch sizes."""
+
+    name: str
+    model: str
+    dtype: str
+    bandwidth: float  # bytes/s, copying
+    matrix_rate: float  # FLOP/s, large matrix products
+    prefix: int  # tokens of the prompt
+    token_steps: tuple[StepCost, ...]
+    canvas_steps: tuple[StepCost, ...]
+
+    def break_even(self) -> tuple[float, ...]:
+        """A denoising step in autoregressive steps, batch size by batch size: the tokens it must keep to pay."""
+        return tuple(
+            canvas.seconds / token.seconds
+            for canvas, token in zip(self.canvas_steps, self.token_steps, strict=True)
+        )
+
+
+def measure(
+    loaded: Loaded,
+    prompt: Prompt = "Sort ascending:\n3,1,2",
+    *,
+    batches: Sequence[int] = (1, 2, 4, 8, 16, 32),
+    passes: int = 8,
+    raw: bool = False,
+) -> Machine:
+    """Times this machine and this model. `passes` of each kind are timed at each batch size, after two to warm up.
+
+    Takes about passes · sum(batches) denoising steps of one row.
+    """
+    if not batches or min(batches) < 1 or passes < 2:
+        raise RequestError("measure needs batch sizes of at least 1 and at least 2 passes")
+    model, config = loaded.model, loaded.model.config
+    ids = prompt_ids(loaded, prompt, raw=raw)
+    touched = _experts_touched(loaded, ids)
+    token_steps, canvas_steps = [], []
+    for batch in batches:
+        requests = [
+            Request(ids, seed=seed, max_new_tokens=passes + 3, id=seed) for seed in range(batch)
+        ]
+        seconds = _pass_seconds(
+            decode_tokens(model, requests, batch_size=batch, eos=(), temperature=1.0),
+            TokenEvent,
+            batch,
+            passes,
+        )
+        token_steps.append(_cost(loaded, batch, 1, len(ids), seconds, _spread(config.text, batch)))
+        never = StopRule(
+            stability=1, confidence=1e-300
+        )  # every pass is made, the test of the rule included
+        seconds = _pass_seconds(
+            denoise_canvases(model, requests, batch_size=batch, steps=passes + 3, stop_rule=never, eos=()),
+            StepEvent, batch, passes,
+        )  # fmt: skip
+        experts = min(float(config.text.num_experts), max(touched, _spread(config.text, batch)))
+        canvas_steps.append(_cost(loaded, batch, config.canvas_length, len(ids), seconds, experts))
+    return Machine(
+        name=_machine_name(model.device),
+        model=loaded.name,
+        dtype=str(model.dtype).removeprefix("torch."),
+        bandwidth=_bandwidth(model.device),
+        matrix_rate=_matrix_rate(model.device, model.dtype),
+        prefix=len(ids),
+        token_steps=tuple(token_steps),
+        canvas_steps=tuple(canvas_steps),
+    )
+
+
+def _pass_seconds(events: Iterator[Event], kind: type, batch: int, passes: int) -> float:
+    """The median time of a pass over `batch` rows, the first two left out."""
+    times: list[float] = []
+    rows = 0
+    with closing(events):  # type: ignore[type-var]
+        for event in events:
+            if not isinstance(event, kind):
+                continue
+            if rows % batch == 0:
+                times.append(_now(event))
+                if len(times) == passes + 3:
+                    break
+            rows += 1
+    return statistics.median(np.diff(times[2:]).tolist())
+
+
+def _now(event: Event) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _experts_touched(loaded: Loaded, ids: Sequence[int]) -> float:
+    """Experts a layer that one denoising step goes to, measured over a few steps of one row."""
+    counts = []
+    events = denoise_canvases(
+        loaded.model, [Request(list(ids))], steps=4, stop_rule=None, observe=Observe(router=True)
+    )
+    with closing(events):  # type: ignore[type-var]
+        for event in events:
+            if isinstance(event, StepEvent) and event.observed is not None:
+                assert event.observed.router_ids is not None
+                counts += [len(layer.unique()) for layer in event.observed.router_ids]
+            if len(counts) >= 4 * len(loaded.model.config.text.layers):
+                break
+    return statistics.fmean(counts)
+
+
+def _spread(text: TextConfig, tokens: int) -> float:
+    """Experts a layer that so many tokens go to if each chooses evenly: an estimate, exact for one token."""
+    missed = (1 - text.top_k_experts / text.num_experts) ** tokens
+    return text.num_experts * (1 - missed)
+
+
+def _cost(
+    loaded: Loaded, batch: int, length: int, prefix: int, seconds: float, experts: float
+) -> StepCost:
+    """Arithmetic and bytes of one step over `batch` rows of `length` new tokens each."""
+    model, text = loaded.model, loaded.model.config.text
+    size = model.dtype.itemsize
+    denoises = length > 1
+    one_expert = 3 * text.hidden_size * text.moe_intermediate_size
+    weights = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    always = sum(
+        count for name, count in weights.items()
+        if ".experts." not in name and (denoises or "self_conditioning" not in name) and "embed_tokens" not in name
+    )  # fmt: skip
+    vocabulary = text.vocab_size * text.hidden_size
+    layers = len(text.layers)
+    heads = 2 if denoises else 1  # logits, and the soft embedding
+    matrices = always + layers * text.top_k_experts * one_expert + heads * vocabulary
+    seen = prefix + length
+    scores = sum(2 * text.num_attention_heads * layer.head_dim * seen for layer in text.layers)
+    cached = sum(2 * layer.num_key_value_heads * layer.head_dim * prefix for layer in text.layers)
+    tokens = batch * length
+    return StepCost(
+        batch=batch,
+        tokens=tokens,
+        seconds=seconds,
+        flops=2.0 * tokens * (matrices + scores),
+        bytes=size * (always + vocabulary + layers * experts * one_expert + batch * cached),
+    )
+
+
+def _bandwidth(device: torch.device) -> float:
+    """Bytes a second, read and written, of copying a buffer much larger than any cache."""
+    count = (1 << 30 if device.type == "cuda" else 1 << 27) // 4
+    source, target = (torch.zeros(count, device=device) for _ in range(2))
+    return 2 * source.nbytes / _best(device, lambda: target.copy_(source))
+
+
+def _matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a large square matrix product in the model's dtype."""
+    side = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    return 2 * side**3 / _best(device, lambda: a @ b)
+
+
+def _best(device: torch.device, work: Callable[[], Any], repeats: int = 5) -> float:
+    """The least of several times: what the machine can do when nothing disturbs it."""
+    times = []
+    for _ in range(repeats + 1):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        begun = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - begun)
+    return min(times[1:])
+
+
+def _machine_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{platform.machine()} CPU, {threads} thread{'s' * (threads > 1)}"
+
+
+def _si(value: float) -> str:
+    """A number with the prefix that suits it, e.g. "19.0 G"."""
+    power = min(int(np.log10(max(value, 1.0)) // 3), 5)
+    return f"{value / 1000**power:.3g} {['', 'k', 'M', 'G', 'T', 'P'][power]}"
+
+
+def roofline(machine: Machine) -> Figure:
+    """Attained against possible: FLOP/s over FLOP a byte, under the machine's two roofs, at every batch size."""
+    steps = (*machine.token_steps, *machine.canvas_steps)
+    low = min(step.intensity for step in steps) / 3
+    ridge = machine.matrix_rate / machine.bandwidth
+    high = max(*(step.intensity for step in steps), ridge) * 3
+    figure = Figure()
+    figure.add_scatter(
+        x=[low, ridge, high], y=[low * machine.bandwidth, machine.matrix_rate, machine.matrix_rate], mode="lines",
+        name="what the machine can do", line={"color": theme.INK, "width": 2}, hoverinfo="skip",
+    )  # fmt: skip
+    for name, costs, colour, symbol in (
+        ("autoregressive step", machine.token_steps, theme.VERMILION, "diamond"),
+        ("denoising step", machine.canvas_steps, theme.BLUE, "circle"),
+    ):
+        ends = {costs[0].batch, costs[-1].batch}
+        figure.add_scatter(
+            x=[c.intensity for c in costs], y=[c.rate for c in costs], mode="lines+markers+text", name=name,
+            line={"color": colour, "width": 1, "dash": "dot"}, marker={"size": 9, "symbol": symbol},
+            text=[f"batch {c.batch}" if c.batch in ends else "" for c in costs], textposition="bottom center",
+            textfont={"size": 11},
+            customdata=[[c.batch, c.tokens, 1000 * c.seconds] for c in costs],
+            hovertemplate="batch %{customdata[0]}: %{customdata[1]} tokens in %{customdata[2]:.2f} ms<br>"
+            "%{y:.3s}FLOP/s at %{x:.1f} FLOP a byte<extra>" + name + "</extra>",
+        )  # fmt: skip
+    figure.update_layout(
+        title=theme.titled(
+            f"Roofline of {machine.name}",
+            f"{machine.model}, {machine.dtype}: {_si(machine.bandwidth)}B/s, {_si(machine.matrix_rate)}FLOP/s, "
+            f"prompt of {machine.prefix} tokens",
+        ),
+        xaxis={"type": "log", "title": "arithmetic intensity, FLOP a byte", "dtick": 1},
+        yaxis={"type": "log", "title": "FLOP/s", "exponentformat": "SI", "dtick": 1},
+        height=430,
+    )
+    figure.update_layout(legend={"y": 0.9, "yanchor": "top", "x": 1})
+    return figure
+
+
+def break_even(
+    machine: Machine,
+    *,
+    tokens_per_forward: float | None = None,
+    published: Published | None = PUBLISHED,
+) -> Figure:
+    """The tokens that a denoising step must keep to match autoregression, at every batch size.
+
+    tokens_per_forward: what this model keeps on your prompts (kept tokens / denoising steps), drawn as a line:
+    diffusion pays where it runs above the break-even. published: others' figures beside it, None to leave them out.
+    """
+    batches = [step.batch for step in machine.canvas_steps]
+    needed = machine.break_even()
+    figure = Figure()
+    pairs = zip(machine.canvas_steps, machine.token_steps, strict=True)
+    figure.add_scatter(
+        x=batches, y=needed, mode="lines+markers", name="break-even, measured here",
+        line={"color": theme.BLUE, "width": 3}, marker={"size": 8},
+        customdata=[[1000 * canvas.seconds, 1000 * token.seconds] for canvas, token in pairs],
+        hovertemplate="batch %{x}: %{y:.1f} tokens a forward<br>%{customdata[0]:.2f} ms a denoising step, "
+        "%{customdata[1]:.2f} ms an autoregressive step<extra></extra>",
+    )  # fmt: skip
+    ceiling, shown = [*needed], batches
+    verdict = f"{machine.name}, {machine.model}"
+    if tokens_per_forward is not None:
+        figure.add_hline(
+            y=tokens_per_forward, line={"color": theme.VERMILION, "dash": "dash", "width": 2}
+        )
+        figure.add_annotation(
+            text=f"kept here: {tokens_per_forward:.1f} tokens a forward", font={"color": theme.VERMILION},
+            x=0, xref="paper", xanchor="left", y=float(np.log10(tokens_per_forward)), yanchor="bottom",
+            showarrow=False,
+        )  # fmt: skip
+        ceiling.append(tokens_per_forward)
+        paying = [
+            str(at) for at, least in zip(batches, needed, strict=True) if tokens_per_forward > least
+        ]
+        verdict += (
+            f": diffusion pays at batch {', '.join(paying)}"
+            if paying
+            else ": diffusion does not pay"
+        )
+    if published is not None:
+        words = [
+            f"  published: a step takes {published.steps_ratio:g} ×",
+            f"published: overtaken at ≈ {published.overtaken_at}  ",
+        ]
+        claims = [
+            f"one denoising step takes {published.steps_ratio} autoregressive ones",
+            f"at {published.tokens_per_forward} tokens a forward autoregression overtakes at about "
+            f"{published.overtaken_at} requests",
+        ]
+        figure.add_scatter(
+            x=[1, published.overtaken_at], y=[published.steps_ratio, published.tokens_per_forward],
+            mode="markers+text", name=f"published, {published.where}; not measured here",
+            marker={"symbol": "star", "size": 13, "color": theme.GREEN},
+            text=words, textposition=["middle right", "middle left"], textfont={"color": theme.GREEN, "size": 12},
+            hovertext=claims, hovertemplate="published, not measured here:<br>%{hovertext}<extra></extra>",
+        )  # fmt: skip
+        ceiling += [published.steps_ratio, published.tokens_per_forward]
+        shown = sorted({*batches, published.overtaken_at})
+    ticks = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
+    figure.update_layout(
+        title=theme.titled("Where diffusion pays: above the line", verdict),
+        xaxis={
+            "type": "log", "title": "batch: requests at a time",
+            "tickvals": shown, "ticktext": [str(batch) for batch in shown],
+        },
+        yaxis={
+            "type": "log", "title": "tokens kept a forward",
+            "tickvals": ticks, "ticktext": [str(tick) for tick in ticks],
+            "range": np.log10([min(0.8, min(needed) * 0.8), max(ceiling) * 1.6]).tolist(),
+        },
+        height=430,
+        legend={"y": 0.9, "yanchor": "top"},
+    )  # fmt: skip
+    return figure

@@ -1,0 +1,197 @@
+"""The look of the charts: one plotly template that sits on light and dark pages alike.
+
+- Backgrounds are transparent and data colours stand out on white and on near-black (3 : 1 or more).
+- Text is drawn in one grey, INK, legible on both (4.3 : 1). `follow()` is a cell's style sheet that turns this grey
+  into the page's own text colour, live when JupyterLab's theme is switched; exported pages carry it already.
+- A `Figure` carries a PNG for pages where no JavaScript runs (GitHub, nbconvert) where kaleido is installed. The
+  environment variable DGEMMA_STATIC says otherwise: 0 never, 1 always, and then live runs are shown once they are over.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from dgemma_core.errors import DgemmaError
+
+INK = "rgb(121, 121, 122)"  # a shade that nothing else uses: the style sheet finds text by it
+GRID = "rgba(128, 128, 128, 0.28)"
+BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"  # Okabe & Ito 2008
+GREY = "rgba(128, 128, 128, 0.75)"
+FAINT_BLUE, FAINT_GREY = "rgba(0, 114, 178, 0.25)", "rgba(128, 128, 128, 0.25)"
+COLOURS = (BLUE, VERMILION, GREEN, PURPLE)
+SCALE = "Cividis"
+
+CONFIG = {"displaylogo": False, "showSendToCloud": False, "responsive": True}
+"""No logo, and no button that uploads the chart."""
+
+STYLE = (
+    f'.js-plotly-plot text[style*="fill: {INK}"] '
+    "{ fill: var(--jp-ui-font-color1, CanvasText) !important; }"
+)
+PAGE_STYLE = f":root {{ color-scheme: light dark; }} body {{ background: Canvas; }} {STYLE}"
+
+_AXIS = {
+    "gridcolor": GRID, "zerolinecolor": GRID, "linecolor": GREY, "tickcolor": GREY,
+    "automargin": True, "title": {"standoff": 8, "font": {"size": 13}},
+}  # fmt: skip
+TEMPLATE = go.layout.Template(
+    layout={
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"color": INK, "size": 13, "family": "system-ui, sans-serif"},
+        "title": {
+            "x": 0,
+            "xanchor": "left",
+            "y": 1,
+            "yanchor": "top",
+            "yref": "container",
+            "pad": {"l": 12, "t": 16},
+            "font": {"size": 15},
+        },
+        "colorway": list(COLOURS),
+        "xaxis": _AXIS,
+        "yaxis": _AXIS,
+        "height": 380,
+        "margin": {"l": 56, "r": 16, "t": 64, "b": 48},
+        "legend": {
+            "orientation": "h",
+            "x": 1,
+            "xanchor": "right",
+            "y": 0.985,
+            "yanchor": "top",
+            "yref": "container",
+        },
+        "hoverlabel": {
+            "bgcolor": "#f4f4f4",
+            "bordercolor": "#888",
+            "font": {"color": "#222", "size": 12},
+        },
+        "coloraxis": {"colorscale": SCALE, "colorbar": {"outlinewidth": 0, "thickness": 12}},
+        "bargap": 0.15,
+    }
+)
+
+
+class Figure(go.Figure):
+    """A plotly figure in the house's template that survives export: a PNG beside it, pages that follow the theme."""
+
+    _ipython_display_ = None  # plotly's own would bypass the bundle below
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.update_layout(template=TEMPLATE)
+
+    def _repr_mimebundle_(
+        self, include: Any = None, exclude: Any = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        data = {**json.loads(self.to_json()), "config": CONFIG}
+        bundle: dict[str, Any] = {"application/vnd.plotly.v1+json": data}
+        picture = _picture(self)
+        if picture is not None:
+            bundle["image/png"] = base64.b64encode(picture).decode()
+        return bundle
+
+    def show(self, *args: Any, **kwargs: Any) -> None:
+        """In a notebook as a cell's last line would; with arguments as plotly does."""
+        if args or kwargs:
+            super().show(*args, **{"config": CONFIG, **kwargs})
+            return
+        from IPython.display import display
+
+        display(self)
+
+    def to_html(self, *args: Any, **kwargs: Any) -> str:
+        """As plotly's, with a page that follows the reader's light or dark setting and uploads nothing."""
+        page = super().to_html(*args, **{"config": CONFIG, **kwargs})
+        full = "<head>" in page
+        style = f"<style>{PAGE_STYLE if full else STYLE}</style>"
+        return page.replace("<head>", f"<head>{style}", 1) if full else style + page
+
+    def write_html(self, file: str | os.PathLike[str], **kwargs: Any) -> None:
+        """A page of its own, which needs no network."""
+        Path(file).write_text(self.to_html(**kwargs), "utf-8")
+
+    def still(self, *, width: int = 900, scale: float = 1.5) -> bytes:
+        """The figure as PNG, dark on white. DgemmaError where kaleido or its Chrome is missing."""
+        if not importlib.util.find_spec("kaleido"):
+            raise DgemmaError(
+                "pictures of charts need kaleido and a Chrome or Chromium: pip install kaleido"
+            )
+        plain = go.Figure(self)
+        plain.update_layout(paper_bgcolor="white", plot_bgcolor="white", font_color="#222")
+        figure = json.loads(plain.to_json().replace(INK, "#222222"))
+        try:
+            import kaleido
+
+            kaleido.start_sync_server(silence_warnings=True)
+            height = self.layout.height or TEMPLATE.layout.height
+            options = {"format": "png", "width": width, "height": height, "scale": scale}
+            return bytes(kaleido.calc_fig_sync(figure, opts=options))
+        except Exception as error:  # kaleido raises what its browser makes of it
+            raise DgemmaError(
+                f"kaleido could not draw the chart, is there a Chrome or Chromium? {error}"
+            ) from error
+
+
+def _picture(figure: Figure) -> bytes | None:
+    """The PNG to carry, or None where it is not wanted; says once why there is none."""
+    wanted = os.environ.get("DGEMMA_STATIC")
+    if wanted == "0" or (wanted is None and not importlib.util.find_spec("kaleido")):
+        return None
+    try:
+        return figure.still()
+    except DgemmaError as error:
+        if wanted is not None:
+            raise
+        os.environ["DGEMMA_STATIC"] = "0"
+        warnings.warn(f"charts will show nothing where no JavaScript runs: {error}", stacklevel=3)
+        return None
+
+
+def static_wanted() -> bool:
+    """Outputs are to be complete when they are shown (DGEMMA_STATIC=1): a notebook is being made for readers."""
+    return os.environ.get("DGEMMA_STATIC") == "1"
+
+
+def follow() -> Any:
+    """A style sheet for a notebook's first cell: the text of its charts follows JupyterLab's theme."""
+    from IPython.display import HTML
+
+    return HTML(f"<style>{STYLE}</style>")
+
+
+def titled(title: str, small: str) -> str:
+    """A chart's title with a line of smaller text under it."""
+    return f"{title}<br><span style='font-size:12px'>{small}</span>"
+
+
+def band(
+    figure: Figure, x: Any, low: Any, high: Any, name: str, *, colour: str, **where: Any
+) -> None:
+    """A shaded area between two lines over the same x; `where`: row, col and what else its legend entry needs."""
+    edge = {"x": x, "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
+    figure.add_scatter(y=high, **edge, **{**where, "showlegend": False})
+    figure.add_scatter(y=low, fill="tonexty", fillcolor=colour, name=name, **edge, **where)
+
+
+def whole(count: float) -> dict[str, Any]:
+    """An axis of whole numbers up to `count`: none in between where there are few."""
+    return {"tickformat": "d", "dtick": 1 if count <= 10 else None}
+
+
+def panels(rows: int, columns: int, titles: Sequence[str] = (), **options: Any) -> Figure:
+    """A figure of several charts, each with its title over its left edge."""
+    figure = Figure(make_subplots(rows, columns, subplot_titles=list(titles) or None, **options))
+    for title, axis in zip(figure.layout.annotations, figure.select_xaxes(), strict=False):
+        title.update(x=axis.domain[0], xanchor="left", font={"size": 13, "color": INK})
+    return figure

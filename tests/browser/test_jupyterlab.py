@@ -1,0 +1,183 @@
+"""The lab where it is used: JupyterLab, its kernel and nano, driven through Chromium."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Locator, expect
+
+from tests.browser.jupyterlab import PATIENCE, Lab, serve, write_notebook
+
+FIRST = Path(__file__).parents[2] / "notebooks/01_first_canvas.ipynb"
+SUDOKU = "Sudoku:\n1 _ _ _\n_ _ _ 2\n_ _ _ _\n_ 4 _ _"
+SETUP = f"""
+from dgemma_core import load
+from dgemma_lab.race import Race, record_race
+from dgemma_lab.session import Session
+from dgemma_lab.steering import Steering
+nano = load("nano")
+session = Session(nano)
+SUDOKU = {SUDOKU!r}
+"""
+LONG = 'box = session.ask("Spell backward:\\nSTEP", steps=20000, stop_rule=None)\nbox'
+
+expect.set_options(timeout=PATIENCE * 1000)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("jupyterlab")
+
+
+@pytest.fixture(scope="module")
+def address(folder: Path) -> Iterator[str]:
+    with serve(folder) as found:
+        yield found
+
+
+@pytest.fixture
+def open_lab(chromium: Browser, address: str, folder: Path) -> Iterator[Callable[..., Lab]]:
+    """Opens a notebook of these cells; at the end nothing outside was asked for, and no script failed."""
+    opened: list[Lab] = []
+
+    def open_one(name: str, cells: list[str] | None = None) -> Lab:
+        if cells is None:
+            shutil.copyfile(FIRST, folder / name)
+        else:
+            write_notebook(folder / name, cells)
+        opened.append(Lab(chromium, address, name))
+        return opened[-1]
+
+    yield open_one
+    for lab in opened:
+        lab.close()
+        assert lab.outside == []
+        assert lab.errors == []
+
+
+def frames(canvas: Locator) -> int:
+    """The number of passes that a canvas shows."""
+    shown = re.search(r"/ (\d+)", canvas.locator(".dg-strip").inner_text())
+    assert shown, canvas.locator(".dg-strip").inner_text()
+    return int(shown[1])
+
+
+def test_the_first_notebook_denoises_a_typed_prompt(open_lab: Callable[..., Lab]) -> None:
+    lab = open_lab("first.ipynb")
+    # Before anything runs, the finished sudoku of the committed outputs is there to see.
+    expect(lab.page.locator(".jp-OutputArea img").first).to_be_visible()
+    cells = lab.page.evaluate("() => jupyterapp.shell.currentWidget.content.widgets.map(cell => cell.model.type)")
+    output = lab.run_cell(cells.index("code"))
+    status = output.locator(".dgf-message").first
+    expect(status).to_have_text(re.compile(r"^done: \d+ tokens"))
+
+    prompt = output.get_by_label("Prompt")
+    prompt.fill("Spell backward:\nSTEP b x m")  # letters that are command keys of JupyterLab
+    prompt.press("Enter")
+    expect(output.locator(".dg").first).to_have_attribute("aria-label", re.compile("STEP b x m"))
+    expect(status).to_have_text(re.compile(r"^done: \d+ tokens"))
+    assert output.locator(".dg-cell").count() > 0
+    after = lab.page.evaluate("() => jupyterapp.shell.currentWidget.content.widgets.map(cell => cell.model.type)")
+    assert after == cells, "typing in the box must not act on the notebook"
+
+
+def test_a_live_run_fills_its_canvas_and_stops(open_lab: Callable[..., Lab]) -> None:
+    lab = open_lab("live.ipynb", [SETUP, LONG, "print(box.current.running, len(box.current.trace))"])
+    lab.run_cell(0)
+    output = lab.run_cell(1)
+    output.get_by_role("button", name="Run", exact=True).click()
+    stop = output.get_by_role("button", name="Stop the run")
+    expect(stop).to_be_visible()
+    lab.page.wait_for_function(
+        "() => Number(document.querySelector('.dg-strip')?.innerText.match(/\\/ (\\d+)/)?.[1]) >= 5"
+    )
+    assert frames(output) < 20000  # it grows while the model writes
+    stop.click()
+    expect(stop).to_be_hidden()
+    expect(output.locator(".dgf-message").first).to_have_text(re.compile(r"^stopped after \d+ passes"))
+
+    answer = lab.run_cell(2)
+    expect(answer).to_contain_text("False")
+    running, passes = answer.inner_text().split()
+    assert running == "False" and int(passes) == frames(output)  # nothing is lost at the end
+
+
+def test_pin_and_branch_make_runs_of_a_tree(open_lab: Callable[..., Lab]) -> None:
+    lab = open_lab(
+        "steer.ipynb",
+        [
+            SETUP,
+            "steering = Steering(session, SUDOKU)\nsteering",
+            "pins = [dict(node.run.pins_at(len(node.run.trace))) for node in steering.nodes]\n"
+            "print(pins, [node.run.parent is steering.nodes[0].run for node in steering.nodes],"
+            " [node.run.request.seed for node in steering.nodes])",
+        ],
+    )
+    lab.run_cell(0)
+    output = lab.run_cell(1)
+    tree = output.get_by_role("radio")
+    expect(tree).to_have_count(1)
+    expect(output.locator(".dgf-note").first).to_have_text(re.compile("passes$"))
+
+    output.get_by_role("button", name="First step").click()
+    output.locator(".dg-cell").nth(2).click()
+    output.get_by_label("Replacement text").fill(" 4")
+    output.get_by_role("button", name="Replace the token").click()
+    expect(tree).to_have_count(2)
+    expect(output.locator(".dgf-note").nth(1)).to_have_text(re.compile("passes$"))
+    expect(output.locator(".dg-cell").nth(2)).to_have_attribute("aria-label", re.compile("pinned"))
+
+    output.get_by_text("as it came").click()  # back to the root, and branch off from there
+    expect(output.locator(".dg-s4")).to_have_count(0)
+    output.get_by_role("button", name="First step").click()
+    output.get_by_role("button", name="Step forward").click()
+    output.get_by_role("button", name="Branch from this step").click()
+    expect(tree).to_have_count(3)
+    expect(output.locator(".dgf-note").nth(2)).to_have_text(re.compile("passes$"))
+
+    said = lab.run_cell(2)
+    expect(said).to_contain_text("[False, True, True]")
+    pins, parents, seeds = re.findall(r"\[[^\]]*\]", said.inner_text())
+    assert pins.startswith("[{}, {2: ") and pins.endswith("}, {}]")
+    assert parents == "[False, True, True]" and seeds == "[0, 0, 1]"
+
+    output.get_by_label("compare with").select_option(label="as it came")
+    expect(output.locator(".dg")).to_have_count(2)
+    first, second = (output.get_by_label("Step", exact=True).nth(i) for i in range(2))
+    first.focus()
+    first.press("Home")
+    expect(second).to_have_value("0")  # the scrubbers move together
+
+
+def test_a_race_is_replayed_on_one_clock(open_lab: Callable[..., Lab]) -> None:
+    lab = open_lab(
+        "race.ipynb",
+        [SETUP, "race = Race(record_race(nano, SUDOKU))\nrace", "print([len(t.ids) for t in race.traces.values()])"],
+    )
+    lab.run_cell(0)
+    output = lab.run_cell(1)
+    race = output.locator(".dgr")
+    lanes = race.locator(".dgr-lane")
+    expect(lanes).to_have_count(2)
+    expect(race.locator(".dgr-flag")).to_have_count(2)
+    finish = [lanes.nth(i).locator(".dgr-text").inner_text() for i in range(2)]
+    assert all(text.strip() for text in finish)
+
+    slider = race.get_by_role("slider")
+    slider.focus()
+    slider.press("Home")
+    expect(race.locator(".dgr-count").first).to_contain_text(re.compile(r"\b0\b"))
+    race.get_by_role("button", name="Play").click()
+    expect(race.get_by_role("button", name="Pause")).to_be_visible()
+    expect(race.get_by_role("button", name="Play")).to_be_visible()  # it ran to the end
+    assert [lanes.nth(i).locator(".dgr-text").inner_text() for i in range(2)] == finish
+
+    kept = lab.run_cell(2)
+    expect(kept).to_contain_text("[")
+    counts = re.findall(r"\d+", kept.inner_text())
+    for i, count in enumerate(counts):
+        expect(lanes.nth(i).locator(".dgr-count")).to_contain_text(count)
