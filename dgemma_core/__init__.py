@@ -37,11 +37,11 @@ if TYPE_CHECKING:
     from dgemma_core.errors import DeviceError as DeviceError
     from dgemma_core.errors import DgemmaError as DgemmaError
     from dgemma_core.errors import RequestError as RequestError
-    from dgemma_core.generate import Chat as Chat
-    from dgemma_core.generate import Generation as Generation
-    from dgemma_core.generate import Settings as Settings
-    from dgemma_core.generate import generate as generate
-    from dgemma_core.generate import prompt_ids as prompt_ids
+    from dgemma_core.generation import Chat as Chat
+    from dgemma_core.generation import Generation as Generation
+    from dgemma_core.generation import Settings as Settings
+    from dgemma_core.generation import generate as generate
+    from dgemma_core.generation import prompt_ids as prompt_ids
     from dgemma_core.head import Prediction as Prediction
     from dgemma_core.model import DiffusionGemma as DiffusionGemma
     from dgemma_core.observe import Observe as Observe
@@ -71,7 +71,7 @@ _HOMES = {
     ),
     "draws": ("CounterDraws", "OracleDraws"),
     "errors": ("CheckpointError", "DeviceError", "DgemmaError", "RequestError"),
-    "generate": ("Chat", "Generation", "Settings", "generate", "prompt_ids"),
+    "generation": ("Chat", "Generation", "Settings", "generate", "prompt_ids"),
     "head": ("Prediction",),
     "model": ("DiffusionGemma",),
     "observe": ("Observe", "Observed"),

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dgemma_core.checkpoint import Loaded
     from dgemma_core.config import GenerationDefaults, ModelConfig
     from dgemma_core.decoding import Event
-    from dgemma_core.generate import Generation, Settings
+    from dgemma_core.generation import Generation, Settings
     from dgemma_core.samplers import Sampler
     from dgemma_core.text import Tokenizer
     from dgemma_core.trace import Trace, TraceRecorder
@@ -179,7 +179,7 @@ def generate(
 
     from rich.console import Console
 
-    from dgemma_core.generate import generate as write
+    from dgemma_core.generation import generate as write
 
     console = Console(highlight=False)
     recorder = _recorder(loaded, settings) if trace is not None else None

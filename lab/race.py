@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from dgemma_core.checkpoint import Loaded
 from dgemma_core.errors import DgemmaError
-from dgemma_core.generate import Prompt
+from dgemma_core.generation import Prompt
 from dgemma_core.trace import Trace
 from dgemma_lab.export import visible
 from dgemma_lab.scripts import bundled, style

@@ -34,7 +34,7 @@ from dgemma_core.decoding import (
     denoise_canvases,
 )
 from dgemma_core.errors import RequestError
-from dgemma_core.generate import Prompt, prompt_ids
+from dgemma_core.generation import Prompt, prompt_ids
 from dgemma_core.observe import Observe
 from dgemma_core.samplers import StopRule
 from dgemma_lab import theme

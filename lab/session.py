@@ -21,7 +21,7 @@ from typing import Any, Literal
 from dgemma_core.checkpoint import Loaded
 from dgemma_core.decoding import DecodeState, Event, PromptEvent, Request, StepEvent
 from dgemma_core.errors import DgemmaError, RequestError
-from dgemma_core.generate import Generation, Mode, Prompt, Settings, drain, prompt_ids
+from dgemma_core.generation import Generation, Mode, Prompt, Settings, drain, prompt_ids
 from dgemma_core.observe import Observe
 from dgemma_core.samplers import Sampler, StopRule, describe
 from dgemma_core.store import MEBIBYTE, StateStore
@@ -50,7 +50,7 @@ def plan(
     stop: Sequence[str] = (),
     pins: Mapping[int, int | str] | None = None,
 ) -> tuple[Settings, Request]:
-    """Settings and request of one run; options as in `dgemma_core.generate`.
+    """Settings and request of one run; options as in `dgemma_core.generation`.
 
     pins: answer position → token id, or text, whose tokens then hold the positions from there on. Raises RequestError.
     """

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from dgemma_core.decoding import CanvasEvent, DecodeState, Event, PromptEvent, Request, StepEvent
 from dgemma_core.errors import DgemmaError, RequestError
-from dgemma_core.generate import Prompt
+from dgemma_core.generation import Prompt
 from dgemma_core.observe import Observed
 from dgemma_core.samplers import Sampler
 from dgemma_core.trace import KINDS, Trace

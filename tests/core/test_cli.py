@@ -34,7 +34,7 @@ from dgemma_core import (
     save_model,
     terminal,
 )
-from dgemma_core.generate import generate
+from dgemma_core.generation import generate
 from tests.core import tiny
 from tests.core.fake_events import StepEvent
 

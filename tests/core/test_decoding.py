@@ -212,13 +212,16 @@ def test_the_loop_never_asks_for_whole_logits(
 
 def test_step_events_tell_what_happened(model: DiffusionGemma, sampler: Sampler) -> None:
     """One event a pass; the canvas that a pass leaves is the one that the next reads."""
-    events = write(model, Request(prompt(4), max_new_tokens=20), sampler=sampler, steps=7)
+    request = Request(prompt(4), seed=6, max_new_tokens=20)
+    events = write(model, request, sampler=sampler, steps=7)
     steps, canvases = of_kind(events, StepEvent), of_kind(events, CanvasEvent)
     plan = sampler.plan(7)
     assert [c.canvas for c in canvases] == [0, 1, 2] and [c.kept for c in canvases] == [8, 8, 4]
     for canvas in canvases:
         mine = [step for step in steps if step.canvas == canvas.canvas]
         assert [step.step for step in mine] == list(range(len(mine))) and mine[0].steps == 7
+        noise = CounterDraws().first_canvas([RowKey(6, canvas.canvas)], LENGTH, VOCAB)
+        assert torch.equal(mine[0].tokens_in, noise[0])
         for step, planned in zip(mine, plan, strict=False):
             assert (step.kind, step.temperature) == (planned.kind, planned.temperature)
             assert step.state.step == step.step + 1

@@ -256,7 +256,7 @@ def test_the_loss_is_the_plain_one(model: DiffusionGemma, share: float) -> None:
     with torch.no_grad():
         ours = loss(model, batch, recipe, torch.Generator().manual_seed(7))
     canvas = noised(batch.canvas, 48, torch.Generator().manual_seed(7))
-    causal, denoised = [], []
+    causal, denoised, fed = [], [], torch.zeros(*canvas.shape, 16)
     for row, prefix in enumerate(batch.prefix.tolist()):
         clean, counted = batch.clean[row : row + 1], batch.targets[row] != -100
         hidden = model.encode(clean).hidden[0, counted]
@@ -268,10 +268,16 @@ def test_the_loss_is_the_plain_one(model: DiffusionGemma, share: float) -> None:
         if row < math.ceil(share * len(canvas)):
             p = model.logits(model.denoise(noisy, cache)).softmax(-1)
             soft = p @ model.embed_tokens.weight * 16**0.5
+            fed[row] = soft[0]
         logits = model.logits(model.denoise(noisy, cache, soft))[0]
         denoised.append(F.cross_entropy(logits, batch.canvas[row], reduction="none"))
     close(ours.autoregressive, torch.cat(causal).mean())
     close(ours.canvas, torch.cat(denoised).mean())
+    both = DensePass(model, batch)
+    with torch.no_grad():
+        both.encode()
+        both.denoise(canvas, fed)
+    close(ours.balance, balance_loss(both.routings))  # the first look is left out
     total = ours.canvas + recipe.autoregressive * ours.autoregressive + 0.01 * ours.balance
     close(ours.total(recipe), total)
     assert float(ours.total(replace(recipe, autoregressive=0.0, balance=0.0))) == float(ours.canvas)

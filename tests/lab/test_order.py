@@ -23,7 +23,14 @@ from dgemma_lab.order import (
     settling,
 )
 
-from ..core.fake_events import CanvasEvent, FinishEvent, Observed, PromptEvent, StepEvent, token_events
+from ..core.fake_events import (
+    CanvasEvent,
+    FinishEvent,
+    Observed,
+    PromptEvent,
+    StepEvent,
+    token_events,
+)
 
 EOS = 1
 

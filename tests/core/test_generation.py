@@ -19,7 +19,7 @@ from dgemma_core.decoding import (
     TokenEvent,
 )
 from dgemma_core.errors import RequestError
-from dgemma_core.generate import Chat, Generation, Settings, drain, generate, prompt_ids
+from dgemma_core.generation import Chat, Generation, Settings, drain, generate, prompt_ids
 from dgemma_core.observe import Observe
 from dgemma_core.samplers import BlockRefinement, EntropyBound, StopRule
 from tests.core import tiny
