@@ -1,0 +1,1 @@
+"""Measures and compares: lm-eval models and tasks, timing, statistics, reports."""
