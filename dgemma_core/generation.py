@@ -374,8 +374,7 @@ class Chat:
         events = self.settings.events(self.loaded, [request])
         (generation,) = drain(events, self.loaded, listen=listen)
         self.ids = (*(int(id) for id in request.ids), *generation.ids)
-        if generation.cache.lengths[0] <= len(
-            self.ids
-        ):  # else a stop string has cut what was encoded
+        # Unless a stop string has cut what was encoded, more of the conversation has been now.
+        if generation.cache.lengths[0] <= len(self.ids):
             self.cache = generation.cache
         return generation

@@ -19,6 +19,11 @@ export function read(kind, control) {
   return Number.isNaN(number) ? null : number;
 }
 
+/** The lines that a box for a text has. */
+export function rows(text) {
+  return Math.min(Math.max(String(text ?? "").split("\n").length, 2), 8);
+}
+
 class Controls {
   constructor(model, el) {
     this.model = model;
@@ -66,7 +71,8 @@ class Controls {
       control = node("input", { type: "checkbox", change });
       outer = node("label", { class: "dgf-field dgf-flag", title: help }, control, label);
     } else if (kind === "area") {
-      control = node("textarea", { rows: field.rows ?? 2, spellcheck: "false", change, keydown: (event) => this.enter(event, change) });
+      const input = () => (control.rows = rows(control.value));
+      control = node("textarea", { spellcheck: "false", change, input, keydown: (event) => this.enter(event, change) });
       outer = node("label", { class: "dgf-field dgf-area", title: help }, label, control);
     } else {
       const type = kind === "text" ? "text" : "number";
@@ -91,6 +97,7 @@ class Controls {
       outer.hidden = !shows(field, values);
       if (field.kind !== "list") control.disabled = disabled.has(name);
       if (field.kind === "button" || control === document.activeElement) continue;
+      if (field.kind === "area") control.rows = rows(values[name]);
       if (field.kind === "flag") control.checked = Boolean(values[name]);
       else if (field.kind === "list") {
         for (const radio of control.querySelectorAll("input")) radio.checked = radio.value === String(values[name]);

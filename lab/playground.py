@@ -105,8 +105,8 @@ def _needed(values: Mapping[str, Any], name: str) -> Any:
     return values[name]
 
 
-class Column(Stack):
-    """One way to decode: its controls over its canvas."""
+class Column:
+    """One way to decode: its controls, its canvas, and its last run."""
 
     def __init__(self, letter: str, values: Mapping[str, Any] | None = None) -> None:
         made, defaults = controls()
@@ -119,7 +119,6 @@ class Column(Stack):
         self.form = Form(made, {**defaults, **(values or {})})
         self.canvas = Canvas(title=letter)
         self.run: Run | None = None
-        super().__init__(children=(self.form, self.canvas))
 
 
 class Playground(Stack):
@@ -168,7 +167,11 @@ class Playground(Stack):
         self._idle.set()
         self._waiting: list[tuple[Column, dict[str, Any]]] = []
         self.form.on_press(self._press)
-        super().__init__(children=(self.form, Columns(children=self.columns)))
+        rows = (
+            Columns(children=[column.form for column in self.columns]),
+            Columns(children=[column.canvas for column in self.columns]),
+        )
+        super().__init__(children=(self.form, *rows))
 
     def run(self) -> None:
         """Runs the columns one after the other, each into its canvas, and returns at once."""
@@ -195,7 +198,7 @@ class Playground(Stack):
     def stop(self) -> None:
         """Stops the column that is writing; those after it do not begin."""
         self._waiting = []
-        self.session.stop()
+        self.session.stop(self)
 
     def wait(self, timeout: float | None = None) -> Playground:
         """Waits until every column is over. DgemmaError after `timeout` seconds."""
@@ -221,7 +224,9 @@ class Playground(Stack):
         self.form.say(f"column {column.letter} is writing …")
         column.canvas.title = f"{column.letter} · {column.form.values['rule'].replace('_', ' ')}"
         try:
-            run = self.session.run(self.form.values["prompt"], canvas=column.canvas, **options)
+            run = self.session.run(
+                self.form.values["prompt"], canvas=column.canvas, box=self, **options
+            )
         except DgemmaError as error:
             self._rest(str(error), alert=True)
             return

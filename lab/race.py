@@ -110,7 +110,8 @@ def record_race(loaded: Loaded, prompt: Prompt, **options: Any) -> dict[str, Tra
     options as for `session.plan`; those of diffusion alone (sampler, steps, stop_rule) go to it, `temperature` to
     autoregression, so that the same limits hold for both.
     """
-    own = {name: options.pop(name) for name in ("sampler", "steps", "stop_rule") if name in options}
+    alone = ("sampler", "steps", "stop_rule")
+    own: dict[str, Any] = {name: options.pop(name) for name in alone if name in options}
     causal = {"temperature": options.pop("temperature")} if "temperature" in options else {}
     ways: dict[str, dict[str, Any]] = {
         "diffusion": {**options, **own},

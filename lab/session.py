@@ -166,31 +166,36 @@ class Run:
 
     def _work(self, after: Run | None) -> None:
         try:
-            if after is not None:
+            if after is not None and after.running:
+                self.status.say("waiting for the run before it")
                 after._over.wait()
-            self.canvas.on_stop(self.stop)
-            self.canvas.begin(
-                prompt=self.prompt if isinstance(self.prompt, str) else "",
-                steps=self.settings.steps or 0,
-                decode=_decode(self.loaded),
-                eos_token_ids=self.loaded.generation.eos_token_ids,
-            )
-            for generation in drain(self._events(), self.loaded):
-                self._generation = generation
+            if self._halt.is_set():
+                raise DgemmaError("the run was stopped before its turn came: it made no pass")
+            self._write()
         except Exception as error:
             self._error = error
+        self._report(self._trace or self._recorder.trace())
+        with self._lock:
+            self._over.set()
+        for callback in self._finished:
+            callback(self)
+
+    def _write(self) -> None:
+        """The run itself, from an empty canvas to the whole trace on it."""
+        self.canvas.on_stop(self.stop)
+        self.canvas.begin(
+            prompt=self.prompt if isinstance(self.prompt, str) else "",
+            steps=self.settings.steps or 0,
+            decode=_decode(self.loaded),
+            eos_token_ids=self.loaded.generation.eos_token_ids,
+        )
+        try:
+            for generation in drain(self._events(), self.loaded):
+                self._generation = generation
         finally:
-            try:
-                self._trace = self._recorder.trace()
-                self.canvas.on_stop(self.stop, remove=True)
-                self.canvas.finish(self._trace)
-                self._report()
-            except Exception as error:
-                self._error = self._error or error
-            with self._lock:
-                self._over.set()
-            for callback in self._finished:
-                callback(self)
+            self.canvas.on_stop(self.stop, remove=True)
+            self._trace = self._recorder.trace()
+            self.canvas.finish(self._trace)
 
     def _events(self) -> Iterator[Event]:
         """The stream, as the trace, the canvas and the store see it, up to a Stop."""
@@ -220,9 +225,7 @@ class Run:
             if not isinstance(event, PromptEvent):
                 yield replace(event, seconds=event.seconds + passed)
 
-    def _report(self) -> None:
-        assert self._trace is not None
-        trace = self._trace
+    def _report(self, trace: Trace) -> None:
         if self._error is not None:
             self.status.say(f"{type(self._error).__name__}: {self._error}", alert=True)
         elif self._generation is None:
@@ -337,7 +340,11 @@ class Run:
 
 
 class Session:
-    """A model with one live run at a time. `keep_bytes` bounds the states kept for branching, of all its runs."""
+    """A model whose live runs take turns. `keep_bytes` bounds the states kept for branching, of all its runs.
+
+    A run that comes from where an earlier one came from (`session.run`, or one box or tree) stops and replaces it;
+    runs of different boxes wait for each other, so that a notebook may be run from top to bottom.
+    """
 
     def __init__(
         self,
@@ -349,7 +356,13 @@ class Session:
         self.loaded = loaded
         self.observe = observe
         self.states = StateStore(keep_bytes)
-        self.current: Run | None = None
+        self._last: Run | None = None
+        self._current: dict[Any, Run] = {}
+
+    @property
+    def current(self) -> Run | None:
+        """The last run of `session.run`."""
+        return self._current.get(None)
 
     def run(
         self,
@@ -357,30 +370,34 @@ class Session:
         *,
         canvas: Canvas | None = None,
         observe: Observe | Literal["session"] | None = "session",
+        box: Any = None,
         **options: Any,
     ) -> Run:
         """Starts a run and returns at once; `options` are those of `plan`, and bad ones are refused here.
 
-        A run that is still writing is stopped and replaced. canvas: where to show it, a new one by default.
+        Replaces the run before it from the same `box` (a widget; None for runs from cells). canvas: where to show it,
+        a new one by default.
         """
         settings, request = plan(self.loaded, prompt, **options)
         seen = self.observe if observe == "session" else observe
         if settings.mode == "autoregressive" and seen is not None:
             seen = Observe(top_k=seen.top_k)
-        return self.launch(settings, request, prompt=prompt, observe=seen, canvas=canvas)
+        return self.launch(settings, request, box=box, prompt=prompt, observe=seen, canvas=canvas)
 
-    def launch(self, settings: Settings, request: Request, **options: Any) -> Run:
-        """Starts a run of a request that is ready; `options` are those of `Run`. Replaces the one still writing."""
-        before = self.current
-        if before is not None:
-            before.stop()
-        self.current = Run(self.loaded, settings, request, states=self.states, **options)
-        return self.current.start(after=before)
+    def launch(
+        self, settings: Settings, request: Request, *, box: Any = None, **options: Any
+    ) -> Run:
+        """Starts a run of a request that is ready; `options` are those of `Run`."""
+        self.stop(box)
+        run = Run(self.loaded, settings, request, states=self.states, **options)
+        before, self._last = self._last, run
+        self._current[box] = run
+        return run.start(after=before)
 
-    def stop(self) -> None:
-        """Stops the run that is writing, if there is one."""
-        if self.current is not None:
-            self.current.stop()
+    def stop(self, box: Any = None) -> None:
+        """Stops the run of `box` that is writing or waiting, if there is one."""
+        if box in self._current:
+            self._current[box].stop()
 
     def ask(self, prompt: str = "", **options: Any) -> Asking:
         """A box for one's own prompt with a canvas under it; `options` hold for all its runs."""
@@ -425,6 +442,7 @@ class Asking(Stack):
                 self.form.values["prompt"],
                 seed=self.form.values["seed"] or 0,
                 canvas=self.canvas,
+                box=self,
                 **self.options,
             )
         except DgemmaError as error:

@@ -318,7 +318,7 @@ class Steering(Stack):
         self.form.observe(lambda _: self._arrange(), "values")
         self.columns = Columns()
         super().__init__(children=(self.form, self.columns))
-        self._grow(session.run(prompt, **options), "as it came")
+        self._grow(session.run(prompt, box=self, **options), "as it came")
 
     # growing
 
@@ -337,6 +337,7 @@ class Steering(Stack):
         run = self.session.launch(
             settings,
             request,
+            box=self,
             prompt=parent.prompt,
             observe=parent.observe,
             parent=parent,

@@ -30,6 +30,7 @@ GREY = "rgba(128, 128, 128, 0.75)"
 FAINT_BLUE, FAINT_GREY = "rgba(0, 114, 178, 0.25)", "rgba(128, 128, 128, 0.25)"
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE)
 SCALE = "Cividis"
+HEIGHT = 380  # pixels, where a chart does not say otherwise
 
 CONFIG = {"displaylogo": False, "showSendToCloud": False, "responsive": True}
 """No logo, and no button that uploads the chart."""
@@ -61,7 +62,6 @@ TEMPLATE = go.layout.Template(
         "colorway": list(COLOURS),
         "xaxis": _AXIS,
         "yaxis": _AXIS,
-        "height": 380,
         "margin": {"l": 56, "r": 16, "t": 64, "b": 48},
         "legend": {
             "orientation": "h",
@@ -89,7 +89,8 @@ class Figure(go.Figure):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.update_layout(template=TEMPLATE)
+        # A height in the template would not do: JupyterLab then fits the chart to a cell that has none yet.
+        self.update_layout(template=TEMPLATE, height=self.layout.height or HEIGHT)
 
     def _repr_mimebundle_(
         self, include: Any = None, exclude: Any = None, **kwargs: Any
@@ -134,8 +135,7 @@ class Figure(go.Figure):
             import kaleido
 
             kaleido.start_sync_server(silence_warnings=True)
-            height = self.layout.height or TEMPLATE.layout.height
-            options = {"format": "png", "width": width, "height": height, "scale": scale}
+            options = {"format": "png", "width": width, "height": self.layout.height, "scale": scale}
             return bytes(kaleido.calc_fig_sync(figure, opts=options))
         except Exception as error:  # kaleido raises what its browser makes of it
             raise DgemmaError(

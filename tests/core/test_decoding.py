@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -423,7 +424,7 @@ def test_a_state_continues_in_memory_of_its_own(model: DiffusionGemma) -> None:
         return {buffer.keys.data_ptr() for cache in caches for buffer in cache.rows[0].buffers}
 
     request = Request(prompt(7), max_new_tokens=16)
-    for run, kind in ((write, StepEvent), (spell, TokenEvent)):
+    for run, kind in ((partial(write, stop_rule=None), StepEvent), (spell, TokenEvent)):
         events = run(model, request)
         resumed = run(model, replace(request, state=of_kind(events, kind)[0].state))
         assert memory(events) and not memory(events) & memory(resumed)
@@ -525,6 +526,7 @@ def test_pins_hold(model: DiffusionGemma, sampler: Sampler) -> None:
         for position, token in pins.items():
             for tokens in (step.tokens_in, step.tokens_out, step.sample, step.argmax):
                 assert tokens[position] == token
+            assert step.sample_probability[position] == step.argmax_probability[position] == 1
             assert not step.accepted[position]
             soft = step.state.soft_embedding
             if soft is not None:

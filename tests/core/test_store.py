@@ -28,7 +28,9 @@ def bytes_of(*states: DecodeState) -> int:
         tensors = [value for value in vars(state).values() if isinstance(value, torch.Tensor)]
         for row in state.cache.rows:
             tensors += [t for b in row.buffers if b is not None for t in (b.keys, b.values)]
-        memories.update({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors})
+        memories.update(
+            {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+        )
     return sum(memories.values())
 
 
@@ -44,7 +46,9 @@ def test_all_states_are_kept_within_the_bound(states: list[DecodeState]) -> None
     assert store.nearest("another", 7) is None
 
 
-def test_over_the_bound_the_eldest_are_thinned_and_the_newest_stays(states: list[DecodeState]) -> None:
+def test_over_the_bound_the_eldest_are_thinned_and_the_newest_stays(
+    states: list[DecodeState],
+) -> None:
     """Worked by hand: with room for four, the state goes whose neighbours are closest, the eldest of equals."""
     store = StateStore(bytes_of(*states[:4]))
     held = []
@@ -67,7 +71,9 @@ def test_runs_share_the_bound(states: list[DecodeState]) -> None:
     store = StateStore(bytes_of(*states[:3]))
     for run in "ab":
         for passes, state in enumerate(states[:3], 1):
-            copied = replace(state, soft_embedding=state.soft_embedding.clone(), canvas=state.canvas.clone())
+            copied = replace(
+                state, soft_embedding=state.soft_embedding.clone(), canvas=state.canvas.clone()
+            )
             store.add(run, passes, copied)
     assert store.nbytes <= store.limit
     assert ("b", 3) in store

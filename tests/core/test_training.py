@@ -419,6 +419,21 @@ def test_a_run_is_deterministic(uninterrupted: Trainer, tmp_path: Path) -> None:
     assert not equal(weights(other), weights(uninterrupted))
 
 
+def test_every_part_of_every_step_has_its_own_noise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = []
+
+    def noted(*arguments: Any) -> training.Losses:
+        seeds.append(arguments[-1].initial_seed())
+        return loss(*arguments)
+
+    monkeypatch.setattr(training, "loss", noted)
+    stop_after(trainer(tmp_path), 4)
+    stop_after(trainer(tmp_path / "other", replace(RECIPE, seed=1)), 4)
+    assert len(set(seeds)) == len(seeds) == 2 * 4 * RECIPE.micro_batches
+
+
 @pytest.mark.parametrize("steps", [1, 4])
 def test_a_run_resumes_to_the_bit(uninterrupted: Trainer, tmp_path: Path, steps: int) -> None:
     """Sitting by sitting, `steps` updates each, in fresh processes' stead fresh models."""

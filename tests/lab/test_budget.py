@@ -41,7 +41,10 @@ def test_reasons_name_the_sum_and_the_bound(trace: Trace) -> None:
     words, found = reasons(trace, 2), ranking(trace, 2)
     assert words[0] == "accepted: the surest one always is"
     first_out = int(np.argmin(found.accepted))
-    assert words[first_out] == f"redrawn: those before it use {found.before[first_out]:.3g} nats, the bound is 9"
+    assert (
+        words[first_out]
+        == f"redrawn: those before it use {found.before[first_out]:.3g} nats, the bound is 9"
+    )
     assert words[first_out - 1].startswith("accepted: those before it use")
 
 
@@ -49,7 +52,10 @@ def test_the_chart_shows_every_free_position_once(trace: Trace) -> None:
     figure = entropy_budget(trace, 1)
     dots = {part.name: list(part.x) for part in figure.data if part.mode == "markers"}
     accepted = int(ranking(trace, 1).accepted.sum())
-    assert dots == {f"accepted ({accepted})": list(range(1, accepted + 1)), f"redrawn ({7 - accepted})": list(range(accepted + 1, 8))}
+    assert dots == {
+        f"accepted ({accepted})": list(range(1, accepted + 1)),
+        f"redrawn ({7 - accepted})": list(range(accepted + 1, 8)),
+    }
     assert f"{accepted} of 7 positions" in figure.layout.title.text
 
 

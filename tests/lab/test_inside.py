@@ -48,7 +48,9 @@ def test_shares_are_the_router_weights_by_expert(trace: Trace) -> None:
 
 
 def test_balance_counts_evenly_used_experts() -> None:
-    np.testing.assert_allclose(balance(np.array([[0.25] * 4, [0.5, 0.5, 0, 0], [1.0, 0, 0, 0]])), [4, 2, 1])
+    np.testing.assert_allclose(
+        balance(np.array([[0.25] * 4, [0.5, 0.5, 0, 0], [1.0, 0, 0, 0]])), [4, 2, 1]
+    )
 
 
 def test_load_of_the_run_and_of_a_step(trace: Trace) -> None:
@@ -66,7 +68,9 @@ def test_what_is_carried_over_adds_up(trace: Trace) -> None:
     assert heights.shape == (5, 8)
     assert figure.data[0].customdata[2][1] == 2
     fewer = self_conditioning(trace, 3, most=3)
-    assert len(fewer.data[0].x) == 3 and "the 3 least sure of 8 positions" in fewer.layout.title.text
+    assert (
+        len(fewer.data[0].x) == 3 and "the 3 least sure of 8 positions" in fewer.layout.title.text
+    )
 
 
 def test_attention_covers_prompt_and_canvas(trace: Trace) -> None:

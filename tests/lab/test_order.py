@@ -35,7 +35,9 @@ from ..core.fake_events import (
 EOS = 1
 
 
-def made(argmax: list[list[int]], accepted: Any = None, observed: Any = None, pinned: Any = None) -> Trace:
+def made(
+    argmax: list[list[int]], accepted: Any = None, observed: Any = None, pinned: Any = None
+) -> Trace:
     """A run of one canvas with these best guesses, pass by pass."""
     count = len(argmax[0])
     accepted = accepted if accepted is not None else [[True] * count] * len(argmax)
@@ -53,7 +55,11 @@ def made(argmax: list[list[int]], accepted: Any = None, observed: Any = None, pi
     last = argmax[-1]
     kept = last.index(EOS) + 1 if EOS in last else count
     events.append(CanvasEvent("a", 0, tuple(last), kept, False, still, still, 9.0))
-    events.append(FinishEvent("a", tuple(last[:kept]), "eos" if EOS in last else "length", len(argmax), 1, 1, 9.0))
+    events.append(
+        FinishEvent(
+            "a", tuple(last[:kept]), "eos" if EOS in last else "length", len(argmax), 1, 1, 9.0
+        )
+    )
     return Trace.record(events, metadata={"eos_token_ids": [EOS]})
 
 
@@ -68,7 +74,10 @@ def test_settling_ties_and_the_tail() -> None:
     assert order.tau == pytest.approx((3 - 2) / math.sqrt(6 * 5))
     assert settled_fraction(trace).tolist() == [0.25, 0.75, 1.0]
     figure = settling(trace)
-    assert {part.name: list(part.x) for part in figure.data} == {"alone in its pass": [0, 1], "tied with others": [2, 3]}
+    assert {part.name: list(part.x) for part in figure.data} == {
+        "alone in its pass": [0, 1],
+        "tied with others": [2, 3],
+    }
     assert "τ = 0.18; 2 of 4 positions are tied" in figure.layout.title.text
 
 
@@ -149,7 +158,10 @@ def test_kinds_are_set_side_by_side() -> None:
     still = made([[10, 11, 12]] * 2)
     figure = order_by_kind({"up": [forward, forward], "down": [backward], "none": [still]})
     assert [list(part.x) for part in figure.data] == [[1.0, 1.0], [-1.0]]
-    assert [note.text for note in figure.layout.annotations] == ["mean 1.00 of 2", "mean -1.00 of 1"]
+    assert [note.text for note in figure.layout.annotations] == [
+        "mean 1.00 of 2",
+        "mean -1.00 of 1",
+    ]
     assert list(figure.layout.yaxis.ticktext) == ["up", "down", "none"]
 
 

@@ -24,8 +24,13 @@ def test_every_setting_of_every_sampler_has_a_control() -> None:
     for rule, kind in SAMPLERS.items():
         for item in fields(kind):
             field = names[f"{rule}.{item.name}"]
-            assert field["when"] == {"rule": [rule]} and values[f"{rule}.{item.name}"] == item.default
-    assert names["block_refinement.top_k"]["kind"] == "int" and names["block_refinement.top_k"]["placeholder"] == "none"
+            assert (
+                field["when"] == {"rule": [rule]} and values[f"{rule}.{item.name}"] == item.default
+            )
+    assert (
+        names["block_refinement.top_k"]["kind"] == "int"
+        and names["block_refinement.top_k"]["placeholder"] == "none"
+    )
     assert names["block_refinement.top_p"]["kind"] == "float"
     assert names["discrete_ddim.corrector_steps"]["kind"] == "int"
     assert [option["value"] for option in names["rule"]["options"]] == [*SAMPLERS, "autoregressive"]
@@ -36,12 +41,26 @@ def test_every_setting_of_every_sampler_has_a_control() -> None:
     [
         ({}, {"sampler": EntropyBound(), "steps": 48, "stop_rule": StopRule()}),
         (
-            {"rule": "block_refinement", "block_refinement.temperature": 0.5, "block_refinement.top_k": 3, "stop": False},
+            {
+                "rule": "block_refinement",
+                "block_refinement.temperature": 0.5,
+                "block_refinement.top_k": 3,
+                "stop": False,
+            },
             {"sampler": BlockRefinement(temperature=0.5, top_k=3), "steps": 48, "stop_rule": None},
         ),
         (
-            {"rule": "discrete_ddim", "discrete_ddim.corrector_steps": 2, "steps": 12, "stop.confidence": 0.1},
-            {"sampler": DiscreteDDIM(corrector_steps=2), "steps": 12, "stop_rule": StopRule(confidence=0.1)},
+            {
+                "rule": "discrete_ddim",
+                "discrete_ddim.corrector_steps": 2,
+                "steps": 12,
+                "stop.confidence": 0.1,
+            },
+            {
+                "sampler": DiscreteDDIM(corrector_steps=2),
+                "steps": 12,
+                "stop_rule": StopRule(confidence=0.1),
+            },
         ),
         (
             {"rule": "autoregressive", "autoregressive.temperature": 0.7},
@@ -65,7 +84,9 @@ def test_settings_without_meaning_are_refused_by_the_rule_itself() -> None:
 
 def test_columns_run_with_one_seed_and_are_tied_together() -> None:
     columns = [{"steps": 3}, {"rule": "block_refinement", "steps": 4}, {"rule": "autoregressive"}]
-    play = Playground(Session(runs.loaded(eos_token_ids=())), PROMPT, columns=columns, seed=5, max_new_tokens=12)
+    play = Playground(
+        Session(runs.loaded(eos_token_ids=())), PROMPT, columns=columns, seed=5, max_new_tokens=12
+    )
     play.form._receive(play.form, {"type": "press", "name": "run"}, [])
     play.wait(30)
     traces = play.traces
@@ -95,7 +116,9 @@ def test_pressing_again_starts_over() -> None:
 def test_stop_ends_the_column_and_those_after_it() -> None:
     loaded = runs.loaded(eos_token_ids=())
     runs.slow(loaded.model, 0.01)
-    play = Playground(Session(loaded), PROMPT, columns=[{"stop": False, "steps": 100}, {"steps": 2}])
+    play = Playground(
+        Session(loaded), PROMPT, columns=[{"stop": False, "steps": 100}, {"steps": 2}]
+    )
     play.run()
     play.form._receive(play.form, {"type": "press", "name": "stop"}, [])
     play.wait(30)
@@ -103,7 +126,11 @@ def test_stop_ends_the_column_and_those_after_it() -> None:
 
 
 def test_what_is_wrong_is_said_where_it_is() -> None:
-    play = Playground(Session(runs.loaded()), PROMPT, columns=[{}, {"rule": "block_refinement", "block_refinement.top_p": 0.5}])
+    play = Playground(
+        Session(runs.loaded()),
+        PROMPT,
+        columns=[{}, {"rule": "block_refinement", "block_refinement.top_p": 0.5}],
+    )
     play.run()
     assert play.columns[1].form.alert and "no effect" in play.columns[1].form.message
     assert play.columns[0].run is None

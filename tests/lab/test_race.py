@@ -23,7 +23,9 @@ ANSWER = [*range(10, 32), EOS]  # 23 tokens: two canvases of 16
 
 @pytest.fixture(scope="module")
 def canvases() -> Trace:
-    return Trace.record(diffusion_events(ANSWER), metadata={"prompt": "count"}, decode="<{}>".format)
+    return Trace.record(
+        diffusion_events(ANSWER), metadata={"prompt": "count"}, decode="<{}>".format
+    )
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,9 @@ def test_a_lane_is_the_draft_pass_by_pass(canvases: Trace) -> None:
 
 def test_tokens_are_kept_at_their_commits(canvases: Trace, tokens: Trace) -> None:
     assert [commit["kept"] for commit in lane("d", canvases)["commits"]] == [16, 23]
-    assert [commit["seconds"] for commit in lane("d", canvases)["commits"]] == canvases.commit_seconds.tolist()
+    assert [
+        commit["seconds"] for commit in lane("d", canvases)["commits"]
+    ] == canvases.commit_seconds.tolist()
     causal = lane("a", tokens)
     assert [commit["kept"] for commit in causal["commits"]] == list(range(1, 24))
     assert causal["free"] == 1 and causal["passes"] == 23
@@ -59,7 +63,9 @@ def test_tokens_are_kept_at_their_commits(canvases: Trace, tokens: Trace) -> Non
 
 
 def test_recorded_ways_share_prompt_seed_and_limits() -> None:
-    traces = record_race(runs.loaded(eos_token_ids=()), PROMPT, steps=3, temperature=1.0, seed=4, max_new_tokens=10)
+    traces = record_race(
+        runs.loaded(eos_token_ids=()), PROMPT, steps=3, temperature=1.0, seed=4, max_new_tokens=10
+    )
     one, two = traces["diffusion"], traces["autoregressive"]
     assert (one.mode, two.mode) == ("diffusion", "autoregressive")
     assert len(one.ids) == len(two.ids) == 10
@@ -67,10 +73,14 @@ def test_recorded_ways_share_prompt_seed_and_limits() -> None:
     assert Race(traces).title == PROMPT
 
 
-def test_a_page_holds_everything_and_asks_for_nothing(canvases: Trace, tokens: Trace, tmp_path: Path) -> None:
+def test_a_page_holds_everything_and_asks_for_nothing(
+    canvases: Trace, tokens: Trace, tmp_path: Path
+) -> None:
     hostile = replace(tokens, strings={**tokens.strings, 10: "</script><img src=x>"})
     page = Race([canvases, hostile]).to_html(tmp_path / "race.html").read_text("utf-8")
-    assert "http://" not in page.replace("http://www.w3.org/2000/svg", "") and "https://" not in page
+    assert (
+        "http://" not in page.replace("http://www.w3.org/2000/svg", "") and "https://" not in page
+    )
     data = page.split('<script type="application/json" id="state">')[1].split("</script>")[0]
     lanes = json.loads(data)["lanes"]
     assert [made["name"] for made in lanes] == ["diffusion", "autoregressive"]
@@ -82,7 +92,9 @@ def test_a_page_holds_everything_and_asks_for_nothing(canvases: Trace, tokens: T
 def test_the_payload_stays_small() -> None:
     """Two canvases of 256 and 48 passes each, against 512 tokens one by one."""
     long = [*range(10, 59)] * 10 + [EOS]
-    one = Trace.record(diffusion_events(long, canvas_length=256, steps=48, seed=1), decode="tok{}".format)
+    one = Trace.record(
+        diffusion_events(long, canvas_length=256, steps=48, seed=1), decode="tok{}".format
+    )
     two = Trace.record(token_events(long), decode="tok{}".format)
     assert len(one) == 96
     assert len(json.dumps(Race([one, two]).lanes)) < 300_000

@@ -28,7 +28,11 @@ def test_a_step_is_counted_right() -> None:
     d, v = text.hidden_size, text.vocab_size
     attention = d * (16 + 8 + 8) + 16 * d  # sliding: q, k, v, o of 4 heads × 4 and 2 groups × 4
     attention += d * (32 + 8) + 32 * d  # full: q, k, o of 4 heads × 8 and 1 group × 8
-    dense, router, expert = 3 * d * text.intermediate_size, d * 3, 3 * d * text.moe_intermediate_size
+    dense, router, expert = (
+        3 * d * text.intermediate_size,
+        d * 3,
+        3 * d * text.moe_intermediate_size,
+    )
     weights = attention + 2 * (dense + router) + 2 * 2 * expert + v * d
     scores = 2 * 4 * 4 * 11 + 2 * 4 * 8 * 11
     one = cost(loaded, 1, 1, 10, 0.5, 2.0)
@@ -67,7 +71,10 @@ def test_the_break_even_is_the_ratio_of_the_steps() -> None:
 
 def test_the_published_point_is_marked_as_published() -> None:
     (claim,) = [part for part in break_even(MACHINE).data if "published" in part.name]
-    assert list(claim.x) == [1, 32] and list(claim.y) == [PUBLISHED.steps_ratio, PUBLISHED.tokens_per_forward]
+    assert list(claim.x) == [1, 32] and list(claim.y) == [
+        PUBLISHED.steps_ratio,
+        PUBLISHED.tokens_per_forward,
+    ]
     assert "not measured here" in claim.name and "not measured here" in claim.hovertemplate
     assert len(break_even(MACHINE, published=None).data) == 1
 
@@ -76,6 +83,8 @@ def test_the_roof_has_two_slopes() -> None:
     roof, tokens, canvases = roofline(MACHINE).data
     assert roof.y[1] == roof.y[2] == 1e11 and roof.x[1] == 10
     assert roof.y[0] == pytest.approx(roof.x[0] * 1e10)
-    assert list(tokens.x) == pytest.approx([0.1, 0.4, 1.6]) and list(canvases.x) == pytest.approx([0.4, 1.6, 6.4])
+    assert list(tokens.x) == pytest.approx([0.1, 0.4, 1.6]) and list(canvases.x) == pytest.approx(
+        [0.4, 1.6, 6.4]
+    )
     assert "10 GB/s, 100 GFLOP/s" in roofline(MACHINE).layout.title.text
     assert "1 TB/s" in roofline(replace(MACHINE, bandwidth=1e12)).layout.title.text

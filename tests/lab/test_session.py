@@ -28,7 +28,9 @@ def test_a_run_returns_at_once_and_ends_with_what_a_plain_recording_gives() -> N
     assert not run.running
     assert run.result().ids == tuple(run.trace.ids.tolist())
     assert run.canvas.trace is run.trace
-    assert run.status.message.startswith(f"done: {len(run.trace.ids)} tokens in {run.trace.passes} passes")
+    assert run.status.message.startswith(
+        f"done: {len(run.trace.ids)} tokens in {run.trace.passes} passes"
+    )
     assert run.trace.top_ids is not None
 
 
@@ -37,7 +39,12 @@ def test_the_canvas_gets_every_pass_and_few_messages(monkeypatch: pytest.MonkeyP
     session = Session(loaded)
     run = Run(loaded, *plan(loaded, PROMPT, stop_rule=None), observe=session.observe)
     sent: list[tuple[float, int]] = []
-    run.canvas.observe(lambda change: change["new"] and sent.append((time.monotonic(), len(change["new"]["rows"]))), "_tail")
+    run.canvas.observe(
+        lambda change: (
+            change["new"] and sent.append((time.monotonic(), len(change["new"]["rows"])))
+        ),
+        "_tail",
+    )
     run.start().wait()
     assert len(run.trace) == 96
     assert len(sent) <= 30 * (sent[-1][0] - sent[0][0]) + 3
@@ -82,6 +89,23 @@ def test_a_second_run_replaces_the_first() -> None:
     assert first.trace.stop_reason is None and len(first.trace) < 400
     assert second.canvas.trace is second.trace
     assert session.current is second
+
+
+def test_boxes_take_turns_and_each_replaces_only_its_own() -> None:
+    loaded = runs.loaded(eos_token_ids=())
+    runs.slow(loaded.model, 0.005)
+    session = Session(loaded)
+    long, short = {"steps": 60, "stop_rule": None}, {"steps": 2}
+    boxes = [session.ask(PROMPT, **options) for options in (long, short, short)]
+    firsts = [box.run() for box in boxes]
+    assert all(run is not None for run in firsts)
+    again = boxes[1].run()
+    assert again is not None and len(again.trace) == 4
+    assert [run.failed for run in firsts if run] == [False, True, False]
+    assert [len(run.trace) for run in (firsts[0], firsts[2]) if run] == [120, 4]
+    with pytest.raises(DgemmaError, match="stopped before its turn"):
+        firsts[1].result()  # type: ignore[union-attr]
+    assert boxes[1].canvas.trace is again.trace
 
 
 def test_only_one_run_is_at_work_at_a_time() -> None:

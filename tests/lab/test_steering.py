@@ -40,7 +40,10 @@ C = 8
 
 @pytest.fixture(scope="module")
 def session() -> Session:
-    return Session(runs.loaded(eos_token_ids=()), observe=Observe(top_k=3, router=True, attention_positions=(2,)))
+    return Session(
+        runs.loaded(eos_token_ids=()),
+        observe=Observe(top_k=3, router=True, attention_positions=(2,)),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +54,12 @@ def run(session: Session) -> Run:
 
 def follow(session: Session, parent: Run, edit: Edit) -> Run:
     request, opening = branch(parent, edit)
-    settings = parent.settings if edit.sampler is None else replace(parent.settings, sampler=edit.sampler)
-    return session.launch(settings, request, observe=parent.observe, parent=parent, opening=opening).wait()
+    settings = (
+        parent.settings if edit.sampler is None else replace(parent.settings, sampler=edit.sampler)
+    )
+    return session.launch(
+        settings, request, observe=parent.observe, parent=parent, opening=opening
+    ).wait()
 
 
 def frames_of(trace: Trace, position: int) -> np.ndarray:
@@ -60,18 +67,33 @@ def frames_of(trace: Trace, position: int) -> np.ndarray:
     return trace.rows("tokens_out", position // C)[:, position % C]
 
 
-@pytest.mark.parametrize("sampler", [EntropyBound(), BlockRefinement(), DiscreteDDIM(temperature=1.0, corrector_steps=1)])
+@pytest.mark.parametrize(
+    "sampler", [EntropyBound(), BlockRefinement(), DiscreteDDIM(temperature=1.0, corrector_steps=1)]
+)
 @pytest.mark.parametrize("limit", [1, 1 << 28])
-def test_continuing_an_untouched_state_gives_the_identical_trace(session: Session, sampler: Any, limit: int) -> None:
+def test_continuing_an_untouched_state_gives_the_identical_trace(
+    session: Session, sampler: Any, limit: int
+) -> None:
     settings, request = plan(session.loaded, PROMPT, sampler=sampler, stop_rule=None)
-    whole = Run(session.loaded, settings, request, observe=session.observe, states=StateStore(limit)).start().wait()
+    whole = (
+        Run(session.loaded, settings, request, observe=session.observe, states=StateStore(limit))
+        .start()
+        .wait()
+    )
     assert len(whole.trace) == 12
     for frame in (0, 1, 5, 6, 7, 11):
         edit = another(whole.trace, frame, whole.pins_at(frame))
         again = follow(session, whole, edit).trace
         assert again.digest() == whole.trace.digest(), frame
         assert again.passes == whole.trace.passes
-        for name in ("probability", "entropy", "top_ids", "top_probabilities", "router_ids", "router_weights"):
+        for name in (
+            "probability",
+            "entropy",
+            "top_ids",
+            "top_probabilities",
+            "router_ids",
+            "router_weights",
+        ):
             np.testing.assert_array_equal(getattr(again, name), getattr(whole.trace, name), name)
         for one, two in zip(again.attention or (), whole.trace.attention or (), strict=True):
             np.testing.assert_array_equal(one, two)
@@ -79,7 +101,12 @@ def test_continuing_an_untouched_state_gives_the_identical_trace(session: Sessio
 
 def test_a_trace_played_back_as_events_is_the_trace(run: Run) -> None:
     events = list(events_of(run.trace, 7, "again"))
-    assert [type(event).__name__ for event in events] == ["PromptEvent", *["StepEvent"] * 6, "CanvasEvent", "StepEvent"]
+    assert [type(event).__name__ for event in events] == [
+        "PromptEvent",
+        *["StepEvent"] * 6,
+        "CanvasEvent",
+        "StepEvent",
+    ]
     again = Trace.record(events)
     for name in ("tokens_in", "tokens_out", "entropy", "accepted", "router_ids", "top_ids"):
         np.testing.assert_array_equal(getattr(again, name), getattr(run.trace, name)[: 7 * C], name)
@@ -106,15 +133,21 @@ def test_a_run_that_is_over_has_nothing_to_branch_from(run: Run) -> None:
 
 
 @pytest.mark.parametrize(("frame", "starts"), [(3, 3), (6, 0), (9, 0), (12, 0)])
-def test_a_pin_holds_from_the_open_step_or_the_canvas_start(session: Session, run: Run, frame: int, starts: int) -> None:
+def test_a_pin_holds_from_the_open_step_or_the_canvas_start(
+    session: Session, run: Run, frame: int, starts: int
+) -> None:
     edit = hold(run.trace, frame, 2, [40, 41], {})
     assert (edit.frame, edit.canvas, edit.pins) == (starts, 0, {2: 40, 3: 41})
     child = follow(session, run, edit).trace
     for position, token in ((2, 40), (3, 41)):
         assert (frames_of(child, position)[starts:] == token).all()
-        assert (frames_of(child, position)[:starts] == frames_of(run.trace, position)[:starts]).all()
+        assert (
+            frames_of(child, position)[:starts] == frames_of(run.trace, position)[:starts]
+        ).all()
     assert child.ids[2:4].tolist() == [40, 41]
-    assert child.rows("pinned", 0)[starts:, 2:4].all() and not child.rows("pinned", 0)[:starts].any()
+    assert (
+        child.rows("pinned", 0)[starts:, 2:4].all() and not child.rows("pinned", 0)[:starts].any()
+    )
 
 
 def test_a_pin_on_the_second_canvas_leaves_the_first_alone(session: Session, run: Run) -> None:
@@ -135,7 +168,9 @@ def test_the_model_sees_a_new_pin_as_it_sees_an_old_one(session: Session, run: R
     assert new.canvas[2] == 40 and new.soft_embedding is not None
     assert torch.equal(new.soft_embedding[2], embed(torch.tensor([40]))[0])
     assert torch.equal(new.canvas[[0, 1, 3, 4, 5, 6, 7]], state.canvas[[0, 1, 3, 4, 5, 6, 7]])
-    assert state.canvas[2] != 40 or dict(state.pins) == {}, "the state that was edited stays as it was"
+    assert state.canvas[2] != 40 or dict(state.pins) == {}, (
+        "the state that was edited stays as it was"
+    )
     whole = session.run(PROMPT, stop_rule=None, pins={2: 40}).wait()
     carried = whole.state_at(3)
     assert carried is not None and carried.soft_embedding is not None
@@ -229,12 +264,18 @@ def test_the_tree_grows_by_the_buttons_and_compares(session: Session) -> None:
     tree.run.canvas._receive(tree.run.canvas, {"type": "steer", "action": "branch", "step": 4}, [])
     tree.settle()
     root = tree.nodes[0].run
-    root.canvas._receive(root.canvas, {"type": "steer", "action": "pin", "step": 2, "position": 3, "start": 3, "stop": 4}, [])
+    root.canvas._receive(
+        root.canvas,
+        {"type": "steer", "action": "pin", "step": 2, "position": 3, "start": 3, "stop": 4},
+        [],
+    )
     tree.settle()
     assert [node.words for node in tree.nodes][:2] == ["as it came", "step 4: seed 1"]
     assert tree.nodes[2].run.parent is root and tree.nodes[2].run.request.state is not None
     assert tree.run is tree.nodes[2].run and tree.form.values["node"] == "2"
-    assert token >= 0 and tree.nodes[2].run.pins_at(12) == {3: root.canvas._token_at(root.trace, 2, 3)}
+    assert token >= 0 and tree.nodes[2].run.pins_at(12) == {
+        3: root.canvas._token_at(root.trace, 2, 3)
+    }
     _wait_for(lambda: all("passes" in option["note"] for option in tree.form.fields[0]["options"]))
     assert [option["indent"] for option in tree.form.fields[0]["options"]] == [0, 1, 1]
     tree.form.values = {**tree.form.values, "other": "0"}
@@ -249,7 +290,9 @@ def test_runs_are_compared_in_words(session: Session, run: Run) -> None:
     assert difference(run.trace, again) == "the same run, pass by pass"
     other = session.run(PROMPT, stop_rule=None, seed=9).trace
     assert difference(run.trace, other).startswith("different from the first pass on; ")
-    assert difference(run.trace, other).endswith("of 16 tokens of the answer are equal; 14 against 14 passes")
+    assert difference(run.trace, other).endswith(
+        "of 16 tokens of the answer are equal; 14 against 14 passes"
+    )
 
 
 def _wait_for(true: Any) -> None:

@@ -24,8 +24,15 @@ def figure(monkeypatch: pytest.MonkeyPatch) -> Figure:
 
 
 def luminance(colour: str) -> float:
-    numbers = [int(part, 16) for part in re.findall("..", colour[1:])] if colour[0] == "#" else map(int, re.findall(r"\d+", colour))
-    linear = [v / 255 / 12.92 if v / 255 <= 0.04045 else ((v / 255 + 0.055) / 1.055) ** 2.4 for v in numbers]
+    numbers = (
+        [int(part, 16) for part in re.findall("..", colour[1:])]
+        if colour[0] == "#"
+        else map(int, re.findall(r"\d+", colour))
+    )
+    linear = [
+        v / 255 / 12.92 if v / 255 <= 0.04045 else ((v / 255 + 0.055) / 1.055) ** 2.4
+        for v in numbers
+    ]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
@@ -45,8 +52,16 @@ def test_a_figure_is_a_plotly_figure_without_upload(figure: Figure) -> None:
     assert isinstance(figure, go.Figure)
     bundle = figure._repr_mimebundle_()
     data = bundle["application/vnd.plotly.v1+json"]
-    assert data["config"]["showSendToCloud"] is False and list(bundle) == ["application/vnd.plotly.v1+json"]
+    assert data["config"]["showSendToCloud"] is False and list(bundle) == [
+        "application/vnd.plotly.v1+json"
+    ]
     assert data["layout"]["template"]["layout"]["paper_bgcolor"] == "rgba(0,0,0,0)"
+
+
+def test_a_figure_says_its_own_height(figure: Figure) -> None:
+    """Or it shrinks to nothing when JupyterLab's theme is switched."""
+    assert figure.layout.height == theme.HEIGHT and theme.panels(1, 2).layout.height == theme.HEIGHT
+    assert Figure(layout={"height": 200}).layout.height == 200
 
 
 def test_pages_follow_the_theme_and_need_no_network(figure: Figure, tmp_path: Path) -> None:
@@ -63,13 +78,17 @@ def test_the_style_sheet_finds_the_text_by_its_colour(figure: Figure) -> None:
     assert figure.layout.template.layout.font.color == theme.INK
 
 
-def test_a_picture_is_carried_where_it_is_wanted(figure: Figure, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_is_carried_where_it_is_wanted(
+    figure: Figure, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Figure, "still", lambda self: b"png")
     monkeypatch.setenv("DGEMMA_STATIC", "1")
     assert figure._repr_mimebundle_()["image/png"] == "cG5n"
 
 
-def test_a_missing_browser_is_said_once_or_raised(figure: Figure, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_browser_is_said_once_or_raised(
+    figure: Figure, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def without(self: Figure) -> bytes:
         raise DgemmaError("no Chrome")
 
@@ -86,7 +105,9 @@ def test_a_missing_browser_is_said_once_or_raised(figure: Figure, monkeypatch: p
 
 def test_panels_have_their_titles_at_the_left() -> None:
     made = theme.panels(1, 2, ["one", "two"])
-    assert [note.x for note in made.layout.annotations] == [axis.domain[0] for axis in made.select_xaxes()]
+    assert [note.x for note in made.layout.annotations] == [
+        axis.domain[0] for axis in made.select_xaxes()
+    ]
 
 
 @pytest.mark.parametrize("name", ["form.js", "race.js", "budget.js"])
@@ -95,11 +116,13 @@ def test_scripts_are_one_text_each(name: str) -> None:
     assert not re.search(r"^import ", text, re.MULTILINE)
     assert text.count("export function node(") == 1 and "export default { render };" in text
     assert len(text) < 30_000
-    assert re.search(r'^import \{', (HERE / name).read_text("utf-8"), re.MULTILINE)
+    assert re.search(r"^import \{", (HERE / name).read_text("utf-8"), re.MULTILINE)
 
 
 def test_a_form_hears_its_buttons_and_says_things() -> None:
-    form = Form([button("run", main=True), {"name": "seed", "kind": "int", "label": "seed"}], {"seed": 3})
+    form = Form(
+        [button("run", main=True), {"name": "seed", "kind": "int", "label": "seed"}], {"seed": 3}
+    )
     heard: list[str] = []
     form.on_press(heard.append)
     form._receive(form, {"type": "press", "name": "run"}, [])

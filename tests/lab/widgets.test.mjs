@@ -5,7 +5,7 @@ import { test } from "node:test";
 
 import * as budget from "../../lab/budget.js";
 import { duration, node, numbers, plainModel, ticks } from "../../lab/dom.js";
-import { read, shows } from "../../lab/form.js";
+import { read, rows, shows } from "../../lab/form.js";
 import * as race from "../../lab/race.js";
 
 const base64 = (array) => Buffer.from(array.buffer).toString("base64");
@@ -63,6 +63,10 @@ test("controls are read as their kind; an empty number is null", () => {
   assert.equal(read("int", { value: "" }), null);
   assert.equal(read("int", { value: "x" }), null);
   assert.equal(read("choice", { value: "3" }), "3");
+});
+
+test("a text box is as high as its text, within bounds", () => {
+  assert.deepEqual(["", "a\nb\nc", "\n".repeat(20), null].map(rows), [2, 3, 8, 2]);
 });
 
 // Two canvases of 2, two passes each; the text is a b c, its end mark and what is behind it are hidden.
