@@ -32,8 +32,9 @@ COLOURS = (BLUE, VERMILION, GREEN, PURPLE)
 SCALE = "Cividis"
 HEIGHT = 380  # pixels, where a chart does not say otherwise
 
-CONFIG = {"displaylogo": False, "showSendToCloud": False, "responsive": True}
-"""No logo, and no button that uploads the chart."""
+CONFIG = {"displaylogo": False, "showSendToCloud": False, "responsive": False}
+"""No logo, and no button that uploads the chart. JupyterLab fits charts to its cells itself; plotly's own way of it
+("responsive") shrinks them to nothing when the theme is switched. Pages use it."""
 
 STYLE = (
     f'.js-plotly-plot text[style*="fill: {INK}"] '
@@ -89,7 +90,6 @@ class Figure(go.Figure):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # A height in the template would not do: JupyterLab then fits the chart to a cell that has none yet.
         self.update_layout(template=TEMPLATE, height=self.layout.height or HEIGHT)
 
     def _repr_mimebundle_(
@@ -113,7 +113,8 @@ class Figure(go.Figure):
 
     def to_html(self, *args: Any, **kwargs: Any) -> str:
         """As plotly's, with a page that follows the reader's light or dark setting and uploads nothing."""
-        page = super().to_html(*args, **{"config": CONFIG, **kwargs})
+        config = {**CONFIG, "responsive": True}
+        page = super().to_html(*args, **{"config": config, **kwargs})
         full = "<head>" in page
         style = f"<style>{PAGE_STYLE if full else STYLE}</style>"
         return page.replace("<head>", f"<head>{style}", 1) if full else style + page
@@ -135,7 +136,12 @@ class Figure(go.Figure):
             import kaleido
 
             kaleido.start_sync_server(silence_warnings=True)
-            options = {"format": "png", "width": width, "height": self.layout.height, "scale": scale}
+            options = {
+                "format": "png",
+                "width": width,
+                "height": self.layout.height,
+                "scale": scale,
+            }
             return bytes(kaleido.calc_fig_sync(figure, opts=options))
         except Exception as error:  # kaleido raises what its browser makes of it
             raise DgemmaError(

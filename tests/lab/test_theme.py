@@ -58,10 +58,12 @@ def test_a_figure_is_a_plotly_figure_without_upload(figure: Figure) -> None:
     assert data["layout"]["template"]["layout"]["paper_bgcolor"] == "rgba(0,0,0,0)"
 
 
-def test_a_figure_says_its_own_height(figure: Figure) -> None:
-    """Or it shrinks to nothing when JupyterLab's theme is switched."""
+def test_a_figure_has_a_height_of_its_own_in_a_notebook(figure: Figure) -> None:
+    """Fitted to its cell's height it would shrink to nothing when JupyterLab's theme is switched."""
     assert figure.layout.height == theme.HEIGHT and theme.panels(1, 2).layout.height == theme.HEIGHT
     assert Figure(layout={"height": 200}).layout.height == 200
+    data = figure._repr_mimebundle_()["application/vnd.plotly.v1+json"]
+    assert data["config"]["responsive"] is False
 
 
 def test_pages_follow_the_theme_and_need_no_network(figure: Figure, tmp_path: Path) -> None:
