@@ -18,9 +18,10 @@ ALLOW_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 lab: $(VENV)/.lab
 	$(BIN)/jupyter lab $(ALLOW_ROOT) --ServerApp.root_dir="$(CURDIR)" $(JUPYTER_FLAGS) notebooks/01_first_canvas.ipynb
 
+# One thread: on models this small several only wait for each other.
 test: lint tools $(AXE)
 	$(if $(JS_TESTS),node --test $(JS_TESTS))
-	$(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=60 $(PYTEST_FLAGS) tests $(NOTEBOOKS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=60 $(PYTEST_FLAGS) tests $(NOTEBOOKS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

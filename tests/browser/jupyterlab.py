@@ -1,8 +1,8 @@
 """A real JupyterLab, and a page in Chromium that drives it: for the tests of this folder and for the screenshots.
 
-    with serve(folder) as address:
-        lab = Lab(browser, address, "01_first_canvas.ipynb")
-        lab.run_cell(1)
+with serve(folder) as address:
+    lab = Lab(browser, address, "01_first_canvas.ipynb")
+    lab.run_cell(1)
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def serve(folder: Path) -> Iterator[str]:
         try:
             address = f"http://127.0.0.1:{port}"
             _wait_for(f"{address}/api/status?token={token}", server, Path(log.name))
-            yield f"{address}/lab/tree/{{}}?token={token}"
+            yield f"{address}/lab/tree/{{}}?token={token}&reset"
         finally:
             server.terminate()
             try:
@@ -102,7 +102,9 @@ class Lab:
     """A notebook open in JupyterLab; `outside` and `errors` collect what a page must not do."""
 
     def __init__(self, browser: Browser, address: str, notebook: str, **options: Any) -> None:
-        self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 1000}, **options})
+        self.context = browser.new_context(
+            **{"viewport": {"width": 1280, "height": 1000}, **options}
+        )
         self.page = self.context.new_page()
         self.page.set_default_timeout(PATIENCE * 1000)
         self.outside: list[str] = []
@@ -135,13 +137,18 @@ class Lab:
 
     def output(self, index: int) -> Locator:
         """The outputs of a cell."""
-        return self.page.locator(f'.jp-Cell[data-windowed-list-index="{index}"] .jp-OutputArea').first
+        return self.page.locator(
+            f'.jp-Cell[data-windowed-list-index="{index}"] .jp-OutputArea'
+        ).first
 
     def theme(self, name: str) -> None:
         """Switches to "JupyterLab Light" or "JupyterLab Dark"."""
-        self.page.evaluate("name => jupyterapp.commands.execute('apputils:change-theme', {theme: name})", name)
+        self.page.evaluate(
+            "name => jupyterapp.commands.execute('apputils:change-theme', {theme: name})", name
+        )
         self.page.wait_for_function(
-            "light => document.body.dataset.jpThemeLight === light", arg=str("Light" in name).lower()
+            "light => document.body.dataset.jpThemeLight === light",
+            arg=str("Light" in name).lower(),
         )
 
     def close(self) -> None:

@@ -292,7 +292,13 @@ def test_help_names_the_commands_with_and_without_being_asked() -> None:
 def test_ctrl_c_ends_cleanly(folder: Path) -> None:
     command = [sys.executable, "-m", "dgemma_core.cli", "chat", "-m", str(folder)]
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a test run in the background has Ctrl-C ignored, which children inherit
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:
         assert process.stdin and process.stdout and process.stderr
         process.stdin.write("Hello.\n")
