@@ -262,7 +262,9 @@ class Canvas(anywidget.AnyWidget):
         if bundle is None or self._trace is None:
             return bundle
         data, metadata = bundle
-        data["text/html"] = export.static_html(self._trace, title=self.title)
+        data["text/html"] = export.static_html(
+            self._trace, title=self.title, colour_by=self.colour_by
+        )
         data["image/png"] = base64.b64encode(self.to_png()).decode()
         return data, metadata
 

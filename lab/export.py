@@ -214,12 +214,12 @@ globalThis.canvas = mount(state, document.getElementById("canvas"));
     return path
 
 
-def static_html(trace: Trace, *, title: str = "") -> str:
+def static_html(trace: Trace, *, title: str = "", colour_by: str = "confidence") -> str:
     """The last frame as HTML with inline styles only, for pages that remove scripts and sheets."""
     parts = []
     if head := title or str(trace.metadata.get("prompt", "")):
         parts.append(f'<div style="font:600 13px sans-serif">{html.escape(head)}</div>')
-    for canvas in frame(trace, len(trace)):
+    for canvas in frame(trace, len(trace), colour_by=colour_by):
         cells = "".join(_static_cell(trace, cell) for cell in canvas)
         parts.append(f'<div style="max-width:960px;line-height:26px;margin:4px 0">{cells}</div>')
     text = "".join(trace.text(token) for token in trace.ids if token not in trace.eos_ids())

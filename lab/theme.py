@@ -86,7 +86,9 @@ TEMPLATE = go.layout.Template(
 class Figure(go.Figure):
     """A plotly figure in the house's template that survives export: a PNG beside it, pages that follow the theme."""
 
-    _ipython_display_ = None  # plotly's own would bypass the bundle below
+    # plotly's own would bypass the bundle below, or put a page that needs JavaScript beside it
+    _ipython_display_ = None
+    _repr_html_ = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

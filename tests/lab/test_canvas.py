@@ -465,3 +465,11 @@ def test_a_pin_shows_itself_and_what_the_model_would_have_said() -> None:
     assert ids[row["out"][2]] == ANSWER[2]
     for step in (1, len(trace)):
         assert export.frame(trace, step)[0][2].token == ANSWER[2]
+
+
+def test_the_static_page_is_coloured_as_the_widget_is(trace: Trace) -> None:
+    pages = {by: export.static_html(trace, colour_by=by) for by in ("confidence", "settled")}
+    assert pages["confidence"] != pages["settled"]
+    for by, page in pages.items():
+        data, _ = Canvas(trace, colour_by=by)._repr_mimebundle_()
+        assert data["text/html"] == page
