@@ -297,6 +297,13 @@ class Trace:
             known.add(int(self.ids[-1]))
         return frozenset(known)
 
+    def decided(self) -> NDArray[np.bool_]:
+        """(R,) whether the pass's argmax was committed: it converged, or its canvas had no pass left."""
+        decided = self.finished.copy()
+        for canvas in self.commit_canvas.tolist():
+            decided[self.passes_of(canvas).stop - 1] = self.mode == "diffusion"
+        return decided
+
     def settled_step(self) -> dict[int, NDArray[np.int32]]:
         """Canvas → (C,): the step from which the argmax of each position no longer changes.
 

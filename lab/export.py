@@ -98,7 +98,7 @@ def frame(
             trace.tokens_out[cut],
             trace.argmax[cut],
         )
-        if step > passes.stop or (trace.finished[r] and show == "draft"):
+        if step > passes.stop or (trace.decided()[r] and show == "draft"):
             tokens = trace.argmax[cut]  # committed, or about to be
         row = shades[cut]
         if colour_by == "settled":

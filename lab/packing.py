@@ -9,7 +9,7 @@ A pass is one self-describing row; a run is its rows in order. All numbers are l
     8       u16 ×2   canvas · accepted positions, pins left out
     12      u32 ×2   step · answer position of the first entry
     20      f32 ×3   temperature · mean entropy over free positions, nats · seconds
-    32      u8 ×4    kind (index into trace.KINDS) · 1 if the stop rule says finished · 0 · 0
+    32      u8 ×4    kind (index into trace.KINDS) · 1 if this pass decided its canvas · 0 · 0
     36      ids      n of the canvas as the pass left it, then n × k alternatives, the argmax first
             u8       n probabilities of the sample, n entropies, n × k probabilities, n marks
 
@@ -47,7 +47,7 @@ class Pass:
     step: int
     position: int  # answer position of the first entry
     kind: int
-    finished: bool
+    decided: bool  # its argmax is committed: it converged, or no pass was left
     temperature: float
     seconds: float
     tokens_out: NDArray[Any]  # (n,) ids
@@ -139,7 +139,7 @@ def pack(now: Pass, marks: NDArray[np.uint8], tokens: TokenTable) -> bytes:
     accepted = int((now.accepted & ~now.pinned).sum())
     header = HEADER.pack(
         HEADER.size + len(body), n, width, k, now.canvas, accepted, now.step, now.position,
-        now.temperature, now.mean_entropy(), now.seconds, now.kind, now.finished,
+        now.temperature, now.mean_entropy(), now.seconds, now.kind, now.decided,
     )  # fmt: skip
     return header + body
 
@@ -161,7 +161,7 @@ def pass_from_event(event: Any, canvas_length: int, alternatives: int) -> Pass:
     ids, probabilities = _alternatives(argmax, probability, pinned, event.observed, alternatives)
     return Pass(
         event.canvas, event.step, event.canvas * canvas_length, KINDS.index(event.kind),
-        bool(event.finished), event.temperature, event.seconds,
+        event.finished or event.step + 1 == event.steps, event.temperature, event.seconds,
         as_array(event.tokens_out, np.int64), ids, probabilities, as_array(event.sample_probability, np.float32),
         as_array(event.entropy, np.float32), as_array(event.accepted, np.bool_),
         pinned,
@@ -170,7 +170,7 @@ def pass_from_event(event: Any, canvas_length: int, alternatives: int) -> Pass:
 
 def passes_from_trace(trace: Trace, alternatives: int) -> Iterator[Pass]:
     """All passes of a trace, each with at most `alternatives`."""
-    positions = trace.positions()
+    positions, decided = trace.positions(), trace.decided()
     for r in range(len(trace)):
         cut = slice(int(trace.offsets[r]), int(trace.offsets[r + 1]))
         ids, probabilities = _alternatives(
@@ -182,7 +182,7 @@ def passes_from_trace(trace: Trace, alternatives: int) -> Iterator[Pass]:
         )
         yield Pass(
             int(trace.canvas[r]), int(trace.step[r]), int(positions[cut.start]), int(trace.kind[r]),
-            bool(trace.finished[r]), float(trace.temperature[r]), float(trace.seconds[r]),
+            bool(decided[r]), float(trace.temperature[r]), float(trace.seconds[r]),
             trace.tokens_out[cut], ids, probabilities, trace.sample_probability[cut],
             trace.entropy[cut], trace.accepted[cut], trace.pinned[cut],
         )  # fmt: skip

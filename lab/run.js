@@ -47,7 +47,7 @@ function parseRow(view, at, length) {
     meanEntropy: view.getFloat32(at + 24, true),
     seconds: view.getFloat32(at + 28, true),
     kind: KINDS[view.getUint8(at + 32)],
-    finished: view.getUint8(at + 33) === 1,
+    decided: view.getUint8(at + 33) === 1,
     out: ids.subarray(0, n),
     alternatives: ids.subarray(n), // position-major, k each, the argmax first
     sample: u8.subarray(0, n),
@@ -112,7 +112,7 @@ export class Run {
       return { row: null, i, token: this.initial[i], state: pinned ? 4 : 0 };
     }
     const row = this.rows[group.first + done - 1];
-    const committed = step > group.first + group.passes || (row.finished && show === "draft");
+    const committed = step > group.first + group.passes || (row.decided && show === "draft");
     const onCanvas = row.marks[i] & PINNED || (!committed && (show === "canvas" || row.marks[i] & ACCEPTED));
     return { row, i, token: onCanvas ? row.out[i] : row.alternatives[i * row.k], state: stateOf(row.marks[i]) };
   }

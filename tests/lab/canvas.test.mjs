@@ -10,7 +10,7 @@ const js = await import(`data:text/javascript;base64,${source.toString("base64")
 const HEADER = 36;
 
 /** A packed row from plain values; alternatives and probabilities are given per position. */
-function row({ canvas = 0, step = 0, kind = 0, finished = 0, position = 0, seconds = 0, temperature = 0.5, out, alternatives, p, h, marks, width = 2 }) {
+function row({ canvas = 0, step = 0, kind = 0, decided = 0, position = 0, seconds = 0, temperature = 0.5, out, alternatives, p, h, marks, width = 2 }) {
   const n = out.length;
   const k = alternatives[0].length;
   const length = HEADER + Math.ceil((width * n * (1 + k) + n * (3 + k)) / 4) * 4;
@@ -27,7 +27,7 @@ function row({ canvas = 0, step = 0, kind = 0, finished = 0, position = 0, secon
   view.setFloat32(24, 1.5, true);
   view.setFloat32(28, seconds, true);
   view.setUint8(32, kind);
-  view.setUint8(33, finished);
+  view.setUint8(33, decided);
   const ids = [...out, ...alternatives.flat()];
   ids.forEach((id, i) => (width === 2 ? view.setUint16(HEADER + 2 * i, id, true) : view.setUint32(HEADER + 4 * i, id, true)));
   [...out.map(() => 200), ...h, ...p.flat(), ...marks].forEach((v, i) => view.setUint8(HEADER + width * ids.length + i, v));
@@ -57,7 +57,7 @@ const diffusion = () =>
   run(
     two(0, 0, [5, 6, 7], [1, 2, 3], [1, 0, 0], { seconds: 1 }),
     two(0, 1, [1, 2, 8], [1, 2, 4], [1, 1, 0], { seconds: 2 }),
-    two(0, 2, [1, 7, 4], [1, 2, 4], [1, 4, 17], { seconds: 3, finished: 1 }),
+    two(0, 2, [1, 7, 4], [1, 2, 4], [1, 4, 17], { seconds: 3, decided: 1 }),
     two(1, 0, [5, 5, 5], [6, 6, 6], [0, 2, 8], { seconds: 4 }),
   );
 

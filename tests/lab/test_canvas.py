@@ -74,7 +74,7 @@ def unpack(data: bytes) -> list[dict[str, Any]]:
     while data:
         head = packing.HEADER.unpack_from(data)
         names = (
-            "length n width k canvas accepted step position temperature mean seconds kind finished"
+            "length n width k canvas accepted step position temperature mean seconds kind decided"
         )
         row = dict(zip(names.split(), head, strict=True))
         n, k, width = row["n"], row["k"], row["width"]
@@ -473,3 +473,11 @@ def test_the_static_page_is_coloured_as_the_widget_is(trace: Trace) -> None:
     for by, page in pages.items():
         data, _ = Canvas(trace, colour_by=by)._repr_mimebundle_()
         assert data["text/html"] == page
+
+
+@pytest.mark.parametrize("converge", [True, False])
+def test_the_draft_ends_on_what_is_committed(converge: bool) -> None:
+    trace = make(converge=converge)
+    cells = export.frame(trace, len(trace), "draft")
+    for commit, canvas in zip(trace.commits, cells, strict=True):
+        assert [cell.token for cell in canvas] == commit.ids.tolist()
