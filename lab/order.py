@@ -289,6 +289,7 @@ def order_by_kind(traces: Mapping[str, Sequence[Trace]]) -> Figure:
             "ticktext": rows,
             "range": [len(rows) - 0.5, -0.5],
             "showgrid": False,
+            "zeroline": False,
         },
         height=150 + 56 * len(rows),
     )
