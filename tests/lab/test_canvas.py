@@ -479,5 +479,5 @@ def test_the_static_page_is_coloured_as_the_widget_is(trace: Trace) -> None:
 def test_the_draft_ends_on_what_is_committed(converge: bool) -> None:
     trace = make(converge=converge)
     cells = export.frame(trace, len(trace), "draft")
-    for commit, canvas in zip(trace.commits, cells, strict=True):
-        assert [cell.token for cell in canvas] == commit.ids.tolist()
+    for commit, shown in zip(trace.commits, cells, strict=True):
+        assert [cell.token for cell in shown] == commit.ids.tolist()
