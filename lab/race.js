@@ -19,6 +19,17 @@ export function count(rising, limit) {
   return low;
 }
 
+/** Heights of labels {x (left edge), y, width}, in order, each moved down a line at a time until it touches none before. */
+export function apart(labels, line = 14) {
+  const placed = [];
+  for (const { x, y, width } of labels) {
+    let at = y;
+    while (placed.some((other) => Math.abs(other.at - at) < line && x < other.x + other.width && other.x < x + width)) at += line;
+    placed.push({ x, width, at });
+  }
+  return placed.map(({ at }) => at);
+}
+
 /** How often a run of so many seconds is slowed: a round number. */
 export function pace(seconds) {
   return PACES.findLast((slow) => seconds * slow <= LENGTH * 1.5) ?? 1;
@@ -220,17 +231,24 @@ class Track {
     const id = (this.id ??= `race-${Math.random().toString(36).slice(2)}`);
     const clip = node("svg:rect", { x: 0, y: 0, height: HEIGHT });
     this.clips = [clip];
+    const ends = this.runs.map((run) => {
+      const [text, x] = [`${run.name} ⚑ ${duration(run.total)}`, this.x(run.total)];
+      const left = x > width / 2;
+      const room = 7.5 * text.length; // of the bold 12 px letters
+      return { text, left, x: left ? x - 5 - room : x + 5, y: Math.max(y(run.kept.length) - 8, 10), width: room };
+    });
+    const heights = apart(ends);
     const lines = this.runs.map((run, i) => {
       const { kept, live } = steps(run);
       const line = stairs([...kept, [run.total, run.kept.length]], this.x, y);
       const area = `${stairs(live, this.x, y)}V${bottom}Z`;
       const [endX, endY] = [this.x(run.total), y(run.kept.length)];
-      const left = endX > width / 2;
+      const { text, left } = ends[i];
       return node("svg:g", { class: `dgr-lane-${i % 4}`, style: `--dgr-colour: var(--dgr-${i % 4})` },
         node("svg:g", { class: "dgr-rest" }, node("svg:path", { class: "dgr-line", d: line })),
         node("svg:g", { "clip-path": `url(#${id})` }, ...(run.free ? [] : [node("svg:path", { class: "dgr-live", d: area })]), node("svg:path", { class: "dgr-line", d: line })),
         node("svg:path", { class: "dgr-flag", d: `M${endX} ${bottom}V${endY - 6}` }),
-        node("svg:text", { class: "dgr-end", x: endX + (left ? -5 : 5), y: Math.max(endY - 8, 10), "text-anchor": left ? "end" : "start" }, `${run.name} ⚑ ${duration(run.total)}`));
+        node("svg:text", { class: "dgr-end", x: endX + (left ? -5 : 5), y: heights[i], "text-anchor": left ? "end" : "start" }, text));
     });
     this.cursor = node("svg:path", { class: "dgr-now", d: `M0 ${EDGE.top - 6}V${bottom}` });
     this.plot.replaceChildren(

@@ -140,3 +140,10 @@ test("a pass is ranked with the sums before each position, and why", () => {
 test("the log scale begins at a power of ten", () => {
   assert.deepEqual([[{ entropy: 0.05 }], [{ entropy: 3e-4 }], [{ entropy: 0 }], []].map(budget.floorOf), [1e-2, 1e-4, 1e-5, 1e-2]);
 });
+
+test("labels of close finishes stand one below the other", () => {
+  const label = (x, y = 10) => ({ x, y, width: 100 });
+  assert.deepEqual(race.apart([label(0), label(150)]), [10, 10]);
+  assert.deepEqual(race.apart([label(0), label(60), label(30)]), [10, 24, 38]);
+  assert.deepEqual(race.apart([label(0), label(60, 40)]), [10, 40]);
+});
