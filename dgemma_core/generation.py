@@ -285,10 +285,6 @@ def generate(
         )
         for i, prompt in enumerate(many)
     ]
-    if mode == "autoregressive" and pins:
-        raise RequestError(
-            "pins have no meaning in mode 'autoregressive': it writes from left to right"
-        )
     order: dict[Any, Generation] = {}
     finished: list[Any] = []
 

@@ -391,14 +391,12 @@ class Trainer:
         folder: Path,
         *,
         end: int,
-        canvas_length: int | None = None,
     ) -> None:
         self.model = model
         self.texts = texts
         self.recipe = recipe
         self.folder = folder
         self.end = end
-        self.canvas_length = canvas_length or model.config.canvas_length
         self.progress = Progress()
         for parameter in model.parameters():
             parameter.requires_grad_(True)
@@ -458,7 +456,11 @@ class Trainer:
         sums: dict[str, float] = {}
         count = 0
         for micro in batches(
-            self.texts, self.recipe, self.canvas_length, self.end, self.progress.step
+            self.texts,
+            self.recipe,
+            self.model.config.canvas_length,
+            self.end,
+            self.progress.step,
         ):
             figures = self.step(micro)
             self.progress.step += 1
