@@ -11,6 +11,7 @@ Axes: N tokens, D hidden size, H query heads, G key/value heads, d head dimensio
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,11 +28,17 @@ Seen = Callable[[Routing], None]
 """An observer of the router."""
 
 
+def working_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of x, or the one that autocast (in training) works in."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
 def rms_norm(x: Tensor, eps: float, weight: Tensor | None = None) -> Tensor:
-    """Root-mean-square norm over the last axis, computed in float32, returned in x's dtype."""
+    """Root-mean-square norm over the last axis, computed in float32, returned in the working dtype."""
     wide = x.float()
     normed = F.rms_norm(wide, wide.shape[-1:], None if weight is None else weight.float(), eps)
-    return normed.to(x.dtype)
+    return normed.to(working_dtype(x))
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -140,6 +147,18 @@ class Attention(nn.Module):
         return self.o_proj(attend(self.queries(x, rotate), keys, values).flatten(-2))
 
 
+class HalfLayer(NamedTuple):
+    """A layer just before its experts."""
+
+    h: Tensor
+    """(…, D) the residual, attention added."""
+    dense: Tensor
+    """(…, D) the dense MLP's normed output."""
+    for_experts: Tensor
+    """(…, D) what the experts work on."""
+    routing: Routing
+
+
 class Layer(nn.Module):
     """One transformer layer: attention, then the dense MLP and the experts side by side (spec §3)."""
 
@@ -164,14 +183,23 @@ class Layer(nn.Module):
         self, x: Tensor, rotate: Rotation, attend: Attend, scalar: Tensor, seen: Seen | None = None
     ) -> Tensor:
         """x (…, D) → (…, D). `scalar`: the layer scalar of the mode; `seen`: told the router's choice."""
+        half = self.before_experts(x, rotate, attend)
+        if seen is not None:
+            seen(half.routing)
+        routing = half.routing
+        sparse = self.experts(half.for_experts, routing.weights, routing.chosen)
+        return self.after_experts(half, sparse, scalar)
+
+    def before_experts(self, x: Tensor, rotate: Rotation, attend: Attend) -> HalfLayer:
+        """x (…, D) through attention, the dense MLP and the router."""
         h = x + self.post_attention_layernorm(
             self.self_attn(self.input_layernorm(x), rotate, attend)
         )
         dense = self.post_feedforward_layernorm_1(self.mlp(self.pre_feedforward_layernorm(h)))
         # The router reads the raw residual; only what the experts work on is normed.
-        routing = self.router(h)
-        if seen is not None:
-            seen(routing)
-        sparse = self.experts(self.pre_feedforward_layernorm_2(h), routing.weights, routing.chosen)
+        return HalfLayer(h, dense, self.pre_feedforward_layernorm_2(h), self.router(h))
+
+    def after_experts(self, half: HalfLayer, sparse: Tensor, scalar: Tensor) -> Tensor:
+        """Joins both MLPs and the residual: sparse (…, D) → (…, D)."""
         sparse = self.post_feedforward_layernorm_2(sparse)
-        return (h + self.post_feedforward_layernorm(dense + sparse)) * scalar
+        return (half.h + self.post_feedforward_layernorm(half.dense + sparse)) * scalar

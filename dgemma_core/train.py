@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,12 +38,14 @@ def train(
         float | None, typer.Option(help="Stop after so many minutes; --resume goes on later.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads; torch's choice if not given.")
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Parts of a batch run side by side, a CPU thread each; all cores if not given."
+        ),
     ] = None,
 ) -> None:
     """Train a small model from a recipe. Ctrl-C saves; a killed run loses at most five minutes."""
-    import torch
 
     from dgemma_core.recipes import named_recipe
 
@@ -54,13 +57,11 @@ def train(
         )
     if minutes is not None and minutes <= 0:
         raise RequestError(f"--minutes must be above 0, got {minutes}")
-    if threads is not None:
-        if threads < 1:
-            raise RequestError(f"--threads must be at least 1, got {threads}")
-        torch.set_num_threads(threads)
+    if workers is not None and workers < 1:
+        raise RequestError(f"--workers must be at least 1, got {workers}")
     if resume and start is not None:
         raise RequestError("--resume goes on with the run's own weights: leave --from out")
-    trainer = make_trainer(chosen, folder, device, start)
+    trainer = make_trainer(chosen, folder, device, start, workers=workers)
     if resume and not trainer.resume():
         raise RequestError(f"{folder} holds no run to resume: leave --resume out to start one")
     ended = run_with_progress(trainer, minutes)
@@ -73,9 +74,17 @@ def train(
 
 
 def make_trainer(
-    recipe: NamedRecipe, folder: Path, device: str = "auto", start: str | None = None
+    recipe: NamedRecipe,
+    folder: Path,
+    device: str = "auto",
+    start: str | None = None,
+    *,
+    workers: int | None = None,
 ) -> Trainer:
-    """A trainer at step 0: its model initialised from the recipe's seed, or from the checkpoint `start`."""
+    """A trainer at step 0: its model initialised from the recipe's seed, or from the checkpoint `start`.
+
+    workers: None for as many as there are cores on a CPU, 1 on a GPU.
+    """
     from dgemma_core.checkpoint import find_folder, load_model, resolve_device
     from dgemma_core.model import DiffusionGemma
     from dgemma_core.recipes import TURN_END, FamilyTexts, nano_tokenizer
@@ -88,14 +97,29 @@ def make_trainer(
     if start is None:
         initialise(model, recipe.training.seed)
     else:
-        given = load_model(find_folder(start), dtype="float32", device="cpu")
-        if given.config.text != recipe.config.text:
+        weights = load_model(find_folder(start), dtype="float32", device="cpu").state_dict()
+        shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        if shapes != {name: tensor.shape for name, tensor in weights.items()}:
             raise RequestError(
                 f"{start} has another shape than the recipe's model: train without --from"
             )
-        model.load_state_dict(given.state_dict())
-    model.to(resolve_device(device))
-    return Trainer(model, FamilyTexts(recipe.mix, tokenizer), recipe.training, folder, end=end)
+        model.load_state_dict(weights)
+    where = model.to(resolve_device(device)).device
+    if workers is None:
+        workers = _cores() if where.type == "cpu" else 1
+    return Trainer(
+        model,
+        FamilyTexts(recipe.mix, tokenizer),
+        recipe.training,
+        folder,
+        end=end,
+        workers=min(workers, recipe.training.micro_batches),
+    )
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_with_progress(trainer: Trainer, minutes: float | None) -> bool:

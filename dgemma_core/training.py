@@ -19,17 +19,24 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dgemma_core.dense_pass import ROUNDED, DensePass
 from dgemma_core.errors import CheckpointError, RequestError
 from dgemma_core.experts import Routing
 from dgemma_core.model import DiffusionGemma
+from dgemma_core.optimiser import MuonAdamW
+
+COUNTED = 256
+"""The causal loss reads so many tokens more or none: lengths recur (dense_pass.py says why)."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +54,15 @@ class Recipe:
     steps: int
     batch_size: int = 128
     learning_rate: float = 3e-3
+    """AdamW's, at its peak: embedding, router, vectors."""
+    matrix_learning_rate: float = 0.015
+    """Muon's, at its peak: the matrices inside the layers (optimiser.py)."""
     final_learning_rate: float = 0.02
-    """As a share of `learning_rate`, at the end of the cosine."""
+    """As a share of the peak, at the end of the cosine."""
     warmup: int = 200
+    decay: int | None = None
+    """Steps of the cosine, at the run's end; None: all after the warm-up, as published. A run that decays late can be
+    taken up again from before its decay."""
     betas: tuple[float, float] = (0.95, 0.99)
     weight_decay: float = 0.05
     clip: float = 1.0
@@ -75,20 +88,24 @@ class Recipe:
             raise RequestError(
                 f"batch_size {self.batch_size} does not divide into {self.micro_batches} micro-batches"
             )
+        if self.decay is not None and not 0 <= self.decay <= self.steps - self.warmup:
+            raise RequestError(
+                f"decay takes at most the {self.steps - self.warmup} steps after the warm-up, got {self.decay}"
+            )
         if not 0 <= self.self_conditioning <= 1:
             raise RequestError(
                 f"self_conditioning is a share of the examples, got {self.self_conditioning}"
             )
 
-    def learning_rate_at(self, step: int) -> float:
-        """Linear warm-up, then a cosine down to `final_learning_rate`."""
+    def rate_at(self, step: int) -> float:
+        """The learning rates at `step` as a share of their peaks: linear warm-up, flat, cosine to the final share."""
         if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+            return (step + 1) / self.warmup
+        after = self.steps - self.warmup
+        decay = after if self.decay is None else self.decay
+        done = max(0.0, (step - (self.steps - decay)) / max(1, decay))
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-        return self.learning_rate * (
-            self.final_learning_rate + (1 - self.final_learning_rate) * cosine
-        )
+        return self.final_learning_rate + (1 - self.final_learning_rate) * cosine
 
 
 @dataclass(frozen=True)
@@ -115,7 +132,7 @@ def collate(texts: Sequence[Text], canvas_length: int, end: int, chosen: Sequenc
         ended = part if len(part) == canvas_length else (*part, end)
         rows.append(text.prompt + text.answer[:start] + ended)
         prefixes.append(len(text.prompt) + start)
-    longest = max(map(len, rows))
+    longest = -(-max(map(len, rows)) // ROUNDED) * ROUNDED
     clean = torch.tensor([row + (end,) * (longest - len(row)) for row in rows])
     targets = torch.full_like(clean, -100)
     for i, (row, prefix) in enumerate(zip(rows, prefixes, strict=True)):
@@ -136,107 +153,6 @@ def noised(canvas: Tensor, vocab_size: int, generator: torch.Generator) -> Tenso
     return torch.where(replaced, uniform, canvas)
 
 
-class DensePass:
-    """Both modes over a padded batch, with gradients: the keys of the causal pass are kept for the canvas."""
-
-    def __init__(self, model: DiffusionGemma, batch: Batch) -> None:
-        self.model = model
-        self.batch = batch
-        self.keys: list[tuple[Tensor, Tensor]] = []
-        self.routings: list[Routing] = []
-        text = model.config.text
-        span = batch.clean.shape[1]
-        # Canvas masks, one a kind of layer: the row's own prefix (on sliding layers its end), then the whole canvas.
-        self.reach = int(batch.prefix.max())
-        column = torch.arange(self.reach, device=model.device)
-        length = batch.prefix.to(model.device).unsqueeze(1)
-        canvas = torch.ones(
-            len(length), batch.canvas.shape[1], dtype=torch.bool, device=model.device
-        )
-        inside = column < length
-        recent = inside & (column >= length - (text.sliding_window - 1))
-        self.full = _bias(torch.cat((inside, canvas), dim=1).unsqueeze(1))  # (B, 1, reach + C)
-        self.sliding = _bias(torch.cat((recent, canvas), dim=1).unsqueeze(1))
-        position = torch.arange(span, device=model.device)
-        behind = position.unsqueeze(1) - position
-        self.causal = _bias(behind >= 0).unsqueeze(0)  # (1, T, T)
-        self.banded = _bias((behind >= 0) & (behind < text.sliding_window)).unsqueeze(0)
-
-    def router(self, layer: int, routing: Routing) -> None:
-        """`model.Watch`: keeps the routing for the balance loss."""
-        self.routings.append(routing)
-
-    def attention(self, layer: int, row: int, queries: Tensor, keys: Tensor) -> None:
-        """`model.Watch`: not used."""
-
-    def encode(self) -> Tensor:
-        """The causal mode over the clean text → hidden (B, T, D)."""
-        self.keys = []
-        layers = self.model.config.text.layers
-
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            self.keys.append((k[:, : self.reach], v[:, : self.reach]))
-            return _attention(q, k, v, self.causal if layers[layer].full else self.banded)
-
-        clean = self.batch.clean.to(self.model.device)
-        positions = torch.arange(clean.shape[1], device=clean.device)
-        model = self.model
-        return model.run_layers(
-            model.embed(clean), positions, attend, model.encoder_scalars(), self
-        )
-
-    def denoise(
-        self, canvas: Tensor, soft_embedding: Tensor | None, rows: slice = slice(None)
-    ) -> Tensor:
-        """The bidirectional mode over noised canvases (rows, C) → hidden (rows, C, D)."""
-        model = self.model
-        assert model.self_conditioning is not None
-
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            prefix_keys, prefix_values = self.keys[layer]
-            keys = torch.cat((prefix_keys[rows], k), dim=1)
-            values = torch.cat((prefix_values[rows], v), dim=1)
-            bias = self.full if model.config.text.layers[layer].full else self.sliding
-            return _attention(q, keys, values, bias[rows])
-
-        prefix = self.batch.prefix.to(canvas.device)[rows].unsqueeze(1)
-        positions = prefix + torch.arange(canvas.shape[1], device=canvas.device)
-        x = model.self_conditioning(model.embed(canvas), soft_embedding)
-        return model.run_layers(x, positions, attend, model.decoder_scalars(), self)
-
-
-def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """q (B, T, H, d), k and v (B, S, G, d), bias (B or 1, T or 1, S) added to the scores → (B, T, H, d).
-
-    Plain products: on a CPU their gradient takes a fifth of the fused kernel's time at these sizes.
-    """
-    batch, count, heads, d = q.shape
-    span, groups = k.shape[1], k.shape[2]
-    share = heads // groups
-    q = (
-        q.view(batch, count, groups, share, d)
-        .permute(0, 2, 3, 1, 4)
-        .reshape(batch * groups, share * count, d)
-    )
-    k = k.transpose(1, 2).reshape(batch * groups, span, d)
-    v = v.transpose(1, 2).reshape(batch * groups, span, d)
-    scores = torch.bmm(q, k.transpose(1, 2)).view(batch, groups * share, count, span)
-    weights = (scores + bias.unsqueeze(1)).softmax(dim=-1).to(v.dtype)
-    mixed = torch.bmm(weights.view(batch * groups, share * count, span), v)
-    return (
-        mixed.view(batch, groups, share, count, d)
-        .permute(0, 3, 1, 2, 4)
-        .reshape(batch, count, heads, d)
-    )
-
-
-def _bias(visible: Tensor) -> Tensor:
-    """0 where visible, a large negative number elsewhere; bfloat16, as the scores are under autocast."""
-    return torch.zeros(visible.shape, dtype=torch.bfloat16, device=visible.device).masked_fill_(
-        ~visible, -1e4
-    )
-
-
 @dataclass(frozen=True)
 class Losses:
     """The parts of one step's loss, nats a token; each a scalar tensor."""
@@ -251,18 +167,6 @@ class Losses:
             + recipe.autoregressive * self.autoregressive
             + recipe.balance * self.balance
         )
-
-
-def _raw_logits(model: DiffusionGemma, hidden: Tensor) -> Tensor:
-    cap = model.config.text.final_logit_softcapping
-    return cap * torch.tanh(F.linear(hidden, model.embed_tokens.weight).float() / cap)
-
-
-def _soft_embedding(model: DiffusionGemma, hidden: Tensor) -> Tensor:
-    """The mean embedding under the raw prediction, times √D: what the samplers feed back at temperature 1."""
-    weight = model.embed_tokens.weight
-    probabilities = _raw_logits(model, hidden).softmax(dim=-1).to(hidden.dtype)
-    return (probabilities @ weight.to(hidden.dtype)) * hidden.shape[-1] ** 0.5
 
 
 def balance_loss(routings: Sequence[Routing]) -> Tensor:
@@ -280,10 +184,8 @@ def loss(model: DiffusionGemma, batch: Batch, recipe: Recipe, generator: torch.G
     """The published loss of one batch. The first ⌈share · B⌉ rows are the self-conditioned ones."""
     device = model.device
     both = DensePass(model, batch)
-    hidden = both.encode()
-    targets = batch.targets.to(device)
-    counted = targets != -100
-    causal = F.cross_entropy(_raw_logits(model, hidden[counted]), targets[counted])
+    hidden, targets = _counted(both.encode(), batch.targets.to(device))
+    causal = F.cross_entropy(_raw_logits(model, hidden), targets)
     canvas = noised(batch.canvas, model.config.text.vocab_size, generator).to(device)
     conditioned = math.ceil(recipe.self_conditioning * len(canvas))
     soft = None
@@ -297,6 +199,26 @@ def loss(model: DiffusionGemma, batch: Batch, recipe: Recipe, generator: torch.G
     predicted = _raw_logits(model, both.denoise(canvas, soft).flatten(0, 1))
     denoised = F.cross_entropy(predicted, batch.canvas.to(device).flatten())
     return Losses(denoised, causal, balance_loss(both.routings))
+
+
+def _raw_logits(model: DiffusionGemma, hidden: Tensor) -> Tensor:
+    cap = model.config.text.final_logit_softcapping
+    return cap * torch.tanh(F.linear(hidden, model.embed_tokens.weight).float() / cap)
+
+
+def _soft_embedding(model: DiffusionGemma, hidden: Tensor) -> Tensor:
+    """The mean embedding under the raw prediction, times √D: what the samplers feed back at temperature 1."""
+    weight = model.embed_tokens.weight
+    probabilities = _raw_logits(model, hidden).softmax(dim=-1).to(hidden.dtype)
+    return (probabilities @ weight.to(hidden.dtype)) * hidden.shape[-1] ** 0.5
+
+
+def _counted(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Hidden states (N, D) and targets (N,) of the tokens that count, filled up to a recurring length."""
+    counted = targets != -100
+    hidden, targets = hidden[counted], targets[counted]
+    missing = -len(targets) % COUNTED
+    return F.pad(hidden, (0, 0, 0, missing)), F.pad(targets, (0, missing), value=-100)
 
 
 @torch.no_grad()
@@ -391,7 +313,10 @@ class Trainer:
         folder: Path,
         *,
         end: int,
+        workers: int = 1,
     ) -> None:
+        """end: the token that fills a canvas behind its text. workers: micro-batches that are run side by side, each on
+        one thread; the numbers stay the same."""
         self.model = model
         self.texts = texts
         self.recipe = recipe
@@ -400,33 +325,33 @@ class Trainer:
         self.progress = Progress()
         for parameter in model.parameters():
             parameter.requires_grad_(True)
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in model.parameters() if p.dim() >= 2]},
-            {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
-        ]
-        self.optimiser = torch.optim.AdamW(
-            groups,
+        self.optimiser = MuonAdamW(
+            model,
             lr=recipe.learning_rate,
+            matrix_lr=recipe.matrix_learning_rate,
             betas=recipe.betas,
             weight_decay=recipe.weight_decay,
-            fused=True,
         )
+        self.workers = ThreadPoolExecutor(workers) if workers > 1 else None
 
     def step(self, micro: Sequence[Batch]) -> dict[str, float]:
         """One update from the gradients of all micro-batches; returns the figures of the learning curve."""
         step = self.progress.step
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.recipe.learning_rate_at(step)
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimiser.set_rate(self.recipe.rate_at(step))
+        parts = partial(self._part, step, len(micro))
+        # The longest come first, so that no worker is left with one at the end.
+        order = range(len(micro) - 1, -1, -1)
+        if self.workers is None:
+            done = {m: parts(m, micro[m]) for m in order}
+        else:
+            running = {m: self.workers.submit(parts, m, micro[m]) for m in order}
+            done = {m: future.result() for m, future in running.items()}
         sums = torch.zeros(3)
-        for m, batch in enumerate(micro):
-            with torch.autocast(self.model.device.type, dtype=torch.bfloat16):
-                parts = loss(
-                    self.model, batch, self.recipe, _generator(self.recipe.seed, 2, step, m)
-                )
-            (parts.total(self.recipe) / len(micro)).backward()
-            values = torch.stack((parts.canvas, parts.autoregressive, parts.balance))
-            sums += values.detach().float().cpu() / len(micro)
+        for m in range(len(micro)):  # summed in one order, whatever the workers
+            gradients, values = done[m]
+            sums += values
+            for parameter, gradient in zip(self.model.parameters(), gradients, strict=True):
+                parameter.grad = gradient if m == 0 else cast(Tensor, parameter.grad).add_(gradient)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
         canvas, autoregressive, balance = sums.tolist()
         figures = {
@@ -441,6 +366,24 @@ class Trainer:
             )
         self.optimiser.step()
         return figures
+
+    def _part(
+        self, step: int, count: int, m: int, batch: Batch
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Micro-batch m's share of the gradients, and its three losses."""
+        if self.workers is not None:
+            torch.set_num_threads(1)
+        generator = _generator(self.recipe.seed, 2, step, m)
+        # Autocast's cache of weights is one for all threads, which would mix the workers' gradients.
+        kind = self.model.device.type
+        with torch.autocast(kind, dtype=torch.bfloat16, cache_enabled=False):
+            parts = loss(self.model, batch, self.recipe, generator)
+        total = parts.total(self.recipe) / count
+        gradients = torch.autograd.grad(
+            total, list(self.model.parameters()), allow_unused=True, materialize_grads=True
+        )
+        values = torch.stack((parts.canvas, parts.autoregressive, parts.balance))
+        return gradients, values.detach().float().cpu() / count
 
     def run(
         self,
@@ -553,10 +496,11 @@ class Trainer:
                 f"{self.folder} holds the weights of another model: resume with the same configuration, "
                 "or train into another folder"
             )
-        moments = (
-            ("step", "exp_avg", "exp_avg_sq") if step else ()
+        kinds = (
+            self.optimiser.state_names() if step else {}
         )  # before the first update there are none
-        if states.keys() != {f"{name}.{key}" for name in parameters for key in moments}:
+        moments = {name: kinds.get(parameter, ()) for name, parameter in parameters.items()}
+        if states.keys() != {f"{name}.{key}" for name in parameters for key in moments[name]}:
             raise CheckpointError(
                 f"{self.folder} holds a damaged training checkpoint (weights and optimiser do not belong together); "
                 "remove the folder to start anew"
@@ -566,7 +510,7 @@ class Trainer:
                 parameter.copy_(weights[name])
                 if step:
                     self.optimiser.state[parameter] = {
-                        key: states[f"{name}.{key}"].to(parameter.device) for key in moments
+                        key: states[f"{name}.{key}"].to(parameter.device) for key in moments[name]
                     }
         self.progress = progress
         return True

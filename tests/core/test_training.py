@@ -25,12 +25,12 @@ from torch import Tensor
 
 from dgemma_core import training
 from dgemma_core.decoding import FinishEvent, Request, decode_tokens, denoise_canvases
+from dgemma_core.dense_pass import DensePass, run_experts
 from dgemma_core.errors import CheckpointError, RequestError
-from dgemma_core.experts import Routing
+from dgemma_core.experts import Experts, Routing
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.training import (
     Batch,
-    DensePass,
     Recipe,
     Text,
     Trainer,
@@ -133,22 +133,24 @@ def test_collate_by_hand() -> None:
     ]
     assert [canvas_count(text, 4) for text in texts] == [1, 2, 2]
     batch = collate(texts, 4, END, [0, 1, 1])
-    assert batch.clean.tolist() == [
+    assert batch.clean.shape == batch.targets.shape == (3, 16), "rounded up, so that shapes recur"
+    assert batch.clean[:, :8].tolist() == [
         [20, 21, 30, 1, 1, 1, 1, 1],
         [22, 40, 41, 42, 43, 44, 45, 1],
         [23, 50, 51, 52, 53, 1, 1, 1],
     ]
     none = -100
-    assert batch.targets.tolist() == [
+    assert batch.targets[:, :8].tolist() == [
         [none, 30, 1, none, none, none, none, none],
         [none, none, none, none, 44, 45, 1, none],
         [none, none, none, none, 1, none, none, none],
     ]
+    assert (batch.clean[:, 8:] == END).all() and (batch.targets[:, 8:] == none).all()
     assert batch.prefix.tolist() == [2, 5, 5]
     assert batch.canvas.tolist() == [[30, 1, 1, 1], [44, 45, 1, 1], [1, 1, 1, 1]]
     first = collate([texts[1]], 4, END, [0])
-    assert first.clean.tolist() == [[22, 40, 41, 42, 43]], "a full canvas has no end"
-    assert first.targets.tolist() == [[40, 41, 42, 43, none]]
+    assert first.clean[0, :5].tolist() == [22, 40, 41, 42, 43]
+    assert first.targets[0, :5].tolist() == [40, 41, 42, 43, none], "a full canvas has no end"
 
 
 def numbered(number: int) -> Text:
@@ -341,6 +343,30 @@ def test_no_gradient_flows_through_the_soft_embedding() -> None:
         close(ours[name], gradient, 1e-4)
 
 
+def test_experts_in_padded_slices(model: DiffusionGemma) -> None:
+    """Values and gradients of the padded product are those of the experts one by one."""
+    experts = model.layers[0].experts
+    assert isinstance(experts, Experts)
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(3, 70, 16, generator=generator, requires_grad=True)
+    # Expert 0 takes more than a slice holds, expert 1 nothing at all.
+    chosen = torch.tensor([0, 2]).expand(3, 70, 2)
+    weights = torch.rand(3, 70, 2, generator=generator)
+    outputs = run_experts(experts, x, chosen)
+    padded = (outputs * weights.unsqueeze(-1)).sum(-2)
+    plain = experts(x, weights, chosen)
+    close(padded, plain)
+    parameters = [x, *experts.requires_grad_(True).parameters()]
+    upstream = torch.randn(3, 70, 16, generator=generator)
+    ours = torch.autograd.grad(
+        (run_experts(experts, x, chosen) * weights.unsqueeze(-1)).sum(-2), parameters, upstream
+    )
+    theirs = torch.autograd.grad(experts(x, weights, chosen), parameters, upstream)
+    for a, b in zip(ours, theirs, strict=True):
+        close(a, b, 1e-4)
+    experts.requires_grad_(False)
+
+
 def test_balance_by_hand() -> None:
     def routing(chosen: list[list[int]], probabilities: list[list[float]]) -> Routing:
         p = torch.tensor(probabilities)
@@ -354,12 +380,16 @@ def test_balance_by_hand() -> None:
 
 
 def test_learning_rates() -> None:
-    recipe = Recipe(steps=110, warmup=10, learning_rate=2.0, final_learning_rate=0.1)
-    rates = [recipe.learning_rate_at(step) for step in range(111)]
-    assert rates[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
-    assert rates[10] == pytest.approx(2.0) and rates[110] == pytest.approx(0.2)
-    assert rates[60] == pytest.approx((2.0 + 0.2) / 2)
+    recipe = Recipe(steps=110, warmup=10, final_learning_rate=0.1)
+    rates = [recipe.rate_at(step) for step in range(111)]
+    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert rates[10] == pytest.approx(1.0) and rates[110] == pytest.approx(0.1)
+    assert rates[60] == pytest.approx((1.0 + 0.1) / 2)
     assert rates[10:] == sorted(rates[10:], reverse=True)
+    late = replace(recipe, decay=40)
+    assert [late.rate_at(step) for step in (10, 40, 70)] == [1.0, 1.0, 1.0]
+    assert late.rate_at(90) == pytest.approx((1.0 + 0.1) / 2)
+    assert late.rate_at(110) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(
@@ -370,13 +400,15 @@ def test_learning_rates() -> None:
         ({"pool": 0}, "at least 1"),
         ({"micro_batches": 0}, "at least 1"),
         ({"batch_size": 6, "micro_batches": 4}, "6 does not divide into 4"),
+        ({"decay": 4}, "at most the 3 steps"),
+        ({"decay": -1}, "at most the 3 steps"),
         ({"self_conditioning": 1.1}, "share of the examples, got 1.1"),
         ({"self_conditioning": -0.1}, "share of the examples"),
     ],
 )
 def test_bad_recipes(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(RequestError, match=words):
-        Recipe(**{"steps": 3, **changes})
+        Recipe(**{"steps": 3, "warmup": 0, **changes})
 
 
 # --- the run
@@ -385,7 +417,14 @@ def test_bad_recipes(changes: dict[str, Any], words: str) -> None:
 def test_it_learns(tmp_path: Path) -> None:
     """50 updates teach copying three words of eight: from ln 12 = 2.5 nats to below 0.4, both ways;
     and what training calls a canvas is what decoding denoises."""
-    recipe = Recipe(steps=50, batch_size=32, micro_batches=1, learning_rate=2e-2, warmup=10)
+    recipe = Recipe(
+        steps=50,
+        batch_size=32,
+        micro_batches=1,
+        learning_rate=2e-2,
+        matrix_learning_rate=6e-2,
+        warmup=10,
+    )
     model = DiffusionGemma(tiny.config(
         vocab_size=12, hidden_size=32, intermediate_size=64, moe_intermediate_size=16,
         canvas_length=4, sliding_window=16, layers=(tiny.FULL, tiny.SLIDING),
@@ -419,13 +458,24 @@ def test_a_run_is_deterministic(uninterrupted: Trainer, tmp_path: Path) -> None:
     assert not equal(weights(other), weights(uninterrupted))
 
 
+def test_workers_change_no_number(uninterrupted: Trainer, tmp_path: Path) -> None:
+    model = DiffusionGemma(COPYING)
+    initialise(model, RECIPE.seed)
+    run = Trainer(model, copy_text, RECIPE, tmp_path, end=END, workers=2)
+    assert run.run(curve_every=3)
+    assert equal(weights(run), weights(uninterrupted))
+    assert run.progress.curve == uninterrupted.progress.curve or [
+        {**row, "seconds": 0} for row in run.progress.curve
+    ] == [{**row, "seconds": 0} for row in uninterrupted.progress.curve]
+
+
 def test_every_part_of_every_step_has_its_own_noise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seeds = []
 
     def noted(*arguments: Any) -> training.Losses:
-        seeds.append(arguments[-1].initial_seed())
+        seeds.append(arguments[3].initial_seed())
         return loss(*arguments)
 
     monkeypatch.setattr(training, "loss", noted)
@@ -639,6 +689,8 @@ def test_another_recipe_is_refused(tmp_path: Path) -> None:
             changed = (0.9, 0.99)
         elif name == "batch_size":
             changed = 12
+        elif value is None:
+            changed = 1
         else:
             changed = value / 2 if isinstance(value, float) else value + 1
         with pytest.raises(CheckpointError, match=rf"another recipe \({name} differ"):
