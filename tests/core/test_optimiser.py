@@ -61,7 +61,7 @@ def test_both_rules_are_torchs() -> None:
     torch.testing.assert_close(ours.norm, theirs.norm)
     # The iteration runs in bfloat16, in another order of operations.
     torch.testing.assert_close(ours.q_proj.weight, theirs.q_proj.weight, rtol=0, atol=3e-3)
-    assert (ours.q_proj.weight - Parts().q_proj.weight).abs().max() > 0.03
+    assert (ours.q_proj.weight - Parts().q_proj.weight).abs().max() > 0.01
 
 
 def test_every_parameter_has_one_rule() -> None:
