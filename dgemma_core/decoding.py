@@ -71,6 +71,10 @@ class DecodeState:
     """Prompt and committed tokens, one row."""
     seed: int
     pins: Mapping[int, int]
+    pinned: Tensor = field(repr=False)
+    """(C,) bool, the pins on this canvas."""
+    pin_ids: Tensor = field(repr=False)
+    """(C,) their tokens."""
     canvas_index: int
     step: int
     """The next pass within the canvas."""
@@ -342,6 +346,8 @@ class _CanvasLoop:
             state,
             cache=state.cache.copy(),
             pins=pins,
+            pinned=pinned,
+            pin_ids=tokens,
             canvas=torch.where(pinned, tokens, state.canvas),
             argmax=torch.where(pinned, tokens, state.argmax),
             accepted=state.accepted & ~pinned,
@@ -377,6 +383,8 @@ class _CanvasLoop:
             cache=cache,
             seed=seed,
             pins=pins,
+            pinned=pinned,
+            pin_ids=tokens,
             canvas_index=index,
             step=0,
             canvas=canvas,
@@ -421,9 +429,7 @@ class _CanvasLoop:
         planned = tuple(self.plan[state.step] for state in states)
         correct = planned[0].kind == "correct"
         canvas = torch.stack([state.canvas for state in states])  # (B, C)
-        pins = [self._pins(state.pins, state.canvas_index) for state in states]
-        pinned = torch.stack([mask for mask, _ in pins])
-        tokens = torch.stack([ids for _, ids in pins])
+        pinned = torch.stack([state.pinned for state in states])
         cache = PrefixCache.join([state.cache for state in states])
         watcher = (
             None if self.observe is None else Watcher(self.observe, cache.lengths, self.length)
@@ -444,7 +450,9 @@ class _CanvasLoop:
             soft=not last and not correct,
             top_k=max(asked, 2) if correct else asked,
         )
-        prediction = self._pin(prediction, pinned, tokens)
+        if any(state.pins for state in states):
+            tokens = torch.stack([state.pin_ids for state in states])
+            prediction = self._pin(prediction, pinned, tokens)
         batch = CanvasBatch(
             canvas=canvas,
             accepted=torch.stack([state.accepted for state in states]),
@@ -517,8 +525,6 @@ class _CanvasLoop:
 
     def _pin(self, prediction: Prediction, pinned: Tensor, tokens: Tensor) -> Prediction:
         """Clamps sample, argmax (with probability 1: a pin is given) and soft embedding to the pins."""
-        if not pinned.any():
-            return prediction
         soft = prediction.soft_embedding
         if soft is not None:
             soft = torch.where(pinned.unsqueeze(-1), self.model.embed(tokens).to(soft.dtype), soft)

@@ -85,7 +85,8 @@ class DensePass:
         """All layers; `rows` of the kept keys are the prefix, None keeps this pass's own."""
         layers = cast(list[Layer], list(self.model.layers))
         dtype = working_dtype(x)
-        turns = {layer.config: rotation(layer.config, positions, dtype) for layer in layers}
+        kinds = {layer.config for layer in layers}
+        turns = {kind: rotation(kind, positions, dtype) for kind in kinds}
         for i, layer in enumerate(layers):
             bias = full if layer.config.full else sliding
 

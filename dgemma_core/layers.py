@@ -9,9 +9,11 @@ Notable:
 Axes: N tokens, D hidden size, H query heads, G key/value heads, d head dimension.
 """
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +60,39 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.eps, self.weight)
 
 
+class Joined:
+    """Several projections of the same input as one matrix, of which their weights are views: no memory is spent.
+
+    Whoever moves or replaces a weight afterwards undoes this: then a call gives None, and the projections are used one
+    by one.
+    """
+
+    def __init__(self, matrix: Tensor, parts: Sequence[nn.Linear]) -> None:
+        self.matrix = matrix
+        self.parts = parts
+
+    @classmethod
+    def of(cls, *projections: nn.Module | None) -> Joined | None:
+        """None where a projection is no plain matrix (a quantised one) or asks for gradients."""
+        parts = [part for part in projections if part is not None]
+        if not all(type(part) is nn.Linear and not part.weight.requires_grad for part in parts):
+            return None
+        plain = cast(list[nn.Linear], parts)
+        matrix = torch.cat([part.weight for part in plain])
+        for part, rows in zip(plain, matrix.split([len(p.weight) for p in plain]), strict=True):
+            part.weight.data = rows
+        return cls(matrix, plain)
+
+    def __call__(self, x: Tensor) -> Tensor | None:
+        """x (…, D) → all outputs side by side, or None where the weights are no views any more."""
+        start = self.matrix.data_ptr()
+        for part in self.parts:
+            if part.weight.data_ptr() != start:
+                return None
+            start += part.weight.nbytes
+        return F.linear(x, self.matrix)
+
+
 class GatedMLP(nn.Module):
     """down(gelu(gate(x)) · up(x)): the dense MLP, and the body of self-conditioning."""
 
@@ -66,9 +101,19 @@ class GatedMLP(nn.Module):
         self.gate_proj = nn.Linear(hidden_size, width, bias=False)
         self.up_proj = nn.Linear(hidden_size, width, bias=False)
         self.down_proj = nn.Linear(width, hidden_size, bias=False)
+        self._joined: Joined | None = None
+
+    def join(self) -> None:
+        """Lays gate and up side by side in memory, so that one product serves both (`Joined`)."""
+        self._joined = Joined.of(self.gate_proj, self.up_proj)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(gelu(self.gate_proj(x)) * self.up_proj(x))
+        joined = None if self._joined is None else self._joined(x)
+        if joined is None:
+            gate, up = self.gate_proj(x), self.up_proj(x)
+        else:
+            gate, up = joined.chunk(2, dim=-1)
+        return self.down_proj(gelu(gate) * up)
 
 
 class SelfConditioning(GatedMLP):
@@ -91,16 +136,15 @@ class SelfConditioning(GatedMLP):
 
 @dataclass(frozen=True)
 class Rotation:
-    """cos and sin of every position's angles, each (…, d), in the activation dtype."""
+    """cos of every position's angles, and sin with the sign of its half, each (…, 1, d), in the activation dtype."""
 
     cos: Tensor
-    sin: Tensor
+    signed_sin: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rotates x (…, heads, d): halves (x1, x2) → (x1·cos − x2·sin, x2·cos + x1·sin)."""
-        first, second = x.chunk(2, dim=-1)
-        turned = torch.cat((-second, first), dim=-1)
-        return x * self.cos.unsqueeze(-2) + turned * self.sin.unsqueeze(-2)
+        turned = x.roll(x.shape[-1] // 2, -1)  # (x2, x1)
+        return x * self.cos + turned * self.signed_sin
 
 
 def rotation(config: LayerConfig, positions: Tensor, dtype: torch.dtype) -> Rotation:
@@ -114,17 +158,24 @@ def rotation(config: LayerConfig, positions: Tensor, dtype: torch.dtype) -> Rota
     frequencies = torch.zeros(half, dtype=torch.float32, device=positions.device)
     frequencies[:turning] = 1.0 / config.rope_theta ** (exponents / config.head_dim)
     angles = positions.float().unsqueeze(-1) * frequencies  # (…, d/2)
-    angles = torch.cat((angles, angles), dim=-1)
-    return Rotation(angles.cos().to(dtype), angles.sin().to(dtype))
+    cos, sin = angles.cos(), angles.sin()
+    return Rotation(
+        torch.cat((cos, cos), dim=-1).to(dtype).unsqueeze(-2),
+        torch.cat((-sin, sin), dim=-1).to(dtype).unsqueeze(-2),
+    )
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with normed queries, keys and values; scale 1 (spec §3)."""
+    """Grouped-query attention with normed queries, keys and values; scale 1 (spec §3).
+
+    Queries, keys and values are normed and turned in one go, side by side: what a step of a small model costs is the
+    number of its operations.
+    """
 
     def __init__(self, config: TextConfig, layer: LayerConfig) -> None:
         super().__init__()
         heads, groups, d = config.num_attention_heads, layer.num_key_value_heads, layer.head_dim
-        self.head_dim = d
+        self.heads, self.groups, self.head_dim = heads, groups, d
         self.eps = config.rms_norm_eps
         self.q_proj = nn.Linear(config.hidden_size, heads * d, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, groups * d, bias=False)
@@ -132,19 +183,47 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(heads * d, config.hidden_size, bias=False)
         self.q_norm = RMSNorm(d, self.eps)
         self.k_norm = RMSNorm(d, self.eps)
+        self._joined: Joined | None = None
+
+    def join(self) -> None:
+        """Lays the projections side by side in memory, so that one product serves them all (`Joined`)."""
+        self._joined = Joined.of(self.q_proj, self.k_proj, self.v_proj)
+
+    def projected(self, x: Tensor) -> Tensor:
+        """x (…, D) → queries, keys and values before their norms (…, H + 2G, d)."""
+        joined = None if self._joined is None else self._joined(x)
+        if joined is None:
+            parts = [self.q_proj(x), self.k_proj(x)]
+            if self.v_proj is not None:
+                parts.append(self.v_proj(x))
+            joined = torch.cat(parts, dim=-1)
+        found = joined.unflatten(-1, (-1, self.head_dim))
+        if self.v_proj is None:  # values are the keys, before norm and rotation
+            found = torch.cat((found, found[..., self.heads :, :]), dim=-2)
+        return found
+
+    def queries_keys_values(self, x: Tensor, rotate: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """x (…, D) → queries (…, H, d), keys and values (…, G, d)."""
+        projected = self.projected(x)
+        normed = F.rms_norm(projected.float(), (self.head_dim,), None, self.eps)
+        dtype, turning = working_dtype(projected), self.heads + self.groups
+        weights = torch.cat(
+            (
+                self.q_norm.weight.expand(self.heads, -1),
+                self.k_norm.weight.expand(self.groups, -1),
+            )
+        )
+        turned = rotate((normed[..., :turning, :] * weights.float()).to(dtype))
+        queries, keys = turned.split((self.heads, self.groups), dim=-2)
+        return queries, keys, normed[..., turning:, :].to(dtype)
 
     def queries(self, x: Tensor, rotate: Rotation) -> Tensor:
         """x (…, D) → rotated queries (…, H, d)."""
-        return rotate(self.q_norm(self.q_proj(x).unflatten(-1, (-1, self.head_dim))))
+        return self.queries_keys_values(x, rotate)[0]
 
     def forward(self, x: Tensor, rotate: Rotation, attend: Attend) -> Tensor:
         """x (…, D) → (…, D)."""
-        projected = self.k_proj(x).unflatten(-1, (-1, self.head_dim))  # (…, G, d)
-        keys = rotate(self.k_norm(projected))
-        if self.v_proj is not None:
-            projected = self.v_proj(x).unflatten(-1, (-1, self.head_dim))
-        values = rms_norm(projected, self.eps)
-        return self.o_proj(attend(self.queries(x, rotate), keys, values).flatten(-2))
+        return self.o_proj(attend(*self.queries_keys_values(x, rotate)).flatten(-2))
 
 
 class HalfLayer(NamedTuple):

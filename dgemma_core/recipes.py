@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dgemma_core.config import GenerationDefaults, LayerConfig, ModelConfig, TextConfig
+from dgemma_core.distillation import Teacher
 from dgemma_core.errors import RequestError
 from dgemma_core.text import Tokenizer, load_tokenizer
 from dgemma_core.training import Recipe, Text
@@ -27,6 +28,8 @@ class NamedRecipe:
     training: Recipe
     shares: Mapping[str, int]
     generation: GenerationDefaults
+    teacher: Teacher | None = None
+    """For distillation: how the model that the run begins with writes what is learnt from (distillation.py)."""
 
     @property
     def mix(self) -> tuple[str, ...]:
@@ -101,7 +104,25 @@ NANO_RECIPE = replace(
 )
 """All thirteen families, from the second leg's weights, at a steady rate, over as many sittings as it takes."""
 
-RECIPES: Mapping[str, NamedRecipe] = {"first": FIRST, "copy": COPY, "nano": NANO_RECIPE}
+FINISH = replace(
+    NANO_RECIPE, training=Recipe(steps=500, warmup=10, learning_rate=2e-3, seed=4, decay=490)
+)
+"""From wherever `nano` stands: the learning rate falls to nearly nothing, and the losses with it."""
+
+DISTIL = replace(
+    NANO_RECIPE,
+    training=Recipe(steps=240, warmup=10, learning_rate=4e-4, matrix_learning_rate=3e-3, seed=5),
+    teacher=Teacher(),
+)
+"""Second stage, from `finish`: the model learns to settle in fewer steps."""
+
+RECIPES: Mapping[str, NamedRecipe] = {
+    "first": FIRST,
+    "copy": COPY,
+    "nano": NANO_RECIPE,
+    "finish": FINISH,
+    "distil": DISTIL,
+}
 
 
 def named_recipe(name: str) -> NamedRecipe:

@@ -12,10 +12,14 @@ import typer
 from dgemma_core.errors import RequestError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dgemma_core.model import DiffusionGemma
     from dgemma_core.recipes import NamedRecipe
-    from dgemma_core.training import Progress, Trainer
+    from dgemma_core.training import Progress, Text, Trainer
 
+TEACHER = "teacher"
+"""Folder, within a distillation's, of the model that it began with."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
@@ -85,7 +89,8 @@ def make_trainer(
 
     workers: None for as many as there are cores on a CPU, 1 on a GPU.
     """
-    from dgemma_core.checkpoint import find_folder, load_model, resolve_device
+    from dgemma_core.checkpoint import load_model, resolve_device
+    from dgemma_core.distillation import TeacherTexts
     from dgemma_core.model import DiffusionGemma
     from dgemma_core.recipes import TURN_END, FamilyTexts, nano_tokenizer
     from dgemma_core.training import Trainer, initialise
@@ -94,27 +99,46 @@ def make_trainer(
     end = tokenizer.token_id(TURN_END)
     assert end is not None
     model = DiffusionGemma(recipe.config)
+    texts: Callable[[int], Text] = FamilyTexts(recipe.mix, tokenizer)
+    if recipe.teacher is not None:
+        kept = folder / TEACHER
+        if start is None and not (kept / "config.json").exists():
+            raise RequestError("this recipe distils a trained model: name it with --from")
+        if start is not None:
+            export(_loaded(start, recipe), recipe, kept)
+        start = str(kept)
+        teacher = load_model(kept, dtype="float32", device="cpu")
+        texts = TeacherTexts(teacher, recipe.teacher, recipe.mix, tokenizer)
     if start is None:
         initialise(model, recipe.training.seed)
     else:
-        weights = load_model(find_folder(start), dtype="float32", device="cpu").state_dict()
-        shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-        if shapes != {name: tensor.shape for name, tensor in weights.items()}:
-            raise RequestError(
-                f"{start} has another shape than the recipe's model: train without --from"
-            )
-        model.load_state_dict(weights)
+        model.load_state_dict(_loaded(start, recipe).state_dict())
     where = model.to(resolve_device(device)).device
     if workers is None:
         workers = _cores() if where.type == "cpu" else 1
     return Trainer(
         model,
-        FamilyTexts(recipe.mix, tokenizer),
+        texts,
         recipe.training,
         folder,
         end=end,
         workers=min(workers, recipe.training.micro_batches),
     )
+
+
+def _loaded(start: str, recipe: NamedRecipe) -> DiffusionGemma:
+    """The checkpoint `start`, float32. RequestError if its weights are of another shape than the recipe's model's."""
+    from dgemma_core.checkpoint import find_folder, load_model
+    from dgemma_core.model import DiffusionGemma
+
+    model = load_model(find_folder(start), dtype="float32", device="cpu")
+    wanted = DiffusionGemma(recipe.config, device="meta").state_dict()
+    shapes = {name: tensor.shape for name, tensor in wanted.items()}
+    if shapes != {name: tensor.shape for name, tensor in model.state_dict().items()}:
+        raise RequestError(
+            f"{start} has another shape than the recipe's model: train without --from"
+        )
+    return model
 
 
 def _cores() -> int:

@@ -20,7 +20,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -45,6 +45,19 @@ class Text:
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
+    look: Look | None = None
+    """The canvas to train on (distillation.py); None: one is drawn, and noised."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a sampler saw of a text's canvas at one of its steps."""
+
+    canvas: int
+    """Which of the text's canvases."""
+    tokens: tuple[int, ...]
+    before: tuple[int, ...] | None
+    """The canvas one step earlier, whose prediction conditions this one; None at the first step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,10 +133,20 @@ class Batch:
     """(B,) clean tokens before the canvas."""
     canvas: Tensor
     """(B, C) the clean canvas, its tail filled with the end token."""
+    noisy: Tensor | None = None
+    """(B, C) what a sampler saw of it; None: noise is drawn."""
+    before: Tensor | None = None
+    """(conditioned rows, C) the same one step earlier: these are the first rows."""
 
 
 def collate(texts: Sequence[Text], canvas_length: int, end: int, chosen: Sequence[int]) -> Batch:
-    """Texts, with the index of the canvas drawn for each → Batch."""
+    """Texts, with the index of the canvas drawn for each → Batch. Texts with a look come all together, or none."""
+    looks = [text.look for text in texts if text.look is not None]
+    if looks:
+        assert len(looks) == len(texts)
+        order = sorted(range(len(texts)), key=lambda i: looks[i].before is None)
+        texts, looks = [texts[i] for i in order], [looks[i] for i in order]
+        chosen = [look.canvas for look in looks]
     rows, prefixes, canvases = [], [], []
     for text, index in zip(texts, chosen, strict=True):
         start = index * canvas_length
@@ -137,7 +160,12 @@ def collate(texts: Sequence[Text], canvas_length: int, end: int, chosen: Sequenc
     targets = torch.full_like(clean, -100)
     for i, (row, prefix) in enumerate(zip(rows, prefixes, strict=True)):
         targets[i, prefix - 1 : len(row) - 1] = clean[i, prefix : len(row)]
-    return Batch(clean, targets, torch.tensor(prefixes), torch.tensor(canvases))
+    batch = Batch(clean, targets, torch.tensor(prefixes), torch.tensor(canvases))
+    if looks:
+        before = [look.before for look in looks if look.before is not None]
+        seen = torch.tensor([look.tokens for look in looks])
+        batch = replace(batch, noisy=seen, before=torch.tensor(before, dtype=torch.long))
+    return batch
 
 
 def canvas_count(text: Text, canvas_length: int) -> int:
@@ -181,18 +209,23 @@ def balance_loss(routings: Sequence[Routing]) -> Tensor:
 
 
 def loss(model: DiffusionGemma, batch: Batch, recipe: Recipe, generator: torch.Generator) -> Losses:
-    """The published loss of one batch. The first ⌈share · B⌉ rows are the self-conditioned ones."""
+    """The published loss of one batch. The first ⌈share · B⌉ rows are the self-conditioned ones; in distillation those
+    that a step came before, conditioned on a first look at that step's canvas."""
     device = model.device
     both = DensePass(model, batch)
     hidden, targets = _counted(both.encode(), batch.targets.to(device))
     causal = F.cross_entropy(_raw_logits(model, hidden), targets)
-    canvas = noised(batch.canvas, model.config.text.vocab_size, generator).to(device)
-    conditioned = math.ceil(recipe.self_conditioning * len(canvas))
+    if batch.noisy is None or batch.before is None:
+        canvas = noised(batch.canvas, model.config.text.vocab_size, generator).to(device)
+        before = canvas[: math.ceil(recipe.self_conditioning * len(canvas))]
+    else:
+        canvas, before = batch.noisy.to(device), batch.before.to(device)
+    conditioned = len(before)
     soft = None
     if conditioned:
         kept = len(both.routings)
         with torch.no_grad():
-            first = both.denoise(canvas[:conditioned], None, slice(conditioned))
+            first = both.denoise(before, None, slice(conditioned))
             seen = _soft_embedding(model, first)
         del both.routings[kept:]
         soft = torch.cat((seen, seen.new_zeros(len(canvas) - conditioned, *seen.shape[1:])))
@@ -258,6 +291,10 @@ def batches(
         drawn = [texts(pool * per_pool + i) for i in range(per_pool)]
         counts = torch.tensor([canvas_count(text, canvas_length) for text in drawn])
         chosen = (torch.rand(per_pool, generator=generator) * counts).long().tolist()
+        chosen = [
+            canvas if text.look is None else text.look.canvas
+            for text, canvas in zip(drawn, chosen, strict=True)
+        ]
         lengths = [
             len(text.prompt) + min(len(text.answer), (canvas + 1) * canvas_length)
             for text, canvas in zip(drawn, chosen, strict=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import math
 import os
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dgemma_core import DgemmaError
 from dgemma_evals.compare import Comparison
+from dgemma_evals.page import chart, document, escaped, table_of
 from dgemma_evals.summary import PUBLISHED, Summary, summarise
 
 if TYPE_CHECKING:
@@ -60,13 +60,11 @@ def _replace(path: Path, text: str) -> None:
 
 def render(summary: Summary, table: pd.DataFrame) -> str:
     """The page."""
-    from plotly.offline import get_plotlyjs
-
     figures = {name: figure for name, figure in _figures(summary, table).items() if figure}
     parts = [
-        f"<p class='answer'>{_text(summary['answer'])}</p>",
+        f"<p class='answer'>{escaped(summary['answer'])}</p>",
         "<h2>Accuracy</h2>",
-        _chart("accuracy", "Documents solved, by task (left), and the difference (right)"),
+        chart("accuracy", "Documents solved, by task (left), and the difference (right)"),
         _accuracy_table(summary),
         "<p class='note'>Seeds of a document are averaged first. Interval: bootstrap over documents "
         "within tasks. p: exact McNemar test of the documents that most seeds solve.</p>",
@@ -75,52 +73,28 @@ def render(summary: Summary, table: pd.DataFrame) -> str:
         "after a warm-up; seconds run from the prompt to the final text.</p>",
         _speed_table(summary),
         _first_table(summary),
-        _chart("latency", "Seconds a text takes, as a share of texts"),
+        chart("latency", "Seconds a text takes, as a share of texts"),
     ]
     if "steps" in figures:
-        parts.append(_chart("steps", "Denoising steps a canvas takes"))
+        parts.append(chart("steps", "Denoising steps a canvas takes"))
     if summary["sweep"]:
         parts += [
             "<h2>Sweep</h2>",
             "<p class='note'>Lines join the points that no other setting beats in both. Dotted lines: "
             "published rates of the 26B models (second-hand; other tasks, one H100), as marks on the "
             "rate axis alone.</p>",
-            _chart("pareto_second", "Accuracy against kept tokens a second, end to end"),
-            _chart("pareto_forward", "Accuracy against kept tokens for each forward pass"),
+            chart("pareto_second", "Accuracy against kept tokens a second, end to end"),
+            chart("pareto_forward", "Accuracy against kept tokens for each forward pass"),
             _sweep_table(summary["sweep"]),
         ]
     parts += [
         "<h2>Settings and machine</h2>",
         _facts_table(summary["facts"]),
         "<h2>Not measured</h2>",
-        "<ul>" + "".join(f"<li>{_text(line)}</li>" for line in summary["not_measured"]) + "</ul>",
+        "<ul>" + "".join(f"<li>{escaped(line)}</li>" for line in summary["not_measured"]) + "</ul>",
     ]
     names = [summary["facts"][side]["name"] for side in ("model", "baseline")]
-    return _PAGE.format(
-        title=_text(f"{names[0]} against {names[1]}"),
-        body="\n".join(parts),
-        plotly=get_plotlyjs(),
-        figures="{" + ",".join(f'"{k}":{_script(v.to_json())}' for k, v in figures.items()) + "}",
-    )
-
-
-def _script(text: str) -> str:
-    """JSON that cannot end the script element that it stands in."""
-    return text.replace("</", "<\\/")
-
-
-def _text(value: Any) -> str:
-    return html.escape(str(value))
-
-
-def _chart(name: str, title: str) -> str:
-    return (
-        f"<figure><figcaption>{_text(title)}</figcaption>"
-        f"<div class='chart' id='{name}' role='img' aria-label='{_text(title)}'></div></figure>"
-    )
-
-
-# --- charts
+    return document(f"{names[0]} against {names[1]}", parts, figures)
 
 
 def _figures(summary: Summary, table: pd.DataFrame) -> dict[str, Any]:
@@ -288,18 +262,6 @@ def _logarithmic(values: Iterable[float]) -> dict[str, Any]:
 # --- tables
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]], *, first_left: bool = True) -> str:
-    cells = "".join(f"<th>{_text(name)}</th>" for name in head)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{_text(value)}</td>" for value in row) + "</tr>" for row in rows
-    )
-    kind = "" if first_left else " class='words'"
-    return (
-        f"<div class='scroll'><table{kind}><thead><tr>{cells}</tr></thead>"
-        f"<tbody>{body}</tbody></table></div>"
-    )
-
-
 def _accuracy_table(summary: Summary) -> str:
     rows = []
     for name, row in {**summary["tasks"], "all": summary["accuracy"]}.items():
@@ -317,7 +279,7 @@ def _accuracy_table(summary: Summary) -> str:
         )
     model, baseline = _names(summary)
     head = ("task", "documents", model, baseline, "difference, points (95 %)", "solved alone", "p")
-    return _table(head, rows)
+    return table_of(head, rows)
 
 
 def _percent(value: float | None) -> str:
@@ -394,7 +356,7 @@ def _speed_table(summary: Summary) -> str:
         ("ended by", _reasons(first), _reasons(second), "–"),
     ]
     model, baseline = _names(summary)
-    return _table(("", model, baseline, "ratio (95 %)"), rows)
+    return table_of(("", model, baseline, "ratio (95 %)"), rows)
 
 
 def _reasons(side: Summary) -> str:
@@ -419,7 +381,7 @@ def _first_table(summary: Summary) -> str:
     ]
     if summary["sides"]["model"].get("canvases") is None:
         rows = [("first token", *row[1:]) for row in rows[:1]]
-    return _table(("median seconds to the …", model, baseline, "median ratio", "pairs"), rows)
+    return table_of(("median seconds to the …", model, baseline, "median ratio", "pairs"), rows)
 
 
 def _sweep_table(points: Sequence[Summary]) -> str:
@@ -443,7 +405,7 @@ def _sweep_table(points: Sequence[Summary]) -> str:
         "steps/canvas",
         "on the front of",
     )
-    return _table(head, rows)
+    return table_of(head, rows)
 
 
 def _facts_table(facts: Summary) -> str:
@@ -453,66 +415,8 @@ def _facts_table(facts: Summary) -> str:
             rows += [(f"{name}: {key}", _plain(inner)) for key, inner in value.items()]
         else:
             rows.append((name, _plain(value)))
-    return _table(("what", "value"), rows, first_left=False)
+    return table_of(("what", "value"), rows, first_left=False)
 
 
 def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<style>
-:root {{ --ground: #ffffff; --ink: #1d2330; --soft: #5b6472; --line: #d9dde3; --band: #f4f6f8; }}
-@media (prefers-color-scheme: dark) {{
-  :root {{ --ground: #14181f; --ink: #e6e9ee; --soft: #a3acb9; --line: #363e4a; --band: #1c222b; }}
-}}
-body {{ background: var(--ground); color: var(--ink); margin: 2rem auto; max-width: 60rem;
-  padding: 0 1rem; font: 16px/1.5 system-ui, sans-serif; }}
-h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.2rem; margin-top: 2.5rem; }}
-.answer {{ font-size: 1.15rem; border-left: 4px solid #3b82c4; padding: .3rem 0 .3rem 1rem; }}
-.note, figcaption {{ color: var(--soft); font-size: .9rem; }}
-figure {{ margin: 1.5rem 0; }} .chart {{ width: 100%; }}
-.scroll {{ overflow-x: auto; margin: 1rem 0; }}
-table {{ border-collapse: collapse; font-size: .9rem; width: 100%; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: right; }}
-th {{ color: var(--soft); font-weight: 600; }}
-th:first-child, td:first-child, .words td, .words th {{ text-align: left; }}
-tbody tr:nth-child(even) {{ background: var(--band); }}
-.words td {{ overflow-wrap: anywhere; }} .words td:first-child {{ white-space: nowrap; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-{body}
-<script>{plotly}</script>
-<script>
-const figures = {figures};
-const dark = window.matchMedia("(prefers-color-scheme: dark)");
-function theme() {{
-  const style = getComputedStyle(document.documentElement);
-  const ink = style.getPropertyValue("--ink").trim(), line = style.getPropertyValue("--line").trim();
-  const axis = {{ color: ink, gridcolor: line, zerolinecolor: line, linecolor: line }};
-  return {{ ink, axis }};
-}}
-function draw() {{
-  const {{ ink, axis }} = theme();
-  for (const [name, figure] of Object.entries(figures)) {{
-    const layout = {{ ...figure.layout, template: {{}},
-      font: {{ ...(figure.layout.font || {{}}), color: ink, family: "system-ui, sans-serif" }} }};
-    for (const key of Object.keys(layout))
-      if (/^[xy]axis/.test(key)) layout[key] = {{ ...layout[key], ...axis }};
-    Plotly.react(name, figure.data, layout, {{ responsive: true, displaylogo: false }});
-  }}
-}}
-draw();
-dark.addEventListener("change", draw);
-</script>
-</body>
-</html>
-"""

@@ -1,0 +1,169 @@
+"""Measures a model on nano's families: the table and the "alive" figures of its model card.
+
+    python scripts/measure_nano.py [--model nano] [--count 500] [--seeds 3] [--out docs/nano/measured.json]
+
+Diffusion with the checkpoint's own sampler settings, seeds averaged, beside greedy autoregression of the same weights,
+on the unseen problems of the test seeds (`--split validation` while developing). Prints the table as Markdown. What has
+been measured is kept in the file, so that a stopped run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+import dgemma_core as dg
+from dgemma_core.families import TASKS, Example, examples, family
+from dgemma_core.trace import Trace
+from dgemma_lab.order import orders, remelt_counts
+
+TRACED, TIMED = 40, 10
+"""Problems of a family whose traces are read, and that are written alone for their time."""
+
+
+def written(
+    loaded: dg.Loaded, problems: list[Example], mode: str, seed: int, batch: int, limit: int
+) -> list[dict[str, Any]]:
+    """What each problem's text came to."""
+    texts = dg.generate(
+        loaded, [p.prompt for p in problems], mode=mode, seed=seed, batch_size=batch,
+        max_new_tokens=limit,
+    )  # fmt: skip
+    return [
+        {
+            "solved": family(p.family).solved(p.entry, text.text),
+            "kept": text.kept_tokens,
+            "steps": text.denoising_steps,
+            "canvases": text.canvases,
+            "passes": text.passes,
+        }
+        for p, text in zip(problems, texts, strict=True)
+    ]
+
+
+def milliseconds(loaded: dg.Loaded, problems: list[Example], mode: str, limit: int) -> float:
+    """Median milliseconds of a whole text, one at a time."""
+    found = []
+    for problem in problems:
+        start = time.perf_counter()
+        dg.generate(loaded, problem.prompt, mode=mode, max_new_tokens=limit)
+        found.append(1000 * (time.perf_counter() - start))
+    return statistics.median(found)
+
+
+def alive(loaded: dg.Loaded, problems: list[Example], limit: int) -> dict[str, float]:
+    """Kendall's τ of settling step and position (EOS tail dropped) and re-melts, means over canvases and texts."""
+    taus, melts = [], []
+    for i, problem in enumerate(problems):
+        events: list[Any] = []
+        dg.generate(loaded, problem.prompt, seed=i, max_new_tokens=limit, listen=events.append)
+        trace = Trace.record(
+            events, metadata={"eos_token_ids": list(loaded.model.config.eos_token_ids)}
+        )
+        taus += [order.tau for order in orders(trace)]
+        melts.append(int(remelt_counts(trace)[0].sum()))
+    known = [tau for tau in taus if not math.isnan(tau)]
+    return {
+        "tau": float(np.mean(known)) if known else float("nan"),
+        "canvases_with_an_order": len(known),
+        "canvases": len(taus),
+        "remelts": float(np.mean(melts)),
+        "texts_with_remelts": float(np.mean([melt > 0 for melt in melts])),
+    }
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """All families, one after the other; the file is written after each."""
+    loaded = dg.load(arguments.model, dtype=arguments.dtype)
+    same = {"model": str(arguments.model), "dtype": arguments.dtype, "split": arguments.split,
+            "count": arguments.count, "seeds": arguments.seeds}  # fmt: skip
+    record: dict[str, Any] = {"settings": same, "families": {}}
+    if arguments.out.exists():
+        kept = json.loads(arguments.out.read_text())
+        if kept["settings"] == same:
+            record = kept
+    rows: dict[str, Any] = record["families"]
+    batch, limit = arguments.batch, arguments.max_new_tokens
+    for name in tqdm([name for name in arguments.families if name not in rows]):
+        problems = examples(name, arguments.split, arguments.count)
+        runs = [
+            written(loaded, problems, "diffusion", 1000 * seed, batch, limit)
+            for seed in range(arguments.seeds)
+        ]
+        every = [text for run in runs for text in run]
+        own = [statistics.mean(run[i]["solved"] for run in runs) for i in range(len(problems))]
+        causal = written(loaded, problems, "autoregressive", 0, batch, limit)
+        differences = np.array(own) - np.array([text["solved"] for text in causal])
+        rows[name] = {
+            "diffusion": statistics.mean(own),
+            "autoregressive": statistics.mean(text["solved"] for text in causal),
+            "difference_error": float(differences.std(ddof=1) / math.sqrt(len(problems))),
+            "solved": own,
+            "steps_per_canvas": sum(t["steps"] for t in every) / sum(t["canvases"] for t in every),
+            "canvases": statistics.mean(text["canvases"] for text in every),
+            "kept": statistics.mean(text["kept"] for text in every),
+            "tokens_per_forward": sum(t["kept"] for t in every) / sum(t["steps"] for t in every),
+            "tokens_per_pass": sum(t["kept"] for t in every) / sum(t["passes"] for t in every),
+            "milliseconds": milliseconds(loaded, problems[:TIMED], "diffusion", limit),
+            "autoregressive_milliseconds": milliseconds(
+                loaded, problems[:TIMED], "autoregressive", limit
+            ),
+            **alive(loaded, problems[:TRACED], limit),
+        }
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        part = arguments.out.with_suffix(".part")
+        part.write_text(json.dumps(record, indent=1) + "\n")
+        os.replace(part, arguments.out)
+    return record
+
+
+def markdown(rows: dict[str, Any]) -> str:
+    """The table of the model card."""
+    head = ("family", "diffusion", "autoregressive", "steps a canvas", "tokens per forward", "kept tokens",
+            "ms, diffusion", "ms, autoregressive", "τ", "re-melts a text")  # fmt: skip
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    names = [name for name in TASKS if name in rows]
+    for name in names:
+        r = rows[name]
+        cells = (
+            name, f"{100 * r['diffusion']:.1f} %", f"{100 * r['autoregressive']:.1f} %",
+            f"{r['steps_per_canvas']:.1f}", f"{r['tokens_per_forward']:.1f}", f"{r['kept']:.1f}",
+            f"{r['milliseconds']:.0f}", f"{r['autoregressive_milliseconds']:.0f}",
+            f"{r['tau']:+.2f}", f"{r['remelts']:.1f}",
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    mean = {key: statistics.mean(rows[name][key] for name in names)
+            for key in ("diffusion", "autoregressive", "steps_per_canvas")}  # fmt: skip
+    lines.append(
+        f"| mean | {100 * mean['diffusion']:.1f} % | {100 * mean['autoregressive']:.1f} % "
+        f"| {mean['steps_per_canvas']:.1f} | | | | | | |"
+    )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="nano")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--split", choices=("test", "validation"), default="test")
+    parser.add_argument("--count", type=int, default=500)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--max-new-tokens", type=int, default=96)
+    parser.add_argument("--families", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--out", type=Path, default=Path("docs/nano/measured.json"))
+    print(markdown(measure(parser.parse_args())["families"]))
+
+
+if __name__ == "__main__":
+    main()
