@@ -3,6 +3,8 @@
 Notable:
 - a model is built on the meta device and filled parameter by parameter from the mapped files: on a
   CPU, in the stored dtype, its weights *are* the files, so loading copies nothing;
+- a quantised model is filled from blocks of rows, file after file: the result and one block are all
+  the memory that it takes;
 - names: a parameter `x` of the model is stored as `model.decoder.x`; the encoder keeps nothing of
   its own but one layer scalar a layer; Gemma 4 stores `model.x` or `model.language_model.x`;
 - vision and audio towers are listed apart and not loaded.
@@ -19,7 +21,7 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,11 +34,14 @@ from torch import Tensor, nn
 from dgemma_core.config import GEMMA_4, JSON, GenerationDefaults, ModelConfig
 from dgemma_core.errors import CheckpointError, DeviceError, RequestError
 from dgemma_core.model import DiffusionGemma
+from dgemma_core.quantise import Scheme, fill, scheme, stored_sizes
 from dgemma_core.tensorfile import INDEX, SINGLE, StoredTensor, TensorFiles, read_json
 
 if TYPE_CHECKING:
     from dgemma_core.text import Tokenizer
 
+_JOINED_BELOW = 2**28
+"""Bytes of a model whose projections are joined on a CPU too."""
 CONFIG, GENERATION = "config.json", "generation_config.json"
 NANO = Path(__file__).parent / "nano"
 
@@ -63,17 +68,20 @@ def load(
     *,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
+    quantize: str | None = None,
 ) -> Loaded:
     """Loads "nano", a folder, or a checkpoint of the Hugging Face hub ("owner/name").
 
-    Hub files are taken from its cache, or downloaded; for `dtype`, `device` and errors see
-    `load_model`.
+    Hub files are taken from its cache, or downloaded; for `dtype`, `device`, `quantize` and errors
+    see `load_model`.
     """
     from dgemma_core.text import load_tokenizer
 
     resolve_device(device)  # before a download
+    if quantize is not None:
+        scheme(quantize)
     folder = find_folder(name_or_path)
-    model = load_model(folder, dtype=dtype, device=device)
+    model = load_model(folder, dtype=dtype, device=device, quantize=quantize)
     name = os.fspath(name_or_path)
     return Loaded(model, load_tokenizer(folder), read_config(folder)[1], name)
 
@@ -127,26 +135,71 @@ def load_model(
     *,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
+    quantize: str | None = None,
 ) -> DiffusionGemma:
     """Loads the text model of a checkpoint, frozen (no parameter asks for a gradient).
 
     dtype: "auto" is the one that most of the weights are stored in. device: "auto" is a GPU where
-    PyTorch sees one. Raises CheckpointError for a folder that is damaged, contradicts itself, holds
-    another architecture or does not fit into memory, DeviceError for a device that is not there,
-    RequestError for a dtype that is none.
+    PyTorch sees one. quantize: "int8" or "int4" keeps matrices as codes and scales (`quantise`);
+    dtype is then that of activations and of what stays as it is. Raises CheckpointError for a
+    folder that is damaged, contradicts itself, holds another architecture or does not fit into
+    memory, DeviceError for a device that is not there, RequestError for a dtype or a scheme that
+    is none.
     """
     target = resolve_device(device)
+    to = None if quantize is None else scheme(quantize)
     folder = find_folder(folder)
     config, _ = read_config(folder)
     files = TensorFiles(folder)
     model = DiffusionGemma(config, device="meta")
     sources = _match(model, files)
     kind = _dtype(dtype, [stored for group in sources.values() for stored in group])
-    _check_memory(folder, sum(p.numel() for p in model.parameters()) * kind.itemsize, kind, target)
+    if to is not None:
+        needed = sum(map(sum, stored_sizes(model, to, kind.itemsize).values()))
+        smaller = "" if to.matrices == 4 else "pass quantize='int4', "
+        _check_memory(folder, needed, to.name, smaller, target)
+        _fill_quantised(model, files, sources, to, kind, target)
+        return model.eval()
+    needed = sum(p.numel() for p in model.parameters()) * kind.itemsize
+    smaller = "dtype='bfloat16'" if kind.itemsize > 2 else "quantize='int4'"
+    _check_memory(folder, needed, _short(kind), f"pass {smaller}, ", target)
     for name, group in sources.items():
         tensors = [files[stored.name].to(device=target, dtype=kind) for stored in group]
         _assign(model, name, torch.cat(tensors) if name == _ENCODER_SCALARS else tensors[0])
+    # On a CPU large matrices stay in the mapped files, where joining them would be a copy for little.
+    if target.type != "cpu" or needed <= _JOINED_BELOW:
+        model.join()
     return model.eval()
+
+
+def _fill_quantised(
+    model: DiffusionGemma,
+    files: TensorFiles,
+    sources: Mapping[str, list[StoredTensor]],
+    to: Scheme,
+    kind: torch.dtype,
+    device: torch.device,
+) -> None:
+    """Fills a model that is on the meta device, a file after the other, a block of rows at a time."""
+    from tqdm.auto import tqdm
+
+    files.unmap()
+    total = sum(stored.end - stored.begin for group in sources.values() for stored in group)
+    order = sorted(sources.items(), key=lambda item: (item[1][0].file, item[1][0].begin))
+    with tqdm(
+        total=total, desc=to.name, unit="B", unit_scale=True, leave=False, disable=None
+    ) as bar:
+
+        def blocks(group: list[StoredTensor]) -> Iterator[Tensor]:
+            for stored in group:
+                for block in files.row_blocks(stored.name):
+                    if not bool(block.isfinite().all()):
+                        advice = "such a model cannot be quantised"
+                        raise stored.refuse("finite weights", "others", advice)
+                    yield block
+                    bar.update(block.nbytes)
+
+        fill(model, to, ((name, blocks(group)) for name, group in order), kind, device)
 
 
 def vision_tensors(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -179,8 +232,13 @@ def save_model(
     transformers builds one in any case, of its own default size where this names none. Weights of
     more than `max_shard_bytes` are sharded. All files are written aside and moved into place last,
     so that an earlier checkpoint in `folder` survives a failure; its weights are replaced, other
-    files of the folder stay. Raises CheckpointError where writing fails.
+    files of the folder stay. Raises CheckpointError where writing fails, RequestError for a
+    quantised model, whose weights are no longer those of the layout.
     """
+    if model.quantized is not None:
+        raise RequestError(
+            f"a model quantised to {model.quantized} cannot be saved: load it without quantize"
+        )
     if (vision is None) != (vision_config is None):
         raise CheckpointError(f"{folder}: vision tensors and vision_config go together; give both")
     folder = Path(folder)
@@ -376,15 +434,13 @@ def available_memory(device: torch.device) -> int | None:
     return free
 
 
-def _check_memory(folder: Path, needed: int, dtype: torch.dtype, device: torch.device) -> None:
+def _check_memory(folder: Path, needed: int, form: str, smaller: str, device: torch.device) -> None:
     free = available_memory(device)
     if free is None or needed <= free:
         return
-    smaller = "pass dtype='bfloat16', " if dtype.itemsize > 2 else ""
     raise CheckpointError(
         f"{folder}: expected {needed / 1e9:.1f} GB of free memory on {device} for the weights as"
-        f" {_short(dtype)}, found {free / 1e9:.1f} GB; {smaller}free memory, or load a smaller"
-        " checkpoint"
+        f" {form}, found {free / 1e9:.1f} GB; {smaller}free memory, or load a smaller checkpoint"
     )
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from dgemma_core.config import GenerationDefaults, ModelConfig
     from dgemma_core.decoding import Event
     from dgemma_core.generation import Generation, Settings
+    from dgemma_core.plan import Plan
     from dgemma_core.samplers import Sampler
     from dgemma_core.text import Tokenizer
     from dgemma_core.trace import Trace, TraceRecorder
@@ -145,6 +146,10 @@ Stop = Annotated[
     typer.Option(metavar="TEXT", help="End the text where this would begin. May be repeated."),
 ]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, …; auto: as stored.")]
+Quantize = Annotated[
+    str | None,
+    typer.Option(metavar="SCHEME", help="int8 or int4: weights as whole numbers with scales."),
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, …; auto: a GPU where there is one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one json object.")]
 
@@ -168,6 +173,7 @@ def generate(
     ] = None,
     as_json: AsJson = False,
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     device: Device = "auto",
 ) -> None:
     """Write one text. In a terminal the canvas is seen denoising; a pipe gets only the text."""
@@ -175,7 +181,9 @@ def generate(
         raise RequestError(f"--trace {trace}: name a file in a folder that exists")
     text = _read_prompt(prompt)
     options = _sampler_options(sampler_option)
-    loaded, settings = _load(model, dtype, device, mode, sampler, options, steps, max_new_tokens)
+    loaded, settings = _load(
+        model, dtype, quantize, device, mode, sampler, options, steps, max_new_tokens
+    )
 
     from rich.console import Console
 
@@ -216,11 +224,14 @@ def chat(
     thinking: Thinking = False,
     stop: Stop = None,
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     device: Device = "auto",
 ) -> None:
     """Talk in turns of one line each; the prefix cache keeps what was said. Ctrl-D ends."""
     options = _sampler_options(sampler_option)
-    loaded, settings = _load(model, dtype, device, mode, sampler, options, steps, max_new_tokens)
+    loaded, settings = _load(
+        model, dtype, quantize, device, mode, sampler, options, steps, max_new_tokens
+    )
 
     from rich.console import Console
 
@@ -246,6 +257,7 @@ def chat(
 def _load(
     model: str,
     dtype: str,
+    quantize: str | None,
     device: str,
     mode: Literal["diffusion", "autoregressive"],
     sampler: str | None,
@@ -265,7 +277,7 @@ def _load(
         )
 
     settings(GenerationDefaults())
-    loaded = load(model, dtype=dtype, device=device)
+    loaded = load(model, dtype=dtype, device=device, quantize=quantize)
     return loaded, settings(loaded.generation)
 
 
@@ -345,6 +357,7 @@ def _recorder(loaded: Loaded, settings: Settings) -> TraceRecorder:
     sampler = settings.resolved(loaded).sampler
     metadata = {
         "model": loaded.name,
+        "quantize": loaded.model.quantized,
         "sampler": describe(sampler) if sampler else None,
         "eos_token_ids": list(loaded.generation.eos_token_ids),
     }
@@ -445,6 +458,81 @@ def info(
     }
     for name, value in rows.items():
         print(f"{name:<12}{value}")
+
+
+@app.command()
+def plan(
+    memory: Annotated[str, typer.Option(metavar="SIZE", help="For example 18GB or 16GiB.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", "-m", help="nano, a folder with a config.json, or a released name."
+        ),
+    ] = "google/diffusiongemma-26B-A4B-it",
+    prefix: Annotated[int, typer.Option(help="Tokens before the canvas, in the cache.")] = 4096,
+    as_json: AsJson = False,
+) -> None:
+    """Show which formats of a model fit into a memory, and the arithmetic."""
+    from dgemma_core.plan import make_plan, parse_memory
+
+    found = make_plan(model, parse_memory(memory), prefix)
+    if as_json:
+        from dataclasses import asdict
+
+        formats = {format.pop("name"): format for format in asdict(found)["formats"]}
+        print(json.dumps({**asdict(found), "formats": formats}))
+        return
+    _print_plan(found)
+
+
+def _print_plan(found: Plan) -> None:
+    """A table of parts and formats, then how each number came about."""
+    from rich.console import Console
+    from rich.table import Table
+
+    large = max(format.total for format in found.formats) >= 1e9
+    unit, size_of = ("GB", 1e9) if large else ("MB", 1e6)
+    table = Table(box=None, pad_edge=False)
+    table.add_column(f"{unit}, prefix {found.prefix:,}")
+    for heading in ("parameters", *(format.name for format in found.formats)):
+        table.add_column(heading, justify="right")
+
+    def row(label: str, count: int | None, sizes: Sequence[int], **style: Any) -> None:
+        shown = "" if count is None else f"{count:,}"
+        table.add_row(label, shown, *(f"{size / size_of:,.2f}" for size in sizes), **style)
+
+    for part, count in found.parameters.items():
+        row(part, count, [format.weights[part] for format in found.formats])
+    row("of which scales", None, [format.scales for format in found.formats], style="dim")
+    row("prefix cache", None, [format.cache for format in found.formats])
+    row(
+        "working memory",
+        None,
+        [sum(line.bytes for line in format.working) for format in found.formats],
+    )
+    row(
+        "total",
+        sum(found.parameters.values()),
+        [format.total for format in found.formats],
+        style="bold",
+    )
+    verdicts = ["fits" if format.fits else "too large" for format in found.formats]
+    table.add_row(f"in {found.memory / 1e9:,.2f} GB", "", *verdicts, style="bold")
+    console = Console(highlight=False)
+    console.print(table)
+    print()
+    for format in found.formats:
+        print(f"{format.name:<20}{found.formula(format.name)}")
+    left_out = "left out"
+    if found.vision is not None:
+        left_out += f": {found.vision:,} parameters, {2 * found.vision / 1e9:.2f} GB as bf16"
+    print(f"{'vision':<20}{left_out}")
+    working = max((format.working for format in found.formats), key=len)
+    for line in (*found.cache, *working):
+        print(f"{line.label:<20}{line.arithmetic} = {line.bytes / 1e6:,.1f} MB")
+    for format in found.formats:
+        if format.fits and format.loads is not None:
+            print(f"load as {format.name:<12}load({found.model!r}, {format.loads})")
 
 
 def count_parameters(config: ModelConfig) -> tuple[int, int]:

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from dgemma_core.config import TextConfig
 
+ALL_BELOW = 2**23
+"""Multiplications up to which it is quicker to run every expert on every token than to sort tokens by expert."""
+
 
 class Routing(NamedTuple):
     """Which experts each token goes to."""
@@ -49,14 +52,14 @@ class Router(nn.Module):
         return Routing(weights * self.per_expert_scale[chosen], chosen, probabilities)
 
 
-class Experts(nn.Module):
-    """E gated MLPs, stored stacked; a token passes through K of them and their outputs are summed by weight."""
+class ExpertMixture(nn.Module):
+    """A token passes through K of E experts, and their outputs are summed by weight."""
 
-    def __init__(self, config: TextConfig) -> None:
-        super().__init__()
-        experts, width, inner = config.num_experts, config.hidden_size, config.moe_intermediate_size
-        self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * inner, width))  # (E, 2w, D)
-        self.down_proj = nn.Parameter(torch.empty(experts, width, inner))  # (E, D, w)
+    count: int
+
+    def expert(self, index: int, rows: Tensor) -> Tensor:
+        """One expert's work: rows (n, D) → (n, D)."""
+        raise NotImplementedError
 
     def forward(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """x (…, D), weights (…, K), chosen (…, K) → (…, D).
@@ -66,15 +69,42 @@ class Experts(nn.Module):
         k = chosen.shape[-1]
         flat = x.reshape(-1, x.shape[-1])  # (N, D)
         order = chosen.reshape(-1).argsort(stable=True)  # (N·K,), pairs (token, choice) by expert
-        counts = torch.bincount(chosen.reshape(-1), minlength=len(self.gate_up_proj)).tolist()
+        counts = torch.bincount(chosen.reshape(-1), minlength=self.count).tolist()
         slices = flat[order // k].split(counts)
-        outputs = torch.cat([self._expert(e, rows) for e, rows in enumerate(slices) if len(rows)])
+        outputs = torch.cat([self.expert(e, rows) for e, rows in enumerate(slices) if len(rows)])
         placed = torch.empty_like(outputs).index_copy(
             0, order, outputs
         )  # back to (token, choice) order
         mixed = placed.view(-1, k, flat.shape[-1]) * weights.reshape(-1, k, 1).to(x.dtype)
         return mixed.sum(dim=1).view_as(x)
 
-    def _expert(self, expert: int, rows: Tensor) -> Tensor:
-        gate, up = F.linear(rows, self.gate_up_proj[expert]).chunk(2, dim=-1)
-        return F.linear(F.gelu(gate, approximate="tanh") * up, self.down_proj[expert])
+
+class Experts(ExpertMixture):
+    """E gated MLPs, stored stacked."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        width, inner = config.hidden_size, config.moe_intermediate_size
+        self.count = config.num_experts
+        self.gate_up_proj = nn.Parameter(torch.empty(self.count, 2 * inner, width))  # (E, 2w, D)
+        self.down_proj = nn.Parameter(torch.empty(self.count, width, inner))  # (E, D, w)
+
+    def forward(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        """x (…, D), weights (…, K), chosen (…, K) → (…, D)."""
+        tokens = x.numel() // x.shape[-1]
+        few = tokens * (self.gate_up_proj.numel() + self.down_proj.numel()) <= ALL_BELOW
+        return (self._all if few else super().forward)(x, weights, chosen)
+
+    def _all(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        """Every expert on every token, those not chosen with weight 0: more arithmetic, in few operations."""
+        flat = x.reshape(-1, x.shape[-1])  # (N, D)
+        shares = weights.new_zeros(len(flat), self.count)
+        shares.scatter_(1, chosen.reshape(len(flat), -1), weights.reshape(len(flat), -1))
+        hidden = F.linear(flat, self.gate_up_proj.flatten(0, 1))  # (N, E · 2w)
+        gate, up = hidden.unflatten(-1, (self.count, -1)).chunk(2, dim=-1)
+        inner = F.gelu(gate, approximate="tanh") * up * shares.to(x.dtype).unsqueeze(-1)
+        return torch.bmm(inner.transpose(0, 1), self.down_proj.mT).sum(dim=0).view_as(x)
+
+    def expert(self, index: int, rows: Tensor) -> Tensor:
+        gate, up = F.linear(rows, self.gate_up_proj[index]).chunk(2, dim=-1)
+        return F.linear(F.gelu(gate, approximate="tanh") * up, self.down_proj[index])

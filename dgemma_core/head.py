@@ -23,10 +23,10 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dgemma_core.errors import RequestError
+from dgemma_core.quantise import Matrix, dense, linear
 
 Reference = Literal["tempered", "raw"]
 
@@ -128,9 +128,12 @@ class _Running:
 
 
 class VocabularyHead:
-    """Logits of the tied embedding (V, D), soft-capped, a slice of the vocabulary at a time."""
+    """Logits of the tied embedding (V, D), soft-capped, a slice of the vocabulary at a time.
 
-    def __init__(self, weight: Tensor, soft_cap: float, slice_size: int = 8192) -> None:
+    A quantised embedding is turned back slice by slice: never more than `slice_size` tokens of it stand as numbers.
+    """
+
+    def __init__(self, weight: Matrix, soft_cap: float, slice_size: int = 8192) -> None:
         self.weight = weight
         self.soft_cap = soft_cap
         self.slice_size = slice_size
@@ -139,20 +142,23 @@ class VocabularyHead:
     def vocab_size(self) -> int:
         return self.weight.shape[0]
 
-    def _capped(self, hidden: Tensor, weight: Tensor) -> Tensor:
+    def _capped(self, hidden: Tensor, weight: Matrix) -> Tensor:
         """The product comes out in the weights' dtype; float32 starts after it (spec §3)."""
-        logits = F.linear(hidden, weight).float()
+        logits = linear(hidden, weight).float()
         return logits.div_(self.soft_cap).tanh_().mul_(self.soft_cap)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (…, D) → (…, V) float32."""
-        return self._capped(hidden, self.weight)
+        if isinstance(self.weight, Tensor):
+            return self._capped(hidden, self.weight)
+        return torch.cat([self._capped(hidden, part) for _, part in self._slices()], dim=-1)
 
     @torch.inference_mode()
     def token_logit(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """hidden (…, D), tokens (…) → their logits (…), float32."""
-        products = (hidden.float() * self.weight[tokens].float()).sum(dim=-1).to(hidden.dtype)
+        rows = dense(self.weight[tokens], hidden.dtype).float()
+        products = (hidden.float() * rows).sum(dim=-1).to(hidden.dtype)
         return products.float().div_(self.soft_cap).tanh_().mul_(self.soft_cap)
 
     @torch.inference_mode()
@@ -176,7 +182,7 @@ class VocabularyHead:
             running.add(logits, logits.amax(dim=1, keepdim=True))
         return (asked - running.logsumexp().squeeze(1)).view(tokens.shape)
 
-    def _slices(self) -> Iterator[tuple[int, Tensor]]:
+    def _slices(self) -> Iterator[tuple[int, Matrix]]:
         for start in range(0, self.vocab_size, self.slice_size):
             yield start, self.weight[start : start + self.slice_size]
 
@@ -259,6 +265,8 @@ class VocabularyHead:
         summed = torch.zeros(rows, flat.shape[1], device=device) if soft else None
         top: tuple[Tensor, Tensor] | None = None
         for start, weight in self._slices():
+            if soft:  # a second product follows: turned back once for both
+                weight = dense(weight, flat.dtype)
             z = self._capped(flat, weight)
             if apart:
                 drawn = z / temperatures
@@ -277,6 +285,7 @@ class VocabularyHead:
                 weights, z
             ).unsqueeze(1)
             if summed is not None:
+                assert isinstance(weight, Tensor)
                 summed = summed.mul_(shrink).add_(weights.to(weight.dtype) @ weight)
         logsumexp = running.logsumexp()
         fields = {
@@ -286,7 +295,7 @@ class VocabularyHead:
             "logsumexp": logsumexp.squeeze(1),
         }
         if summed is not None:
-            fields["soft_embedding"] = self._scaled((summed / running.mass).to(self.weight.dtype))
+            fields["soft_embedding"] = self._scaled((summed / running.mass).to(flat.dtype))
         if top is not None:
             fields["top_logits"], fields["top_ids"] = top
         if draws is None:
@@ -297,7 +306,12 @@ class VocabularyHead:
         else:
             assert draws.uniform is not None
             uniform = draws.uniform.reshape(-1).to(device)
-            drawn_fields = self._inverse_cdf(flat, temperatures, sampling, uniform)
+            one_slice = self.vocab_size <= self.slice_size and not apart
+            drawn_fields = (
+                _inverse_cdf_of(weights, uniform)
+                if one_slice
+                else self._inverse_cdf(flat, temperatures, sampling, uniform)
+            )
             fields["sample"], fields["sample_probability"] = drawn_fields
         return fields
 
@@ -348,7 +362,7 @@ class VocabularyHead:
         blocks: list[dict[str, Tensor]] = []
         for start in range(0, len(flat), block):
             part = slice(start, start + block)
-            raw = self._capped(flat[part], self.weight)
+            raw = self.logits(flat[part])
             tempered = raw / temperatures[part]
             z = raw if reference == "raw" else tempered
             probabilities = (
@@ -373,13 +387,32 @@ class VocabularyHead:
                 "logsumexp": z.logsumexp(dim=-1),
             }
             if soft:
-                dtype = self.weight.dtype
-                weights = z.to(dtype).softmax(dim=-1, dtype=torch.float32).to(dtype)
-                fields["soft_embedding"] = self._scaled(weights @ self.weight)
+                weights = z.to(flat.dtype).softmax(dim=-1, dtype=torch.float32).to(flat.dtype)
+                fields["soft_embedding"] = self._scaled(self._mean_embedding(weights))
             if top_k:
                 fields["top_logits"], fields["top_ids"] = z.topk(top_k, dim=-1)
             blocks.append(fields)
         return {name: torch.cat([fields[name] for fields in blocks]) for name in blocks[0]}
+
+    def _mean_embedding(self, weights: Tensor) -> Tensor:
+        """weights (N, V) → (N, D), in their dtype."""
+        if isinstance(self.weight, Tensor):
+            return weights @ self.weight
+        summed = torch.zeros(len(weights), self.weight.shape[1], device=weights.device)
+        for start, part in self._slices():
+            rows = dense(part, weights.dtype)
+            summed += weights[:, start : start + len(rows)] @ rows
+        return summed.to(weights.dtype)
+
+
+def _inverse_cdf_of(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Samples from weights (N, V) that lie before us whole, uniform (N,): tokens and their probabilities (N,)."""
+    cumulative = weights.double().cumsum(dim=1)
+    total = cumulative[:, -1:]
+    token = torch.searchsorted(cumulative, uniform.unsqueeze(1) * total, right=True)
+    token = token.clamp_max_(weights.shape[1] - 1)
+    probability = weights.gather(1, token) / total
+    return token.squeeze(1), probability.squeeze(1).float()
 
 
 def filtered(logits: Tensor, filters: Filters) -> Tensor:

@@ -63,8 +63,8 @@ class RMSNorm(nn.Module):
 class Joined:
     """Several projections of the same input as one matrix, of which their weights are views: no memory is spent.
 
-    Whoever moves or replaces a weight afterwards undoes this: then a call gives None, and the projections are used one
-    by one.
+    Whoever moves, replaces or trains a weight afterwards undoes this: then a call gives None, and the projections are
+    used one by one.
     """
 
     def __init__(self, matrix: Tensor, parts: Sequence[nn.Linear]) -> None:
@@ -87,7 +87,7 @@ class Joined:
         """x (…, D) → all outputs side by side, or None where the weights are no views any more."""
         start = self.matrix.data_ptr()
         for part in self.parts:
-            if part.weight.data_ptr() != start:
+            if part.weight.data_ptr() != start or part.weight.requires_grad:
                 return None
             start += part.weight.nbytes
         return F.linear(x, self.matrix)

@@ -23,7 +23,7 @@ from dgemma_core.config import ModelConfig
 from dgemma_core.errors import RequestError
 from dgemma_core.experts import Routing
 from dgemma_core.head import VocabularyHead
-from dgemma_core.layers import Layer, RMSNorm, SelfConditioning, rotation
+from dgemma_core.layers import Attention, GatedMLP, Layer, RMSNorm, SelfConditioning, rotation
 
 Rows = Tensor | Sequence[Sequence[int]] | Sequence[Tensor]
 """Token ids: a (B, P) tensor, or a list of rows of different length."""
@@ -58,6 +58,7 @@ class DiffusionGemma(nn.Module):
         super().__init__()
         text = config.text
         self.config = config
+        self.quantized: str | None = None  # the scheme, where matrices are codes and scales
         with torch.device(device or "cpu"):
             self.embed_tokens = nn.Embedding(
                 text.vocab_size,
@@ -75,13 +76,23 @@ class DiffusionGemma(nn.Module):
         if dtype is not None:
             self.to(dtype)
 
+    def join(self) -> DiffusionGemma:
+        """Lays projections of one input side by side in memory (`layers.Joined`): the same numbers in fewer products.
+
+        For a frozen model that stays where it is; a later `.to(…)` undoes it.
+        """
+        for module in self.modules():
+            if isinstance(module, Attention | GatedMLP):
+                module.join()
+        return self
+
     @property
     def device(self) -> torch.device:
-        return self.embed_tokens.weight.device
+        return self.norm.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.embed_tokens.weight.dtype
+        return self.norm.weight.dtype
 
     @property
     def head(self) -> VocabularyHead:
@@ -93,7 +104,7 @@ class DiffusionGemma(nn.Module):
         scale = torch.tensor(
             self.config.text.hidden_size**0.5, dtype=self.dtype, device=self.device
         )
-        return self.embed_tokens(ids) * scale
+        return self.embed_tokens(ids).to(self.dtype) * scale
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (…, D) → soft-capped logits (…, V), float32. For tests and observers; the loops never call it."""
@@ -119,10 +130,8 @@ class DiffusionGemma(nn.Module):
         watch: Watch | None = None,
     ) -> Tensor:
         """x (…, D) at `positions` (…) through all layers and the final norm → (…, D)."""
-        rotations = {
-            layer.config: rotation(layer.config, positions, x.dtype)
-            for layer in self._typed_layers()
-        }
+        kinds = {layer.config for layer in self._typed_layers()}
+        rotations = {kind: rotation(kind, positions, x.dtype) for kind in kinds}
         for i, layer in enumerate(self._typed_layers()):
             seen = None if watch is None else partial(watch.router, i)
             x = layer(x, rotations[layer.config], partial(attend, i), scalars[i], seen)

@@ -104,9 +104,7 @@ NANO_RECIPE = replace(
 )
 """All thirteen families, from the second leg's weights, at a steady rate, over as many sittings as it takes."""
 
-FINISH = replace(
-    NANO_RECIPE, training=Recipe(steps=500, warmup=10, learning_rate=2e-3, seed=4, decay=490)
-)
+FINISH = replace(NANO_RECIPE, training=Recipe(steps=700, warmup=10, learning_rate=2e-3, seed=4))
 """From wherever `nano` stands: the learning rate falls to nearly nothing, and the losses with it."""
 
 DISTIL = replace(
@@ -133,16 +131,20 @@ def named_recipe(name: str) -> NamedRecipe:
 
 
 class FamilyTexts:
-    """Training text number i: a problem of the families, asked as a chat, with its canonical answer."""
+    """Training text number i: a problem of the families, asked as a chat, with its canonical answer.
 
-    def __init__(self, mix: tuple[str, ...], tokenizer: Tokenizer) -> None:
+    Runs of different seeds draw different problems.
+    """
+
+    def __init__(self, mix: tuple[str, ...], tokenizer: Tokenizer, seed: int = 0) -> None:
         self.mix = mix
         self.tokenizer = tokenizer
+        self.first = seed * 10**9
 
     def __call__(self, index: int) -> Text:
         from dgemma_core.families import training_example
 
-        example = training_example(index, self.mix)
+        example = training_example(self.first + index, self.mix)
         return Text(
             tuple(self.tokenizer.chat_ids(example.prompt)),
             tuple(self.tokenizer.encode(example.answer)),

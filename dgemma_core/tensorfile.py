@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,28 @@ class TensorFiles:
         if stored.begin % stored.dtype.itemsize:
             raw = raw.clone()  # some writers do not align; a view would have to
         return raw.view(stored.dtype).view(stored.shape)
+
+    def row_blocks(self, name: str, numbers: int = 2**22) -> Iterator[Tensor]:
+        """The tensor's rows (last axis) in blocks (r, K) of about so many numbers, read, not mapped.
+
+        Only the block at hand takes memory, so a tensor of any size can be gone through.
+        """
+        stored = self.stored[name]
+        columns = stored.shape[-1]
+        width = columns * stored.dtype.itemsize
+        count = max(1, numbers // columns)
+        with stored.file.open("rb", buffering=0) as opened:
+            for place in range(stored.begin, stored.end, count * width):
+                raw = torch.empty(min(count * width, stored.end - place), dtype=torch.uint8)
+                opened.seek(place)
+                if opened.readinto(raw.numpy().data) != len(raw):
+                    expected = f"{stored.end} bytes"
+                    raise stored.refuse(expected, "an end before them", AGAIN)
+                yield raw.view(stored.dtype).view(-1, columns)
+
+    def unmap(self) -> None:
+        """Gives up the mapped files; views that are held keep theirs."""
+        self._mapped.clear()
 
 
 def read_json(file: Path) -> Any:

@@ -99,7 +99,7 @@ def make_trainer(
     end = tokenizer.token_id(TURN_END)
     assert end is not None
     model = DiffusionGemma(recipe.config)
-    texts: Callable[[int], Text] = FamilyTexts(recipe.mix, tokenizer)
+    texts: Callable[[int], Text] = FamilyTexts(recipe.mix, tokenizer, recipe.training.seed)
     if recipe.teacher is not None:
         kept = folder / TEACHER
         if start is None and not (kept / "config.json").exists():

@@ -10,6 +10,7 @@ Notable:
 
 from __future__ import annotations
 
+import atexit
 import bisect
 import hashlib
 import logging
@@ -200,6 +201,8 @@ class DGemma(TemplateLM):
             info["resumed_records"] = self._records.resumed
         if counts:
             info["written"] = summary(counts)
+            if self._records is None and self._world_size > 1:
+                info["written_by"] = f"process {self._rank} of {self._world_size} alone"
         return info
 
     # --- several processes
@@ -212,6 +215,8 @@ class DGemma(TemplateLM):
             return
         if not dist.is_initialized():
             dist.init_process_group("gloo")
+            # Else its threads may outlive the interpreter's end, which then aborts the process.
+            atexit.register(dist.destroy_process_group)
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
 
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:

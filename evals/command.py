@@ -1,4 +1,4 @@
-"""The commands that this package adds to `dgemma`: eval, compare, export."""
+"""The commands that this package adds to `dgemma`: eval, compare, flips, export."""
 
 from __future__ import annotations
 
@@ -22,6 +22,13 @@ _RAW = {
 }
 _USERS_FAULT = ("config", "_cli", "tasks", "api/registry.py", "api/group.py")
 """Parts of lm-eval whose ValueError and KeyError speak of what was asked for."""
+
+_FOREIGN = ("hf:", "gguf:", "http://", "https://")
+_NO_SETTINGS = (
+    "pretrained", "dtype", "device", "batch_size", "max_batch_size", "records", "likelihood",
+    "likelihood_samples",
+)  # fmt: skip
+"""Arguments of the lm-eval models that --model-arg may not name."""
 
 eval_app = typer.Typer()
 
@@ -100,6 +107,21 @@ def _prepare(parsed: Namespace) -> None:
         parsed.use_cache = f"{asked['use_cache']}-{options.identity()}"
 
 
+Tasks = Annotated[str, typer.Option(help="Tasks that write, separated by commas.")]
+Limit = Annotated[int, typer.Option(min=1, help="Documents of each task.")]
+ModelArg = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="A setting of --model, as in the --model_args of `dgemma eval`, e.g. steps=16.",
+    ),
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, …; auto: a GPU where there is one.")]
+Unsafe = Annotated[
+    bool,
+    typer.Option("--confirm-run-unsafe-code", help="Allow tasks that run written programs."),
+]
+
 compare_app = typer.Typer()
 
 
@@ -118,10 +140,8 @@ def compare(
             " transformers), or http://HOST/v1#MODEL (an OpenAI-compatible server)."
         ),
     ] = "nano:ar",
-    tasks: Annotated[
-        str, typer.Option(help="Tasks that write, separated by commas.")
-    ] = "dgemma_nano",
-    limit: Annotated[int, typer.Option(min=1, help="Documents of each task.")] = 50,
+    tasks: Tasks = "dgemma_nano",
+    limit: Limit = 50,
     seeds: Annotated[
         int, typer.Option(min=1, help="Texts of a document, where a writer samples.")
     ] = 3,
@@ -130,24 +150,13 @@ def compare(
         list[str] | None,
         typer.Option(metavar="NAME=VALUES", help="Sampler settings to try, e.g. steps=4,8,16."),
     ] = None,
-    model_arg: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=VALUE",
-            help="A setting of --model, as in the --model_args of `dgemma eval`, e.g. steps=16.",
-        ),
-    ] = None,
+    model_arg: ModelArg = None,
     chat: Annotated[
         bool, typer.Option(help="Wrap prompts in each model's own chat template.")
     ] = True,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, …; auto: as stored.")] = "auto",
-    device: Annotated[
-        str, typer.Option(help="cpu, cuda, …; auto: a GPU where there is one.")
-    ] = "auto",
-    confirm_run_unsafe_code: Annotated[
-        bool,
-        typer.Option("--confirm-run-unsafe-code", help="Allow tasks that run written programs."),
-    ] = False,
+    device: Device = "auto",
+    confirm_run_unsafe_code: Unsafe = False,
 ) -> None:
     """Compare two models on the same documents: accuracy, speed and cost, in one HTML report."""
     from dgemma_evals.compare import compare as run
@@ -172,7 +181,7 @@ def compare(
         sweep=points,
         chat=chat,
         unsafe=confirm_run_unsafe_code,
-        command=" ".join(["dgemma", *map(_plain_argument, sys.argv[1:])]),
+        command=_command(),
     )
     page = write(comparison, out)
     typer.echo(page.answer)
@@ -180,7 +189,7 @@ def compare(
 
 
 def _samples(model: str) -> bool:
-    return not model.endswith(":ar") and not model.startswith(("hf:", "gguf:", "http"))
+    return not model.endswith(":ar") and not model.startswith(_FOREIGN)
 
 
 def _settings(model: str, texts: Sequence[str]) -> dict[str, Any]:
@@ -194,9 +203,17 @@ def _settings(model: str, texts: Sequence[str]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not (name and equals):
             raise RequestError(f"--model-arg {text}: expected NAME=VALUE, e.g. steps=16")
+        if name in _NO_SETTINGS:
+            raise RequestError(
+                f"--model-arg {name}: has an option of its own, or no effect on what is written here"
+            )
         found[name] = value
     Options.parse("diffusion", {"pretrained": model, **found})
     return found
+
+
+def _command() -> str:
+    return " ".join(["dgemma", *map(_plain_argument, sys.argv[1:])])
 
 
 def _plain_argument(text: str) -> str:
@@ -211,6 +228,59 @@ def _quiet() -> None:
 
     register()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+
+
+flips_app = typer.Typer()
+
+
+@flips_app.command()
+def flips(
+    model: Annotated[
+        str, typer.Option(help="nano, a folder or a hub name (diffusion); with :ar token by token.")
+    ] = "nano",
+    dtype: Annotated[
+        str, typer.Option(help="One or more, separated by commas.")
+    ] = "float32,bfloat16",
+    batch: Annotated[
+        str, typer.Option(help="Batch sizes: the first against each other one.")
+    ] = "1,3,8",
+    tasks: Tasks = "dgemma_nano",
+    limit: Limit = 50,
+    out: Annotated[Path, typer.Option(help="Folder of records and flips.json.")] = Path("flips"),
+    model_arg: ModelArg = None,
+    chat: Annotated[
+        bool, typer.Option(help="Wrap prompts in the model's own chat template.")
+    ] = True,
+    device: Device = "auto",
+    confirm_run_unsafe_code: Unsafe = False,
+) -> None:
+    """Measure which share of answers changes with the batch that they are written in."""
+    from dgemma_evals.flips import RESULTS, measure
+
+    _quiet()
+    if model.startswith(_FOREIGN):
+        raise RequestError(f"flips are of checkpoints that this project runs, which {model} is not")
+    own = _settings(model, model_arg or ())
+    try:
+        sizes = [int(size) for size in batch.split(",")]
+    except ValueError as error:
+        raise RequestError(f"--batch {batch}: expected sizes, e.g. 1,3,8") from error
+    found = measure(
+        model,
+        dtypes=dtype.split(","),
+        batches=sizes,
+        tasks=[tasks],
+        limit=limit,
+        out=out,
+        device=device,
+        settings=own,
+        chat=chat,
+        unsafe=confirm_run_unsafe_code,
+        command=_command(),
+    )
+    for flip in found:
+        typer.echo(flip.sentence)
+    typer.echo(f"results: {out / RESULTS}")
 
 
 export_app = typer.Typer()

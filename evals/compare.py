@@ -336,6 +336,11 @@ def environment() -> dict[str, Any]:
     return facts
 
 
+def machine(facts: Mapping[str, Any]) -> str:
+    """A hash of what of an `environment` decides the last bits and the times."""
+    return digest([facts.get(name) for name in ("processor", "cores", "torch_threads", "gpu")])
+
+
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -370,11 +375,7 @@ def compare(
     records = Records(
         out / "records",
         # Times of another machine, or another number of threads, are not mixed in.
-        digest(
-            model.identity,
-            baseline.identity,
-            [before.get(name) for name in ("processor", "cores", "torch_threads", "gpu")],
-        ),
+        digest(model.identity, baseline.identity, machine(before)),
         {"model": model.describe(), "baseline": baseline.describe()},
     )
     run(entrants, questions, seeds=seeds, records=records, quiet=quiet)

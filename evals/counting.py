@@ -70,8 +70,8 @@ class Counts:
         return next((seconds for kept, seconds in self.milestones if kept >= tokens), None)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, from which `from_json` makes an equal object."""
-        return asdict(self)
+        """Plain values, from which `from_json` makes an equal object; for readers also the waste."""
+        return {**asdict(self), "wasted_fraction": self.wasted_fraction}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Counts:

@@ -96,6 +96,16 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
     return McNemar(a, b, float(min(1.0, 2 * tail / 2 ** (a + b))))
 
 
+def share(count: int, total: int, *, confidence: float = 0.95) -> Interval:
+    """count / total with its exact (Clopper–Pearson) interval, which says something at 0 too."""
+    from scipy.stats import binomtest
+
+    if not total:
+        raise RequestError("a share of nothing: raise --limit")
+    found = binomtest(count, total).proportion_ci(confidence, method="exact")
+    return Interval(count / total, float(found.low), float(found.high))
+
+
 def quantiles(values: Sequence[float], levels: Sequence[float] = (0.5, 0.9, 0.99)) -> list[float]:
     """Of a sample, by linear interpolation; nan for an empty one."""
     if not len(values):

@@ -7,7 +7,9 @@ A writer is named as on the command line: `nano`, a folder or hub name (diffusio
 
 from __future__ import annotations
 
+import http.client
 import json
+import os
 import time
 import urllib.error
 import urllib.request
@@ -218,8 +220,9 @@ class _Clock:
 class ServerWriter:
     """An OpenAI-compatible server, over its streaming chat endpoint, at temperature 0.
 
-    What the client sees: the text, its tokens as the server counts them, and when parts arrive.
-    Passes and steps are the server's secret, so they are not reported.
+    What the client sees: the text, its tokens as the server counts them, and when parts arrive (for
+    that it streams, which lm-eval's API models do not). Passes and steps are the server's secret, so
+    they are not reported. A key that the server wants comes from OPENAI_API_KEY, as in lm-eval.
     """
 
     deterministic = True
@@ -232,30 +235,47 @@ class ServerWriter:
         self.tokenizer_name = url
         self.identity = digest(url)
         self.timeout = timeout
-        served = self._call("/models", None)
-        names = [str(entry["id"]) for entry in json.loads(b"".join(served)).get("data", [])]
+        served = self._json(b"".join(self._call("/models", None)))
+        names = [str(entry["id"]) for entry in served.get("data", [])]
         self.model = self.model or (names[0] if names else "")
         if names and self.model not in names:
             raise RequestError(f"{url}: the server has {', '.join(names)}, not {self.model}")
 
     def _call(self, path: str, body: Any) -> Iterator[bytes]:
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(
-            self.url + path, data, {"Content-Type": "application/json"}
-        )
+        headers = {"Content-Type": "application/json"}
+        if key := os.environ.get("OPENAI_API_KEY"):
+            headers["Authorization"] = f"Bearer {key}"
+        request = urllib.request.Request(self.url + path, data, headers)
         try:
             with urllib.request.urlopen(request, timeout=self.timeout) as answer:
                 yield from answer
         except urllib.error.HTTPError as error:
-            said = error.read(300).decode(errors="replace").strip()
+            said = " ".join(error.read(300).decode(errors="replace").split())
             raise DgemmaError(
                 f"{self.url}{path}: the server answers {error.code}: {said}"
             ) from error
+        except http.client.HTTPException as error:
+            said = str(error) or type(error).__name__
+            raise DgemmaError(f"{self.url}{path}: the server broke off ({said})") from error
         except (OSError, ValueError) as error:
             reason = getattr(error, "reason", error)
             raise DgemmaError(
                 f"{self.url}: no server there ({reason}); start it, or correct the address"
             ) from error
+
+    def _json(self, text: bytes) -> dict[str, Any]:
+        """An object of the protocol; the error that a server may send instead is raised."""
+        try:
+            found = json.loads(text)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            said = text[:100].decode(errors="replace")
+            raise DgemmaError(f"{self.url}: no OpenAI-compatible server, it says {said!r}")
+        if "error" in found:
+            raise DgemmaError(f"{self.url}: the server says {json.dumps(found['error'])}")
+        return found
 
     def write(self, instance: Instance, seed: int, more: Mapping[str, Any]) -> Written:
         """One chat of one user message (the server applies its template)."""
@@ -278,10 +298,10 @@ class ServerWriter:
         usage: dict[str, Any] = {}
         first: float | None = None
         for line in self._call("/chat/completions", body):
-            part = line.decode().strip().removeprefix("data:").strip()
-            if not part or part == "[DONE]":
-                continue
-            event = json.loads(part)
+            field, _, part = line.strip().partition(b":")
+            if field != b"data" or part.strip() == b"[DONE]":
+                continue  # an empty line, or a comment that keeps the connection alive
+            event = self._json(part)
             usage = event.get("usage") or usage
             for choice in event.get("choices", []):
                 piece = (choice.get("delta") or {}).get("content") or ""

@@ -377,7 +377,7 @@ def test_the_released_checkpoint_does_not_fit_a_small_machine(
     monkeypatch.setattr(checkpoint, "available_memory", lambda device: 16 * 10**9)
     needed = 2 * TEXT_PARAMETERS
     with pytest.raises(CheckpointError) as caught:
-        checkpoint._check_memory(tmp_path, needed, torch.bfloat16, torch.device("cpu"))
+        checkpoint._check_memory(tmp_path, needed, "bfloat16", "", torch.device("cpu"))
     message = str(caught.value)
     assert "expected 50.5 GB of free memory on cpu for the weights as bfloat16" in message
     assert "found 16.0 GB; free memory, or load a smaller checkpoint" in message

@@ -58,7 +58,11 @@ def test_every_request_type_by_command_line(dgemma, checkpoint, tmp_path):
     for sample in samples:
         record = records[sample["prompt_hash"]]
         assert record["answer"] == sample["resps"][0][0]
-        assert record["counts"]["kept_tokens"] <= 8
+        counts = record["counts"]
+        assert counts["kept_tokens"] <= 8 and counts["passes"] > sum(counts["steps_per_canvas"])
+        wasted = 1 - counts["kept_tokens"] / counts["positions"]
+        assert counts["wasted_fraction"] == wasted and counts["seconds"] > 0
+        assert counts["stop_reason"] in ("eos", "length")
         assert "Be brief." in sample["arguments"]["gen_args_0"]["arg_0"]
 
 
@@ -130,7 +134,45 @@ def test_all_families_have_a_task():
     assert set(tasks.task_index["dgemma_nano"].cfg["task"]) == names
 
 
-def test_two_processes_give_the_results_of_one(dgemma, checkpoint, tmp_path):
+LAUNCHERS = {
+    "torchrun": ("torch.distributed.run", "--nproc_per_node", "2", "--standalone"),
+    # Its --multi_gpu means several processes, and is how it starts them without a GPU too.
+    "accelerate": (
+        "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+    ),
+}  # fmt: skip
+
+
+def needs_accelerate():
+    pytest.importorskip("accelerate", reason="accelerate is not installed: pip install accelerate")
+
+
+def test_the_exported_half_runs_in_lm_evals_own_hf(dgemma, checkpoint, tmp_path):
+    needs_accelerate()
+    assert dgemma("export", checkpoint, "--autoregressive", tmp_path / "causal")[0] == 0
+    asked = ("--tasks", "made_choices", "--include_path", HERE / "tasks", "--limit", "3",
+             "--apply_chat_template", "--log_samples", "--device", "cpu")  # fmt: skip
+
+    def scores(model, folder, out):
+        code, _, err = dgemma("eval", "run", "--model", model, "--model_args",
+                              f"pretrained={folder},dtype=float32", *asked,
+                              "--output_path", tmp_path / out)  # fmt: skip
+        assert code == 0, err
+        found = lines(tmp_path / out, "samples_made_choices_*.jsonl")
+        return [[float(one[0][0]) for one in sample["resps"]] for sample in found]
+
+    ours = scores("dgemma-ar", checkpoint, "ours")
+    for mine, theirs in zip(ours, scores("hf", tmp_path / "causal", "theirs"), strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-3)
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_processes_give_the_results_of_one(dgemma, checkpoint, tmp_path, launcher):
+    if launcher == "accelerate":
+        pytest.importorskip(
+            "accelerate", reason="accelerate is not installed: pip install accelerate"
+        )
     arguments = [
         "eval", "run", "--model", "dgemma", "--model_args", f"pretrained={checkpoint}",
         "--tasks", "made_choices,dgemma_nano_json", "--include_path", str(HERE / "tasks"),
@@ -138,9 +180,10 @@ def test_two_processes_give_the_results_of_one(dgemma, checkpoint, tmp_path):
     ]  # fmt: skip
     assert dgemma(*arguments, "--output_path", tmp_path / "one")[0] == 0
     ran = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone",
+        [sys.executable, "-m", *LAUNCHERS[launcher],
          "-m", "dgemma_core.cli", *arguments, "--output_path", tmp_path / "two"],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+             "HF_HOME": str(tmp_path)},  # where accelerate would find someone's configuration
         capture_output=True,
         text=True,
     )  # fmt: skip
@@ -164,3 +207,5 @@ def test_two_processes_give_the_results_of_one(dgemma, checkpoint, tmp_path):
         return {r["key"]: r["answer"] for r in map(json.loads, rows) if "counts" in r}
 
     assert answers(tmp_path / "one") == answers(tmp_path / "two")
+    ranks = [path.stem[-4:] for path in (tmp_path / "two").rglob("records-*.jsonl")]
+    assert sorted(ranks) == ["0of2", "1of2"]  # both took part

