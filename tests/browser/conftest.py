@@ -73,17 +73,18 @@ def open_page(chromium: Browser) -> Iterator[Callable[..., Page]]:
 
 
 @pytest.fixture(scope="session")
-def violations() -> Callable[[Page], list[str]]:
-    """axe-core's violations on a page, one line each: rule, how bad, where."""
+def violations() -> Callable[..., list[str]]:
+    """axe-core's violations on a page, or within what a selector finds on it, one line each: rule, how bad, where."""
     assert AXE.exists(), (
         "axe-core is missing: run `npm ci --prefix tests/browser`, as `make test` does"
     )
     script = AXE.read_text("utf-8")
 
-    def check(page: Page) -> list[str]:
+    def check(page: Page, within: str | None = None) -> list[str]:
         page.evaluate(script)
-        found = page.evaluate("() => axe.run(document)")
-        assert found["passes"], "axe checked nothing"
+        found = page.evaluate("within => axe.run(within ?? document)", within)
+        judged = {rule["id"] for rule in found["passes"]} | {v["id"] for v in found["violations"]}
+        assert "color-contrast" in judged, "axe saw no text"
         return [
             f"{v['id']} ({v['impact']}): {node['target']} {node['failureSummary']}"
             for v in found["violations"]

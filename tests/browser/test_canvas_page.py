@@ -78,7 +78,7 @@ def test_opens_on_the_last_frame_and_shows_the_answer(open_page: OpenPage, expor
     cells = shown(page)
     assert len(cells) == 64 and cells[0] == "·word0" and cells[40] == "⏎" and cells[50] == "<eos>"
     assert ["dg-s5" in name for name in states(page)] == [False] * 51 + [True] * 13
-    reading = page.get_by_role("region", name="Text at this step")
+    reading = page.get_by_role("group", name="Text at this step")
     assert reading.inner_text().startswith(" word0 word1 word2")
     assert "<eos>" not in reading.inner_text()
 
@@ -196,7 +196,7 @@ def test_a_frame_makes_no_nodes(open_page: OpenPage, tmp_path: Path) -> None:
 def test_hover_shows_alternatives_and_history(open_page: OpenPage, exported: Path) -> None:
     page = open_page(exported)
     set_value(page, "step", 2)
-    panel = page.get_by_role("region", name="Token details")
+    panel = page.get_by_role("group", name="Token details")
     expect(panel).to_contain_text("Point at a token")
     page.locator(".dg-grid .dg-cell").nth(5).hover()
     expect(panel).to_contain_text("position 5")
@@ -217,7 +217,7 @@ def test_details_follow_the_steps_of_a_selected_token(open_page: OpenPage, expor
     cell = page.locator(".dg-grid .dg-cell").nth(20)
     cell.click()
     expect(cell).to_have_attribute("aria-selected", "true")
-    panel = page.get_by_role("region", name="Token details")
+    panel = page.get_by_role("group", name="Token details")
     texts = set()
     for frame in range(25):
         set_value(page, "step", frame)
@@ -231,7 +231,7 @@ def test_keyboard(open_page: OpenPage, exported: Path) -> None:
     page = open_page(exported)
     cells = page.locator(".dg-grid .dg-cell")
     focused = "document.activeElement.dataset.group + '/' + document.activeElement.dataset.index"
-    page.get_by_role("region", name="Text at this step").focus()
+    page.get_by_role("group", name="Text at this step").focus()
     page.keyboard.press("Shift+Tab")
     assert page.evaluate(focused) == "0/0"
     assert page.evaluate("document.querySelectorAll('.dg-grid [tabindex=\"0\"]').length") == 1
@@ -341,18 +341,20 @@ HEAR = "() => { globalThis.heard = []; canvas.send = (message) => heard.push(mes
 
 
 def live_tails() -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The live header and the messages that a widget sends for a run of 12 passes, 3 to a message."""
+    """The live header and the messages that a widget sends for a run of 12 passes on two canvases, one for every 3."""
     widget = Canvas()
     widget.begin(prompt="live", decode=decode, eos_token_ids=[EOS])
-    assert widget._live is not None
+    live = widget._live
+    assert live is not None
     events = [
         e for e in diffusion_events(ANSWER[:20], steps=6, top_k=2) if isinstance(e, StepEvent)
     ]
     tails = []
     for i, event in enumerate(events):
-        widget._live.add(event, widget._table, 5)
+        live.add(event, widget._table, 5)
         if i % 3 == 2:
-            widget._send_tail(widget._live.sent_rows, widget._live.sent_tokens)
+            live.times = []
+            widget._send_tail()
             rows = [base64.b64encode(row).decode() for row in widget._tail["rows"]]
             tails.append({**widget._tail, "rows": rows})
     return widget._meta, tails
@@ -391,6 +393,14 @@ def test_live_rows_appear_as_they_come(open_page: OpenPage, exported: Path) -> N
     page.evaluate(SEND_TAIL, tails[2])
     page.evaluate(SEND_TAIL, tails[3])
     assert step(page) == 12 and len(shown(page)) == 32
+    assert [tail["ends"] for tail in tails] == [[3], [6], [9], [12]], "one row for three passes"
+    seen = []
+    for frame in (4, 5, 6, 7):  # 4 and 5 did not come: they look like 3, and 7 like 9
+        set_value(page, "step", frame)
+        seen.append([shown(page), states(page)])
+    assert seen[0] == seen[1] != seen[2] != seen[3]
+    expect(page.locator(".dg-group-name").nth(1)).to_have_text("canvas 2 · 1 of 6 passes")
+    set_value(page, "step", 12)
     page.evaluate("heard.length = 0")
     set_value(page, "_stoppable", True)
     page.get_by_role("button", name="Stop the run").click()

@@ -25,6 +25,27 @@ SUDOKU = {SUDOKU!r}
 """
 LONG = 'box = session.ask("Spell backward:\\nSTEP", steps=20000, stop_rule=None)\nbox'
 
+VIEWS = """
+from dgemma_core import Observe
+from dgemma_lab.budget import Budget
+from dgemma_lab.playground import Playground
+from dgemma_lab.session import record, token_ids
+from dgemma_lab.steering import hold
+trace = record(nano, SUDOKU, observe=Observe(top_k=5))
+"""
+WIDGETS = {
+    "entropy budget": "budget = Budget(trace)\nbudget.step = 2\nbudget",
+    "playground": "play = Playground(session, SUDOKU, columns=[{}, {'rule': 'autoregressive'}])\n"
+    "play.run()\nplay.wait()\nplay",
+    "playground that is wrong": "wrong = Playground(session, SUDOKU, columns=[{'rule': 'block_refinement', "
+    "'block_refinement.top_p': 0.5}, {'rule': 'discrete_ddim', 'stop': False}])\nwrong.run()\nwrong",
+    "steering": "tree = Steering(session, SUDOKU)\nroot = tree.run.wait()\n"
+    "tree.apply(hold(root.trace, 0, 2, token_ids(nano, '4'), {})).wait()\n"
+    "root.canvas.selected = 3\ntree.form.values = {**tree.form.values, 'other': '0'}\ntree",
+    "race": "Race(record_race(nano, SUDOKU))",
+    "prompt box": "box = session.ask(SUDOKU)\nbox.run()\nbox.settle()\nbox",
+}
+
 expect.set_options(timeout=PATIENCE * 1000)
 
 
@@ -189,3 +210,29 @@ def test_a_race_is_replayed_on_one_clock(open_lab: Callable[..., Lab]) -> None:
     counts = re.findall(r"\d+", kept.inner_text())
     for i, count in enumerate(counts):
         expect(lanes.nth(i).locator(".dgr-count")).to_contain_text(count)
+
+
+def test_axe_finds_nothing_in_any_widget_in_both_themes(
+    open_lab: Callable[..., Lab], violations: Callable[..., list[str]]
+) -> None:
+    lab = open_lab("axe.ipynb", [SETUP + VIEWS, *WIDGETS.values()])
+    lab.page.set_viewport_size({"width": 1280, "height": 1800})
+    # JupyterLab's body is 0 pixels high and hides what is beyond: axe would judge the contrast of no text in it.
+    lab.page.add_style_tag(content="html, body { height: 100%; }")
+    lab.run_cell(0)
+    shown = {
+        "entropy budget": ".dgb-accepted",
+        "playground": ".dg-cell",
+        "playground that is wrong": ".dgf-alert",
+        "steering": ".dg-s4 >> nth=1",
+        "race": ".dgr-flag",
+        "prompt box": ".dg-cell",
+    }
+    for index, name in enumerate(WIDGETS, start=1):
+        output = lab.run_cell(index)
+        expect(output.locator(shown[name]).first).to_be_visible()
+        output.evaluate("node => node.scrollIntoView({ block: 'start' })")
+        for theme in ("JupyterLab Dark", "JupyterLab Light"):
+            lab.theme(theme)
+            cell = f'.jp-Cell[data-windowed-list-index="{index}"] .jp-OutputArea-output'
+            assert violations(lab.page, cell) == [], (name, theme)

@@ -14,7 +14,7 @@ import torch
 
 import dgemma_core as dg
 from dgemma_core.families import examples, family, is_test_prompt, training_example
-from dgemma_core.recipes import FIRST, NANO
+from dgemma_core.recipes import NANO, NANO_RECIPE
 
 PROBLEMS = 20
 FLOORS = {"mini_sudoku": 0.7, "spell_backward": 0.7}
@@ -34,8 +34,8 @@ def test_it_is_small_and_complete() -> None:
         "chat_template.jinja",
         "README.md",
     }
-    assert nano().model.config == FIRST.config
-    assert nano().generation == FIRST.generation
+    assert nano().model.config == NANO_RECIPE.config
+    assert nano().generation == NANO_RECIPE.generation
 
 
 @pytest.mark.parametrize("name", FLOORS)
@@ -50,7 +50,7 @@ def test_it_solves_unseen_problems_by_diffusion(name: str) -> None:
 
 def test_training_never_draws_a_test_problem() -> None:
     for index in range(200):
-        assert not is_test_prompt(training_example(index, FIRST.mix).prompt)
+        assert not is_test_prompt(training_example(index, NANO_RECIPE.mix).prompt)
 
 
 def test_the_same_seed_gives_the_same_ids_whatever_the_batch() -> None:
@@ -71,7 +71,7 @@ def test_transformers_gives_the_same_logits() -> None:
     assert tokenizer is not None
     ids = torch.tensor([tokenizer.chat_ids(examples("mini_sudoku", count=1)[0].prompt)])
     canvas = torch.randint(
-        0, 1024, (1, FIRST.config.canvas_length), generator=torch.Generator().manual_seed(0)
+        0, 1024, (1, NANO_RECIPE.config.canvas_length), generator=torch.Generator().manual_seed(0)
     )
     cache = ours.encode(ids)
     past = DynamicCache(config=oracle.config.get_text_config())

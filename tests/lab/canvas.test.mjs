@@ -111,6 +111,34 @@ test("draft shows what stays and the best guess elsewhere; canvas shows the nois
   assert.deepEqual([second.position, second.first, second.passes], [3, 3, 1]);
 });
 
+test("live rows stand at their frames, whatever was left out between them", () => {
+  const made = new js.Run();
+  const put = (end, ...rows) => js.parseRows(join(...rows)).forEach((r) => made.put(r, end));
+  put(2, two(0, 1, [1, 2, 8], [1, 2, 4], [1, 1, 0]));
+  put(4, two(0, 3, [1, 7, 4], [1, 2, 4], [1, 4, 17], { decided: 1 }));
+  put(6, two(1, 1, [5, 5, 5], [6, 6, 6], [0, 2, 8]));
+  put(6, two(1, 1, [9, 9, 9], [9, 9, 9], [0, 0, 0])); // again: nothing new
+  assert.deepEqual(made.rows.map((r) => [r.canvas, r.step]), [[0, 1], [0, 1], [0, 1], [0, 3], [1, 1], [1, 1]]);
+  assert.deepEqual(made.groups.map(({ first, passes }) => [first, passes]), [[0, 4], [4, 2]]);
+  assert.equal(made.cell(made.groups[1], 0, 6, "canvas").token, 5);
+});
+
+test("a live row of several tokens is a pass for each, and those that are there stay", () => {
+  const tokens = (step, ...ids) => row({
+    kind: 2, step, position: step, out: ids, alternatives: ids.map((id) => [id, 0]), p: ids.map((id) => [id, 1]), h: ids, marks: ids.map(() => 1),
+  });
+  const made = new js.Run();
+  const put = (end, bytes) => js.parseRows(join(bytes)).forEach((r) => made.put(r, end));
+  put(1, tokens(0, 4));
+  put(4, tokens(1, 5, 6, 7));
+  put(4, tokens(0, 4, 5, 6, 7)); // for a view that came late
+  put(5, tokens(0, 4, 5, 6, 7, 8));
+  assert.deepEqual(made.rows.map((r) => [r.n, r.step, r.position, r.out[0], r.alternatives[0], r.probabilities[0], r.entropy[0], r.marks[0]]),
+    [4, 5, 6, 7, 8].map((id, i) => [1, i, i, id, id, id, id, 1]));
+  assert.deepEqual([made.groups.length, made.groups[0].n], [1, 5]);
+  assert.equal(made.rows[2].meanEntropy, js.entropy(6));
+});
+
 test("settled: from which pass the argmax no longer changes", () => {
   const made = diffusion();
   assert.deepEqual(made.settled(made.groups[0]), [0, 0, 1]);

@@ -150,21 +150,48 @@ def test_the_argmax_leads_the_alternatives_however_top_k_broke_the_tie() -> None
 # live
 
 
-def test_pushed_rows_are_the_rows_of_the_trace() -> None:
-    """Live and after the fact the same rows."""
-    events = list(diffusion_events(ANSWER, top_k=3, pins=(2,)))
+class Clock:
+    """The time that the canvas goes by."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr(canvas.time, "monotonic", lambda: self.now)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def watch(widget: Canvas, clock: Clock | None = None) -> list[dict[str, Any]]:
+    """Everything that goes to the browser while a run is live, each with the time `at` which it went."""
+    tails: list[dict[str, Any]] = []
+
+    def sent(change: Any) -> None:
+        if change["new"]:
+            tails.append({**change["new"], "at": clock.now if clock else 0.0})
+
+    widget.observe(sent, "_tail")
+    return tails
+
+
+def rows_of(tails: list[dict[str, Any]]) -> list[bytes]:
+    return [row for tail in tails for row in tail["rows"]]
+
+
+def test_pushed_rows_are_the_rows_of_the_trace(clock: Clock) -> None:
+    """Live, where there is time for each, and after the fact the same rows."""
     widget = Canvas()
+    tails = watch(widget, clock)
     widget.begin(decode=decode, eos_token_ids=[EOS])
-    for event in events:
+    for event in diffusion_events(ANSWER, top_k=3, pins=(2,)):
+        clock.now += 0.04
         widget.push(event)
-    live = widget._live
-    assert live is not None
-    trace = make()
     whole = packing.TokenTable(decode)
-    rows = packing.pack_trace(trace, whole)
+    rows = packing.pack_trace(make(), whole)
     table = widget._table
-    assert len(live.rows) == len(rows) == 16
-    for ours, theirs in zip(unpack(b"".join(live.rows)), unpack(b"".join(rows)), strict=True):
+    assert [tail["ends"] for tail in tails] == [[end] for end in range(1, 17)]
+    for ours, theirs in zip(unpack(b"".join(rows_of(tails))), unpack(b"".join(rows)), strict=True):
         np.testing.assert_array_equal(
             np.array(table.ids)[ours["alternatives"]], np.array(whole.ids)[theirs["alternatives"]]
         )
@@ -172,46 +199,70 @@ def test_pushed_rows_are_the_rows_of_the_trace() -> None:
             np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
 
 
-def watch(widget: Canvas) -> list[dict[str, Any]]:
-    tails: list[dict[str, Any]] = []
-    widget.observe(lambda change: tails.append(change["new"]) if change["new"] else None, "_tail")
-    return tails
-
-
-def test_at_most_30_messages_a_second_and_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [100.0]
-    monkeypatch.setattr(canvas.time, "monotonic", lambda: now[0])
+@pytest.mark.parametrize("a_second", [10, 60, 200, 2000])
+def test_at_most_30_rows_a_second_and_nothing_is_lost(clock: Clock, a_second: int) -> None:
     widget = Canvas()
-    tails = watch(widget)
-    widget.begin(decode=decode)
-    events = list(diffusion_events(ANSWER, top_k=2, steps=40))
+    tails = watch(widget, clock)
+    widget.begin(decode=decode, eos_token_ids=[EOS])
+    answer = ANSWER[:-1] * 60  # 90 canvases of two passes
+    events = list(diffusion_events([*answer, EOS], top_k=2, steps=2))
+    trace = Trace.record(events, decode=decode)
     for event in events:
-        now[0] += 0.005  # 200 passes a second
+        clock.now += 1 / a_second
         widget.push(event)
-    seconds = now[0] - 100.0
-    assert len(tails) <= 30 * seconds + 1
-    widget.finish(make(steps=40))
-    rows = [row for tail in tails for row in tail["rows"]]
-    assert len(rows) == 80
-    assert [tail["first"] for tail in tails] == np.cumsum(
-        [0, *(len(tail["rows"]) for tail in tails[:-1])]
-    ).tolist()
+    times = [tail["at"] for tail in tails for _ in tail["rows"]]
+    assert (len(times) == len(trace)) == (a_second == 10)
+    for i, begin in enumerate(times):  # whatever second one looks at
+        assert sum(at < begin + 1 for at in times[i:]) <= 30
+    live = unpack(b"".join(rows_of(tails)))
+    ends = [end for tail in tails for end in tail["ends"]]
+    assert ends == sorted(set(ends)), "rows stand in order, none twice"
+    assert [(row["canvas"], row["step"]) for row in live] == [
+        (trace.canvas[end - 1], trace.step[end - 1]) for end in ends
+    ]
+    over = {len(trace.passes_of(c)) * (c + 1) for c in range(live[-1]["canvas"])}
+    assert over <= set(ends), "of a canvas that is over the last pass came"
     sent = [token for tail in tails for token in tail["ids"]]
-    assert len(sent) == len(set(sent))
-    assert widget._tail == {} and len(unpack(widget._rows)) == 80 and not widget._meta["live"]
+    assert sent == widget._table.ids, "each token's text goes over once"
+    widget.finish(trace)
+    assert widget._tail == {} and not widget._meta["live"]
+    assert len(unpack(widget._rows)) == len(trace)
 
 
-def test_a_view_that_came_late_gets_what_it_missed() -> None:
+def test_tokens_of_autoregression_all_come_in_few_rows(clock: Clock) -> None:
     widget = Canvas()
-    tails = watch(widget)
+    tails = watch(widget, clock)
+    widget.begin(decode=decode, steps=0)
+    for event in token_events(ANSWER, top_k=2):
+        clock.now += 0.01
+        widget.push(event)
+    rows = unpack(b"".join(rows_of(tails)))
+    assert len(rows) == len(tails) and [row["n"] for row in rows] == [1, *[4] * 6]
+    assert all(row["kind"] == 2 and (row["marks"] == 1).all() for row in rows)
+    assert [row["position"] for row in rows] == [0, 1, 5, 9, 13, 17, 21]
+    tokens = np.array(widget._table.ids)[np.concatenate([row["out"] for row in rows])]
+    assert tokens.tolist() == ANSWER
+
+
+def test_a_view_that_came_late_gets_what_it_missed(clock: Clock) -> None:
+    widget = Canvas()
+    tails = watch(widget, clock)
     widget.begin(decode=decode)
     events = [e for e in diffusion_events(ANSWER, top_k=2) if isinstance(e, StepEvent)]
-    for event in events[:6]:
+    for event in events[:11]:
+        clock.now += 0.05
         widget.push(event)
-    widget._receive(widget, {"type": "resend", "first": 0, "firstToken": 0}, [])
-    assert tails[-1]["first"] == 0 and len(tails[-1]["rows"]) == 6
+    ask = {"type": "resend", "first": 0, "firstToken": 0}
+    widget._receive(widget, ask, [])
+    assert len(tails) == 11, "not at once: the last row went out just now"
+    clock.now += 0.05
+    widget._receive(widget, ask, [])
+    assert tails[-1]["first"] == 0 and tails[-1]["ends"] == [8, 11], "each canvas as it stands"
     assert tails[-1]["texts"] == widget._table.texts
     assert len(tails[-1]["initial"]) == 16
+    clock.now += 0.05
+    widget.push(events[11])
+    assert tails[-1]["first"] == 11 and tails[-1]["ends"] == [12]
 
 
 def test_a_second_run_replaces_the_first_and_the_end_keeps_the_readers_step() -> None:
@@ -234,17 +285,6 @@ def test_a_second_run_replaces_the_first_and_the_end_keeps_the_readers_step() ->
     assert versions == sorted(set(versions))
     with pytest.raises(DgemmaError, match="begin first"):
         widget.push(events[1])
-
-
-def test_live_autoregression() -> None:
-    widget = Canvas()
-    widget.begin(decode=decode, steps=0)
-    for event in token_events(ANSWER, top_k=2):
-        widget.push(event)
-    assert widget._live is not None
-    rows = unpack(b"".join(widget._live.rows))
-    assert [row["position"] for row in rows] == list(range(25))
-    assert all(row["n"] == 1 and row["kind"] == 2 and row["marks"][0] == 1 for row in rows)
 
 
 # steering

@@ -69,14 +69,24 @@ def test_the_break_even_is_the_ratio_of_the_steps() -> None:
     assert "does not pay" in break_even(MACHINE, tokens_per_forward=1.5).layout.title.text
 
 
-def test_the_published_point_is_marked_as_published() -> None:
-    (claim,) = [part for part in break_even(MACHINE).data if "published" in part.name]
-    assert list(claim.x) == [1, 32] and list(claim.y) == [
-        PUBLISHED.steps_ratio,
-        PUBLISHED.tokens_per_forward,
-    ]
-    assert "not measured here" in claim.name and "not measured here" in claim.hovertemplate
+def test_the_published_points_are_marked_as_published() -> None:
+    ratio, overtaken = [part for part in break_even(MACHINE).data if "published" in part.name]
+    assert (list(ratio.x), list(ratio.y)) == ([1], [PUBLISHED.steps_ratio])
+    assert (list(overtaken.x), list(overtaken.y)) == ([32], [PUBLISHED.tokens_per_forward])
+    for claim in (ratio, overtaken):
+        assert "not measured here" in claim.name and "not measured here" in claim.hovertemplate
     assert len(break_even(MACHINE, published=None).data) == 1
+
+
+def test_no_words_stand_among_the_points() -> None:
+    """Where the points lie the machine decides: names are told in the legend, which has room of its own."""
+    for figure in (roofline(MACHINE), break_even(MACHINE, tokens_per_forward=3.2)):
+        assert (
+            all("text" not in part.mode for part in figure.data) and not figure.layout.annotations
+        )
+    kept = break_even(MACHINE, tokens_per_forward=3.2).layout.shapes[0]
+    assert kept.y0 == kept.y1 == 3.2 and kept.showlegend
+    assert kept.name == "kept here: 3.2 tokens a forward"
 
 
 def test_the_roof_has_two_slopes() -> None:

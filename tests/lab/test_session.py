@@ -13,6 +13,7 @@ from dgemma_core.errors import DgemmaError, RequestError
 from dgemma_core.observe import Observe
 from dgemma_core.samplers import BlockRefinement
 from dgemma_core.store import StateStore
+from dgemma_lab.packing import TokenTable, pack_trace
 from dgemma_lab.session import Run, Session, plan, record
 
 from . import runs
@@ -34,29 +35,33 @@ def test_a_run_returns_at_once_and_ends_with_what_a_plain_recording_gives() -> N
     assert run.trace.top_ids is not None
 
 
-def test_the_canvas_gets_every_pass_and_few_messages(monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = runs.loaded(max_denoising_steps=48, eos_token_ids=())
+@pytest.mark.parametrize("mode", ["diffusion", "autoregressive"])
+def test_the_browser_gets_30_rows_a_second_and_everything_at_the_end(mode: Any) -> None:
+    loaded = runs.loaded(max_denoising_steps=48, eos_token_ids=(), max_new_tokens=24)
     session = Session(loaded)
-    run = Run(loaded, *plan(loaded, PROMPT, stop_rule=None), observe=session.observe)
-    sent: list[tuple[float, int]] = []
+    options = {"stop_rule": None} if mode == "diffusion" else {"mode": mode, "max_new_tokens": 300}
+    run = Run(loaded, *plan(loaded, PROMPT, **options), observe=session.observe)
+    sent: list[float] = []
     run.canvas.observe(
-        lambda change: (
-            change["new"] and sent.append((time.monotonic(), len(change["new"]["rows"])))
-        ),
-        "_tail",
+        lambda change: sent.extend(time.monotonic() for _ in change["new"].get("rows", ())), "_tail"
     )
     run.start().wait()
-    assert len(run.trace) == 96
-    assert len(sent) <= 30 * (sent[-1][0] - sent[0][0]) + 3
-    assert sum(rows for _, rows in sent) == 96
+    passes = len(run.trace)
+    assert passes == (144 if mode == "diffusion" else 300)
+    assert 0 < len(sent) < passes, "the model is faster than what is shown of it"
+    for i, begin in enumerate(sent):
+        # A row may have become due just before it was counted.
+        assert sum(at < begin + 0.99 for at in sent[i:]) <= 30
     assert run.canvas.trace is run.trace
+    whole = pack_trace(run.trace, TokenTable(run.trace.text))
+    assert run.canvas._rows == b"".join(whole) and len(whole) == passes
 
 
 def test_stop_takes_effect_within_a_pass_and_keeps_what_there_is() -> None:
     loaded = runs.loaded(max_denoising_steps=200, eos_token_ids=())
     runs.slow(loaded.model, 0.02)
     run = Session(loaded).run(PROMPT, stop_rule=None)
-    while len(run.canvas._live.rows if run.canvas._live else ()) < 3:
+    while run.canvas._live is None or run.canvas._live.passes < 3:
         time.sleep(0.005)
     before = len(run._recorder)
     run.stop()

@@ -242,9 +242,12 @@ def test_what_the_widget_asks_for_becomes_an_edit(run: Run) -> None:
         return steered(run, Steer(action, step, step - 1 if step else None, **more), seed=7)
 
     assert ask("branch", 4) == Edit(4, 0, {}, seed=7, words="step 4: seed 7")
-    assert ask("pin", 4, position=2, token=40).pins == {2: 40}
+    pinned = ask("pin", 12, position=2, token=40)
+    assert pinned.pins == {2: 40} and pinned.frame == 0
+    assert pinned.words == f"step 12: pin 2 = “{export.visible(run.text_of(40))}”"
     replaced = ask("replace", 4, position=2, text="[1,2]")
     assert list(replaced.pins.values()) == run.loaded.tokenizer.encode("[1,2]")
+    assert replaced.words == f"step 4: pin 2–{1 + len(replaced.pins)} = “[1,2]”"
     assert ask("blank", 12, position=4, start=3, stop=5).words == "step 12: blank 3–4"
     assert 4 not in ask("blank", 12, position=4).pins
     with pytest.raises(RequestError, match="choose a token first"):
@@ -283,6 +286,34 @@ def test_the_tree_grows_by_the_buttons_and_compares(session: Session) -> None:
     assert tree.form.message == difference(tree.run.trace, root.trace)
     root.canvas._receive(root.canvas, {"type": "steer", "action": "branch", "step": 99}, [])
     assert tree.form.alert and "the run is over" in tree.form.message and len(tree.nodes) == 3
+
+
+def test_the_tree_says_what_was_edited_in_code_too(session: Session) -> None:
+    tree = Steering(session, PROMPT, stop_rule=None)
+    tree.settle()
+    four = session.loaded.tokenizer.encode("4")
+    assert four[0] not in tree.run.trace.strings or tree.run.trace.text(four[0]) == "4"
+
+    def words(make: Any) -> str:
+        """The label of what comes of an edit of the run in view."""
+        tree.apply(make(tree.run.trace, tree.run.pins_at(3))).wait()
+        return str(tree.form.fields[0]["options"][-1]["label"])
+
+    assert words(lambda trace, pins: hold(trace, 0, 3, four, pins)) == "step 0: pin 3 = “4”"
+    assert words(lambda trace, pins: hold(trace, 3, 4, four * 2, pins)) == "step 3: pin 4–5 = “44”"
+    assert words(lambda trace, pins: release(trace, 3, 3, pins)) == "step 3: unpin 3"
+    assert words(lambda trace, pins: another(trace, 3, pins, seed=9)) == "step 3: seed 9"
+    assert (
+        words(lambda trace, pins: another(trace, 3, pins, sampler=BlockRefinement()))
+        == "step 3: sampler block_refinement"
+    )
+    assert words(lambda trace, pins: blank(trace, 12, 2, 5)) == "step 12: blank 2–4"
+    assert words(lambda trace, pins: Edit(0, 0, {0: four[0], 6: four[0]}, seed=2)).startswith(
+        "step 0: pin 0 = “4”, pin 6 = “4”"
+    )
+    own = Edit(0, 0, {0: four[0]}, words="as I like it")
+    assert words(lambda trace, pins: own) == "as I like it"
+    assert words(lambda trace, pins: another(trace, 3, pins)) == "step 3: the same again"
 
 
 def test_runs_are_compared_in_words(session: Session, run: Run) -> None:

@@ -1,0 +1,70 @@
+"""Draws nano's learning curves over all legs: docs/nano/curves-{light,dark}.png from docs/nano/curve_*.csv.
+
+python scripts/plot_curves.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+
+FOLDER = Path("docs/nano")
+LEGS = {"first": "four families", "copy": "copying", "nano": "all thirteen families", "finish": "falling rate",
+        "distil": "distillation"}  # fmt: skip
+GROUNDS = {"light": ("#ffffff", "#1d2330", "#d9dde3"), "dark": ("#14181f", "#e6e9ee", "#363e4a")}
+BLUE, ORANGE = "#3b82c4", "#d9822b"
+
+
+def curves() -> list[tuple[str, pd.DataFrame]]:
+    """The legs that are there, with their examples counted on."""
+    found, before = [], 0
+    for name in LEGS:
+        path = FOLDER / f"curve_{name}.csv"
+        if path.exists():
+            curve = pd.read_csv(path)
+            curve["total"] = curve["examples"] + before
+            before = int(curve["total"].iloc[-1])
+            found.append((name, curve))
+    return found
+
+
+def figure(ground: str, ink: str, line: str) -> go.Figure:
+    """Both losses against examples, a dotted line where a leg begins."""
+    drawn = go.Figure()
+    for leg, (name, curve) in enumerate(curves()):
+        for column, label, colour in (
+            ("canvas_loss", "canvas (denoising)", BLUE),
+            ("autoregressive_loss", "autoregressive", ORANGE),
+        ):
+            drawn.add_scatter(
+                x=curve["total"], y=curve[column], name=label, line={"color": colour, "width": 2},
+                showlegend=leg == 0, mode="lines",
+            )  # fmt: skip
+        start = int(curve["total"].iloc[0] - curve["examples"].iloc[0])
+        drawn.add_vline(x=start, line={"dash": "dot", "color": ink, "width": 1}, opacity=0.5)
+        drawn.add_annotation(
+            x=start, y=1, yref="paper", text=LEGS[name], showarrow=False, xanchor="left",
+            yanchor="bottom" if leg % 2 else "top", font={"size": 13}, xshift=4,
+        )  # fmt: skip
+    axis = {"gridcolor": line, "linecolor": line, "zerolinecolor": line}
+    drawn.update_layout(
+        width=900, height=420, paper_bgcolor=ground, plot_bgcolor=ground,
+        font={"color": ink, "family": "sans-serif", "size": 14},
+        margin={"l": 70, "r": 20, "t": 40, "b": 60},
+        legend={"x": 0.99, "y": 0.9, "xanchor": "right", "bgcolor": "rgba(0,0,0,0)"},
+        xaxis={"title": "examples", "rangemode": "tozero", **axis},
+        yaxis={"title": "loss, nats a token", "type": "log", "dtick": 1, **axis},
+    )  # fmt: skip
+    return drawn
+
+
+def main() -> None:
+    """Draws both pictures."""
+    for theme, colours in GROUNDS.items():
+        figure(*colours).write_image(FOLDER / f"curves-{theme}.png", scale=2)
+
+
+if __name__ == "__main__":
+    main()
