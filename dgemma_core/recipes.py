@@ -107,6 +107,13 @@ NANO_RECIPE = replace(
 FINISH = replace(NANO_RECIPE, training=Recipe(steps=700, warmup=10, learning_rate=2e-3, seed=4))
 """From wherever `nano` stands: the learning rate falls to nearly nothing, and the losses with it."""
 
+GRIDS = replace(
+    NANO_RECIPE,
+    training=Recipe(steps=330, warmup=10, learning_rate=1.2e-3, matrix_learning_rate=0.009, seed=6),
+    shares={**NANO_RECIPE.shares, "mini_sudoku": 8, "futoshiki": 3, "json": 4},
+)
+"""From `finish`: more of the grids, which the even mix has worn down, and of JSON."""
+
 DISTIL = replace(
     NANO_RECIPE,
     training=Recipe(steps=240, warmup=10, learning_rate=4e-4, matrix_learning_rate=3e-3, seed=5),
@@ -119,6 +126,7 @@ RECIPES: Mapping[str, NamedRecipe] = {
     "copy": COPY,
     "nano": NANO_RECIPE,
     "finish": FINISH,
+    "grids": GRIDS,
     "distil": DISTIL,
 }
 

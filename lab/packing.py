@@ -1,6 +1,7 @@
 """Passes as bytes, the form in which a browser gets them: small, the same live and afterwards.
 
-A pass is one self-describing row; a run is its rows in order. All numbers are little-endian:
+A pass is one self-describing row; a run is its rows in order. (Live, one row may hold several passes of an
+autoregressive run, a token each.) All numbers are little-endian:
 
     offset  type     what
     0       u32      length of the row in bytes, a multiple of 4
@@ -21,8 +22,8 @@ h = 16 · (q/255)² nats. 256 tokens × 48 steps × 5 alternatives make 247,488 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -142,6 +143,16 @@ def pack(now: Pass, marks: NDArray[np.uint8], tokens: TokenTable) -> bytes:
         now.temperature, now.mean_entropy(), now.seconds, now.kind, now.decided,
     )  # fmt: skip
     return header + body
+
+
+def joined(passes: Sequence[Pass]) -> Pass:
+    """Passes of an autoregressive run that follow each other as one: n tokens, the time of the last."""
+    arrays: dict[str, Any] = {
+        name: np.concatenate([getattr(one, name) for one in passes])
+        for name, value in vars(passes[0]).items()
+        if isinstance(value, np.ndarray)
+    }
+    return replace(passes[0], seconds=passes[-1].seconds, **arrays)
 
 
 def pass_from_event(event: Any, canvas_length: int, alternatives: int) -> Pass:

@@ -138,7 +138,7 @@ def markdown(rows: dict[str, Any]) -> str:
             name, f"{100 * r['diffusion']:.1f} %", f"{100 * r['autoregressive']:.1f} %",
             f"{r['steps_per_canvas']:.1f}", f"{r['tokens_per_forward']:.1f}", f"{r['kept']:.1f}",
             f"{r['milliseconds']:.0f}", f"{r['autoregressive_milliseconds']:.0f}",
-            f"{r['tau']:+.2f}", f"{r['remelts']:.1f}",
+            "none" if math.isnan(r["tau"]) else f"{r['tau']:+.2f}", f"{r['remelts']:.1f}",
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     mean = {key: statistics.mean(rows[name][key] for name in names)

@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 FOLDER = Path("docs/nano")
-LEGS = {"first": "four families", "copy": "copying", "nano": "all thirteen families", "finish": "falling rate",
+LEGS = {"first": "four families", "copy": "copying", "nano": "all thirteen families", "finish": "falling rate", "grids": "grids",
         "distil": "distillation"}  # fmt: skip
 GROUNDS = {"light": ("#ffffff", "#1d2330", "#d9dde3"), "dark": ("#14181f", "#e6e9ee", "#363e4a")}
 BLUE, ORANGE = "#3b82c4", "#d9822b"
@@ -53,7 +53,7 @@ def figure(ground: str, ink: str, line: str) -> go.Figure:
         width=900, height=420, paper_bgcolor=ground, plot_bgcolor=ground,
         font={"color": ink, "family": "sans-serif", "size": 14},
         margin={"l": 70, "r": 20, "t": 40, "b": 60},
-        legend={"x": 0.99, "y": 0.9, "xanchor": "right", "bgcolor": "rgba(0,0,0,0)"},
+        legend={"x": 0.6, "y": 0.95, "xanchor": "right", "bgcolor": "rgba(0,0,0,0)"},
         xaxis={"title": "examples", "rangemode": "tozero", **axis},
         yaxis={"title": "loss, nats a token", "type": "log", "dtick": 1, **axis},
     )  # fmt: skip

@@ -17,7 +17,15 @@ from dgemma_core.families import examples, family, is_test_prompt, training_exam
 from dgemma_core.recipes import NANO, NANO_RECIPE
 
 PROBLEMS = 20
-FLOORS = {"mini_sudoku": 0.7, "spell_backward": 0.7}
+FLOORS = {
+    "mini_sudoku": 0.6,
+    "spell_backward": 0.85,
+    "rotate_matrix": 0.75,
+    "word_sequence_reversal": 0.5,
+    "json": 0.5,
+    "number_sorting": 0.35,
+    "futoshiki": 0.15,
+}
 
 
 @cache
