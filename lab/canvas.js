@@ -93,7 +93,10 @@ class View {
     this.draw();
   }
 
-  /** Live rows. They come as [first pass, its rows …]; a gap (a view that came late) asks for the missing ones. */
+  /**
+   * Live rows, with the frames at which they end. They follow on frame `first`: a view that has not come so far (it was
+   * opened later) asks for what it lacks.
+   */
   tail() {
     const tail = this.model.get("_tail");
     if (!this.live || !tail || tail.version !== this.version || !tail.rows) return;
@@ -104,9 +107,9 @@ class View {
     tail.texts.forEach((text, j) => (this.texts[tail.firstToken + j] = text));
     tail.ids.forEach((id, j) => (this.ids[tail.firstToken + j] = id));
     if (tail.initial) this.run.initial = tail.initial;
-    const fresh = tail.rows.slice(this.last - tail.first);
-    for (const bytes of fresh) for (const row of parseRows(bytes)) this.run.add(row);
-    if (fresh.length === 0) return;
+    const before = this.last;
+    tail.rows.forEach((bytes, r) => parseRows(bytes).forEach((row) => this.run.put(row, tail.ends[r])));
+    if (this.last === before) return;
     this.layout();
     if (this.follow) this.go(this.last);
     else this.draw();
@@ -219,7 +222,7 @@ class View {
     this.grids = node("div", { class: "dg-grids" });
     this.panel = this.buildPanel();
     this.legend = node("div", { class: "dg-legend" });
-    this.reading = node("div", { class: "dg-text", tabindex: 0, role: "region", "aria-label": "Text at this step", dir: "auto" });
+    this.reading = node("div", { class: "dg-text", tabindex: 0, role: "group", "aria-label": "Text at this step", dir: "auto" });
     this.spoken = node("div", { class: "dg-spoken", role: "status", "aria-live": "polite" });
     const keys = node("details", { class: "dg-keys" }, node("summary", {}, "Keys"),
       node("span", {}, "Space plays and pauses · , and . step · < and > go to the first and last step · arrows move "
@@ -254,7 +257,7 @@ class View {
     this.story = node("div", {}, node("div", { class: "dg-caption" }, "confidence over the steps"), spark, guesses);
     this.facts = node("div", { class: "dg-facts" }, place, token, alternatives, numbers,
       this.story);
-    return node("div", { class: "dg-panel", role: "region", "aria-label": "Token details" }, this.hint, this.facts, this.steering);
+    return node("div", { class: "dg-panel", role: "group", "aria-label": "Token details" }, this.hint, this.facts, this.steering);
   }
 
   /** Cells for every canvas of the run; nodes that are there already stay. */

@@ -8,8 +8,12 @@ Live, as whoever drains the event stream uses it (from any thread; nothing here 
     canvas.begin(prompt="…", steps=48, decode=tokenizer_decode, eos_token_ids=(1, 106))
     for event in denoise_canvases(…, observe=Observe(top_k=5)):
         recorder.add(event)
-        canvas.push(event)           # any event; passes become rows, at most 30 messages a second
+        canvas.push(event)           # any event; passes become rows, at most 30 a second
     canvas.finish(recorder.trace())  # the whole trace replaces the rows: nothing is lost
+
+Of passes that come faster than that the newest of each canvas becomes a row, so that of a canvas that is over it is the
+one that decided it; until the whole trace is there, frames between look like the row before them. In autoregression,
+where a pass is a token, a row holds all tokens since the row before it.
 
 A second `begin` replaces the first run. `canvas.on_stop(callback)` shows a Stop button while a run
 is live.
@@ -32,15 +36,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import anywidget
+import numpy as np
 import traitlets
+from numpy.typing import NDArray
 
 from dgemma_core.errors import DgemmaError
-from dgemma_core.trace import Trace, as_array
+from dgemma_core.trace import KINDS, Trace, as_array
 from dgemma_lab import export
-from dgemma_lab.packing import Pass, TokenTable, marks, pack, pack_trace, pass_from_event
+from dgemma_lab.packing import Pass, TokenTable, joined, marks, pack, pack_trace, pass_from_event
 from dgemma_lab.scripts import bundled, style
 
-SECONDS_BETWEEN_MESSAGES = 1 / 30
+ROWS_A_SECOND = 30  # at most, while a run is live: a browser draws no more
 
 Action = Literal["pin", "unpin", "replace", "blank", "branch"]
 
@@ -171,7 +177,8 @@ class Canvas(anywidget.AnyWidget):
     def push(self, event: Any) -> None:
         """Adds a StepEvent or TokenEvent to the live run, from any thread; ignores other events.
 
-        Rows go out at most 30 times a second; those that come faster wait for the next message.
+        A row goes out at once where the last was sent a thirtieth of a second ago or earlier. Else the pass waits, and
+        the next pass on the same canvas takes its place.
         """
         if type(event).__name__ not in ("StepEvent", "TokenEvent"):
             return
@@ -179,27 +186,29 @@ class Canvas(anywidget.AnyWidget):
             if self._live is None:
                 raise DgemmaError("push shows a pass of a live run: call begin first")
             self._live.add(event, self._table, self.alternatives)
-            if time.monotonic() - self._live.sent_at >= SECONDS_BETWEEN_MESSAGES:
-                self._send_tail(self._live.sent_rows, self._live.sent_tokens)
+            self._send_tail()
 
     def finish(self, trace: Trace) -> None:
         """Ends the live run: the whole trace replaces its rows. Who scrubbed back stays there."""
-        with self._lock:
-            if self._live is not None:
-                self._send_tail(self._live.sent_rows, self._live.sent_tokens)
         self._set_trace(trace, step=None if self.step else len(trace))
 
-    def _send_tail(self, first: int, first_token: int) -> None:
+    def _send_tail(self) -> None:
+        """Sends what waits, as far as rows may go out by now."""
         live = self._live
-        if live is None:
+        if live is None or not (room := live.room(time.monotonic())):
             return
+        first, first_token = live.sent, live.sent_tokens
+        rows = live.take(self._table, room)
+        if not rows:
+            return
+        live.sent_tokens = len(self._table)
+        live.times += [time.monotonic()] * len(rows)
         self._tail = {
-            "version": self._version, "first": first, "rows": live.rows[first:],
-            "firstToken": first_token, "ids": self._table.ids[first_token:],
-            "texts": self._table.texts[first_token:], "initial": live.initial,
+            "version": self._version, "first": first, "rows": [row for _, row in rows],
+            "ends": [end for end, _ in rows], "firstToken": first_token,
+            "ids": self._table.ids[first_token:], "texts": self._table.texts[first_token:],
+            "initial": live.initial,
         }  # fmt: skip
-        live.sent_rows, live.sent_tokens = len(live.rows), len(self._table)
-        live.sent_at = time.monotonic()
 
     def _next_version(self) -> int:
         self._version += 1
@@ -221,7 +230,9 @@ class Canvas(anywidget.AnyWidget):
         kind = content.get("type")
         if kind == "resend":
             with self._lock:
-                self._send_tail(int(content["first"]), int(content["firstToken"]))
+                if self._live is not None:
+                    self._live.back_to(int(content["first"]), int(content["firstToken"]))
+                    self._send_tail()
         elif kind == "stop":
             for stop in list(self._stoppers):
                 stop()
@@ -253,7 +264,7 @@ class Canvas(anywidget.AnyWidget):
 
     def __repr__(self) -> str:
         if self._live is not None:
-            return f"Canvas(live, {len(self._live.rows)} passes)"
+            return f"Canvas(live, {self._live.passes} passes)"
         return f"Canvas({self._trace!r})" if self._trace is not None else "Canvas(empty)"
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
@@ -275,9 +286,12 @@ class Canvas(anywidget.AnyWidget):
 
     def to_html(self, path: str | os.PathLike[str]) -> Path:
         """A standalone page with the same script, which needs no network. Returns the path."""
-        self._needs_trace()
-        names = ("step", "colour_by", "show", "speed", "title", "_rows", "_tokens", "_meta")
-        return export.write_html(path, {name: getattr(self, name) for name in names})
+        trace = self._needs_trace()
+        names = ("step", "colour_by", "show", "speed", "title", "_tokens", "_meta")
+        state = {name: getattr(self, name) for name in names}
+        state["_rows"] = base64.b64encode(self._rows).decode()
+        title = self.title or str(trace.metadata.get("prompt", "")) or "Denoising canvas"
+        return export.write_page(path, "canvas", state, title=title, sheets=("canvas.css",))
 
     def to_png(
         self, path: str | os.PathLike[str] | None = None, *, step: int | None = None
@@ -307,28 +321,52 @@ class Canvas(anywidget.AnyWidget):
 
 
 class _Live:
-    """Rows of a run under way, all of them: a view that comes late asks for those it missed."""
+    """A run under way: how many passes it has made, and of which of them the browser may still be told."""
 
     def __init__(self, eos: frozenset[int]) -> None:
         self.eos = eos
-        self.rows: list[bytes] = []
+        self.passes = 0
         self.initial: list[int] | None = None
-        self.sent_rows = self.sent_tokens = 0
-        self.sent_at = 0.0
-        self._before: Pass | None = None
+        self.sent = self.sent_tokens = (
+            0  # passes that the rows sent reach up to; entries of the token table
+        )
+        self.times: list[float] = []  # when the rows of the last second went out
+        # (passes made by then, the pass, its marks): of each canvas the last; in autoregression every pass
+        self._kept: list[tuple[int, Pass, NDArray[np.uint8]]] = []
 
     def add(self, event: Any, table: TokenTable, alternatives: int) -> None:
         diffusion = type(event).__name__ == "StepEvent"
         now = pass_from_event(event, len(event.tokens_out) if diffusion else 1, alternatives)
-        before = self._before
-        if not diffusion or before is None or before.canvas != now.canvas:
-            before = None
-        if diffusion and not self.rows:
+        self.passes += 1
+        if not diffusion:
+            self._kept.append((self.passes, now, marks(now, None, frozenset())))
+            return
+        if not self._kept:
             self.initial = table.local(as_array(event.tokens_in, int)).tolist()
-        self.rows.append(
-            pack(now, marks(now, before, self.eos if diffusion else frozenset()), table)
+        before = (
+            self._kept.pop()[1] if self._kept and self._kept[-1][1].canvas == now.canvas else None
         )
-        self._before = now
+        self._kept.append((self.passes, now, marks(now, before, self.eos)))
+
+    def room(self, now: float) -> int:
+        """How many rows may go out: none within a thirtieth of a second, 30 within a second whichever."""
+        if self.times and now - self.times[-1] < 1 / ROWS_A_SECOND:
+            return 0
+        self.times = [at for at in self.times if now - at < 1]
+        return ROWS_A_SECOND - len(self.times)
+
+    def take(self, table: TokenTable, count: int) -> list[tuple[int, bytes]]:
+        """The first `count` rows that wait, each with the passes made by its end; they count as sent."""
+        waiting = [kept for kept in self._kept if kept[0] > self.sent]
+        if waiting and waiting[0][1].kind == KINDS.index("token"):
+            ends, passes, bits = zip(*waiting, strict=True)
+            waiting = [(ends[-1], joined(passes), np.concatenate(bits))]
+        self.sent = max([self.sent, *(end for end, _, _ in waiting[:count])])
+        return [(end, pack(now, bits, table)) for end, now, bits in waiting[:count]]
+
+    def back_to(self, first: int, first_token: int) -> None:
+        """A view that came late has only so many passes and tokens: what is behind them waits again."""
+        self.sent, self.sent_tokens = min(self.sent, first), min(self.sent_tokens, first_token)
 
 
 def describe(trace: Trace) -> dict[str, Any]:

@@ -11,8 +11,7 @@ import io
 import json
 import os
 import unicodedata
-from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -178,11 +177,21 @@ def _visible_character(character: str) -> str:
 # pages
 
 
-def write_html(path: str | os.PathLike[str], state: Mapping[str, Any]) -> Path:
-    """A page of the widget's state, script and style, which asks for nothing from elsewhere."""
-    plain = {**state, "_rows": b64encode(state["_rows"]).decode()}
-    data = json.dumps(plain, ensure_ascii=False).replace("<", "\\u003c")
-    title = html.escape(str(state["title"] or state["_meta"].get("prompt") or "Denoising canvas"))
+def write_page(
+    path: str | os.PathLike[str],
+    name: str,
+    state: Mapping[str, Any],
+    *,
+    title: str,
+    sheets: Sequence[str],
+) -> Path:
+    """A page of its own of the widget `name`.js over `state` (json values), which asks for nothing from elsewhere.
+
+    The widget shows its title itself; the page has it as its name, and as a heading for those who listen. The page's
+    script can reach the widget's model by its name.
+    """
+    data = json.dumps(state, ensure_ascii=False).replace("<", "\\u003c")
+    title = html.escape(title)
     page = f"""<!doctype html>
 <html lang="en">
 <head>
@@ -191,20 +200,20 @@ def write_html(path: str | os.PathLike[str], state: Mapping[str, Any]) -> Path:
 <meta name="color-scheme" content="light dark">
 <title>{title}</title>
 <style>
-body {{ margin: 16px auto; max-width: 1180px; padding: 0 12px; }}
-body {{ background: Canvas; color: CanvasText; }}
-{style("canvas.css")}</style>
+body {{ margin: 16px auto; max-width: 1180px; padding: 0 12px; background: Canvas; color: CanvasText; }}
+h1 {{ position: absolute; width: 1px; height: 1px; margin: 0; overflow: hidden; clip-path: inset(50%); }}
+{style(*sheets)}</style>
 </head>
 <body>
 <main>
-<h1 class="dg-spoken">{title}</h1>
-<div id="canvas"></div>
+<h1>{title}</h1>
+<div id="{name}"></div>
 </main>
 <script type="application/json" id="state">{data}</script>
 <script type="module">
-{bundled("canvas.js")}
+{bundled(f"{name}.js")}
 const state = JSON.parse(document.getElementById("state").textContent);
-globalThis.canvas = mount(state, document.getElementById("canvas"));
+globalThis["{name}"] = mount(state, document.getElementById("{name}"));
 </script>
 </body>
 </html>

@@ -111,8 +111,9 @@ class Track {
   build(el) {
     this.button = node("button", { type: "button", click: () => this.toggle() }, "▶ Play");
     this.slider = node("input", { type: "range", min: 0, max: 1000, step: 1, "aria-label": "Time", input: () => {
+      const seconds = (this.slider.value / 1000) * this.end; // before a redraw puts the slider back
       this.pause();
-      this.model.set("seconds", (this.slider.value / 1000) * this.end);
+      this.model.set("seconds", seconds);
     } });
     this.clock = node("span", { class: "dgr-clock" });
     this.select = node("select", { change: () => this.start() }, ...PACES.map((slow) => node("option", { value: slow }, slow === 1 ? "as recorded" : `${slow} × slower`)));
@@ -123,6 +124,7 @@ class Track {
     this.root = node("div", { class: "dgf dgr", role: "group", "aria-label": "Race" },
       this.title,
       node("div", { class: "dgr-controls" }, this.button, this.slider, this.clock, node("label", { class: "dgr-pace" }, "pace", this.select)),
+      node("div", { class: "dgr-caption" }, "tokens kept (shaded: accepted on the canvas so far)"),
       this.plot, this.lanes, this.verdict);
     this.root.addEventListener("keydown", (event) => {
       if (event.key !== " " || event.target.matches("button, select") || event.altKey || event.ctrlKey || event.metaKey) return;
@@ -141,7 +143,7 @@ class Track {
     write(this.title, this.model.get("title"));
     this.title.hidden = !this.model.get("title");
     this.places = this.runs.map((run, i) => {
-      const places = { count: node("span", { class: "dgr-count" }), text: node("div", { class: "dgr-text", dir: "auto", tabindex: 0, role: "region", "aria-label": `Text of ${run.name}` }) };
+      const places = { count: node("span", { class: "dgr-count" }), text: node("div", { class: "dgr-text", dir: "auto", tabindex: 0, role: "group", "aria-label": `Text of ${run.name}` }) };
       places.node = node("section", { class: `dgr-lane dgr-lane-${i % 4}`, style: `--dgr-colour: var(--dgr-${i % 4})` },
         node("div", { class: "dgr-head" }, node("span", { class: "dgr-name" }, run.name), places.count), places.text);
       return places;
@@ -252,8 +254,7 @@ class Track {
     });
     this.cursor = node("svg:path", { class: "dgr-now", d: `M0 ${EDGE.top - 6}V${bottom}` });
     this.plot.replaceChildren(
-      node("svg:defs", {}, node("svg:clipPath", { id }, clip)), ...axes, ...lines, this.cursor,
-      node("svg:text", { x: EDGE.left, y: 10 }, "tokens kept (shaded: accepted on the canvas so far)"));
+      node("svg:defs", {}, node("svg:clipPath", { id }, clip)), ...axes, ...lines, this.cursor);
     this.draw();
   }
 }

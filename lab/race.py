@@ -11,7 +11,6 @@ as in a trace: prefill, denoising steps and commits, or prefill and tokens.
 from __future__ import annotations
 
 import html
-import json
 import os
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
@@ -27,11 +26,12 @@ from dgemma_core.checkpoint import Loaded
 from dgemma_core.errors import DgemmaError
 from dgemma_core.generation import Prompt
 from dgemma_core.trace import Trace
-from dgemma_lab.export import visible
+from dgemma_lab.export import visible, write_page
 from dgemma_lab.scripts import bundled, style
 from dgemma_lab.session import record
 
 HIDDEN, DRAFT, STANDING = range(3)
+SHEETS = ("form.css", "race.css")
 
 
 class Race(anywidget.AnyWidget):
@@ -41,7 +41,7 @@ class Race(anywidget.AnyWidget):
     """
 
     _esm = bundled("race.js")
-    _css = style("form.css", "race.css")
+    _css = style(*SHEETS)
 
     lanes = traitlets.List(traitlets.Dict()).tag(sync=True)
     seconds = traitlets.Float(-1.0).tag(sync=True)
@@ -63,36 +63,8 @@ class Race(anywidget.AnyWidget):
 
     def to_html(self, path: str | os.PathLike[str]) -> Path:
         """A standalone page with the same script; it works from a file with no network. Returns the path."""
-        state = {"lanes": self.lanes, "seconds": -1.0, "title": ""}
-        data = json.dumps(state, ensure_ascii=False).replace("<", "\\u003c")
-        title = html.escape(self.title or "Race")
-        page = f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<style>
-body {{ margin: 16px auto; max-width: 1180px; padding: 0 12px; background: Canvas; color: CanvasText; }}
-h1 {{ font: 600 17px/1.4 system-ui, sans-serif; overflow-wrap: anywhere; white-space: pre-wrap; }}
-{self._css}</style>
-</head>
-<body>
-<main>
-<h1>{title}</h1>
-<div id="race"></div>
-</main>
-<script type="application/json" id="state">{data}</script>
-<script type="module">
-{self._esm}
-globalThis.race = mount(JSON.parse(document.getElementById("state").textContent), document.getElementById("race"));
-</script>
-</body>
-</html>
-"""
-        Path(path).write_text(page, "utf-8")
-        return Path(path)
+        state = {"lanes": self.lanes, "seconds": -1.0, "title": self.title}
+        return write_page(path, "race", state, title=self.title or "Race", sheets=SHEETS)
 
     def __repr__(self) -> str:
         return f"Race({', '.join(self.traces)})"

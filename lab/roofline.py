@@ -278,12 +278,11 @@ def roofline(machine: Machine) -> Figure:
         ("autoregressive step", machine.token_steps, theme.VERMILION, "diamond"),
         ("denoising step", machine.canvas_steps, theme.BLUE, "circle"),
     ):
-        ends = {costs[0].batch, costs[-1].batch}
+        batches = [c.batch for c in costs]
         figure.add_scatter(
-            x=[c.intensity for c in costs], y=[c.rate for c in costs], mode="lines+markers+text", name=name,
+            x=[c.intensity for c in costs], y=[c.rate for c in costs], mode="lines+markers",
+            name=f"{name}, batch {', '.join(map(str, batches))} from left to right",
             line={"color": colour, "width": 1, "dash": "dot"}, marker={"size": 9, "symbol": symbol},
-            text=[f"batch {c.batch}" if c.batch in ends else "" for c in costs], textposition="bottom center",
-            textfont={"size": 11},
             customdata=[[c.batch, c.tokens, 1000 * c.seconds] for c in costs],
             hovertemplate="batch %{customdata[0]}: %{customdata[1]} tokens in %{customdata[2]:.2f} ms<br>"
             "%{y:.3s}FLOP/s at %{x:.1f} FLOP a byte<extra>" + name + "</extra>",
@@ -296,9 +295,27 @@ def roofline(machine: Machine) -> Figure:
         ),
         xaxis={"type": "log", "title": "arithmetic intensity, FLOP a byte", "dtick": 1},
         yaxis={"type": "log", "title": "FLOP/s", "exponentformat": "SI", "dtick": 1},
-        height=430,
     )
-    figure.update_layout(legend={"y": 0.9, "yanchor": "top", "x": 1})
+    return _explained(figure, entries=3)
+
+
+def _explained(figure: Figure, *, entries: int) -> Figure:
+    """The legend as a list between title and chart, with room of its own.
+
+    All words stand there and none among the points: those lie wherever the machine puts them, and on top of each other
+    at some width or on some machine.
+    """
+    head, line, chart = 46, 19, 310  # pixels
+    top = head + line * entries + 14
+    height = top + chart + 48
+    figure.update_layout(
+        height=height,
+        margin={"t": top},
+        legend={
+            "orientation": "v", "font": {"size": 12}, "x": 0, "xanchor": "left",
+            "yref": "container", "y": 1 - head / height, "yanchor": "top",
+        },
+    )  # fmt: skip
     return figure
 
 
@@ -328,12 +345,8 @@ def break_even(
     verdict = f"{machine.name}, {machine.model}"
     if tokens_per_forward is not None:
         figure.add_hline(
-            y=tokens_per_forward, line={"color": theme.VERMILION, "dash": "dash", "width": 2}
-        )
-        figure.add_annotation(
-            text=f"kept here: {tokens_per_forward:.1f} tokens a forward", font={"color": theme.VERMILION},
-            x=0, xref="paper", xanchor="left", y=float(np.log10(tokens_per_forward)), yanchor="bottom",
-            showarrow=False,
+            y=tokens_per_forward, line={"color": theme.VERMILION, "dash": "dash", "width": 2},
+            name=f"kept here: {tokens_per_forward:.1f} tokens a forward", showlegend=True,
         )  # fmt: skip
         ceiling.append(tokens_per_forward)
         paying = [
@@ -345,21 +358,21 @@ def break_even(
             else ": diffusion does not pay"
         )
     if published is not None:
-        words = [
-            f"  published: a step takes {published.steps_ratio:g} ×",
-            f"published: overtaken at ≈ {published.overtaken_at}  ",
-        ]
-        claims = [
-            f"one denoising step takes {published.steps_ratio} autoregressive ones",
-            f"at {published.tokens_per_forward} tokens a forward autoregression overtakes at about "
-            f"{published.overtaken_at} requests",
-        ]
         figure.add_scatter(
-            x=[1, published.overtaken_at], y=[published.steps_ratio, published.tokens_per_forward],
-            mode="markers+text", name=f"published, {published.where}; not measured here",
+            x=[1], y=[published.steps_ratio], mode="markers",
+            name=f"published, not measured here ({published.where}): "
+            f"a step takes {published.steps_ratio:g} autoregressive ones",
             marker={"symbol": "star", "size": 13, "color": theme.GREEN},
-            text=words, textposition=["middle right", "middle left"], textfont={"color": theme.GREEN, "size": 12},
-            hovertext=claims, hovertemplate="published, not measured here:<br>%{hovertext}<extra></extra>",
+            hovertemplate="published, not measured here:<br>one denoising step takes %{y} autoregressive ones"
+            "<extra></extra>",
+        )  # fmt: skip
+        figure.add_scatter(
+            x=[published.overtaken_at], y=[published.tokens_per_forward], mode="markers",
+            name=f"published, not measured here: at {published.tokens_per_forward:g} tokens a forward "
+            f"overtaken at about {published.overtaken_at} requests",
+            marker={"symbol": "hexagram", "size": 13, "color": theme.GREEN},
+            hovertemplate="published, not measured here:<br>at %{y} tokens a forward autoregression overtakes at "
+            "about %{x} requests<extra></extra>",
         )  # fmt: skip
         ceiling += [published.steps_ratio, published.tokens_per_forward]
         shown = sorted({*batches, published.overtaken_at})
@@ -375,7 +388,7 @@ def break_even(
             "tickvals": ticks, "ticktext": [str(tick) for tick in ticks],
             "range": np.log10([min(0.8, min(needed) * 0.8), max(ceiling) * 1.6]).tolist(),
         },
-        height=430,
-        legend={"y": 0.9, "yanchor": "top"},
     )  # fmt: skip
-    return figure
+    return _explained(
+        figure, entries=1 + (tokens_per_forward is not None) + 2 * (published is not None)
+    )

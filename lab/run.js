@@ -96,6 +96,21 @@ export class Run {
   }
 
   /**
+   * A row that came live, which ends at frame `end`. Passes of its canvas that were not sent look like the one before
+   * them, where there is none like this one; a row of several tokens is a pass for each.
+   */
+  put(row, end) {
+    if (row.kind === "token") {
+      for (const token of singles(row).slice(Math.max(row.n - (end - this.rows.length), 0))) this.add(token);
+      return;
+    }
+    const last = this.rows.at(-1);
+    const between = last?.canvas === row.canvas ? last : row;
+    while (this.rows.length < end - 1) this.add(between);
+    if (this.rows.length < end) this.add(row);
+  }
+
+  /**
    * What stands at place i of a group at a frame: null where nothing was written yet.
    * show "draft": accepted tokens, best guesses elsewhere; "canvas": what the model sees next, noise included.
    */
@@ -166,6 +181,24 @@ export class Run {
     }
     return low;
   }
+}
+
+/** A row of n tokens → n rows of one. */
+function singles(row) {
+  const { n, k } = row;
+  return Array.from({ length: n }, (_, i) => ({
+    ...row,
+    n: 1,
+    step: row.step + i,
+    position: row.position + i,
+    meanEntropy: entropy(row.entropy[i]),
+    out: row.out.subarray(i, i + 1),
+    alternatives: row.alternatives.subarray(i * k, (i + 1) * k),
+    sample: row.sample.subarray(i, i + 1),
+    entropy: row.entropy.subarray(i, i + 1),
+    probabilities: row.probabilities.subarray(i * k, (i + 1) * k),
+    marks: row.marks.subarray(i, i + 1),
+  }));
 }
 
 /** A history → its stretches of equal best guess: [{token, from, to}]. */

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,7 +30,7 @@ from dgemma_core.decoding import CanvasEvent, DecodeState, Event, PromptEvent, R
 from dgemma_core.errors import DgemmaError, RequestError
 from dgemma_core.generation import Prompt
 from dgemma_core.observe import Observed
-from dgemma_core.samplers import Sampler
+from dgemma_core.samplers import Sampler, describe
 from dgemma_core.trace import KINDS, Trace
 from dgemma_lab.canvas import Canvas, Steer
 from dgemma_lab.export import visible
@@ -51,7 +51,7 @@ class Edit:
     pins: Mapping[int, int] = field(default_factory=dict)
     seed: int | None = None
     sampler: Sampler | None = None
-    words: str = ""  # for the tree
+    words: str = ""  # for the tree; where empty, `described` finds them
 
 
 def hold(
@@ -80,7 +80,8 @@ def blank(trace: Trace, frame: int, start: int, stop: int) -> Edit:
     canvas = start // trace.canvas_length
     first = canvas * trace.canvas_length
     held = {at: token for at, token in shown.items() if first <= at and not start <= at < stop}
-    return Edit(trace.passes_of(canvas).start, canvas, held)
+    words = f"step {frame}: blank {_span(start, stop)}"
+    return Edit(trace.passes_of(canvas).start, canvas, held, words=words)
 
 
 def another(trace: Trace, frame: int, pins: Mapping[int, int], **changes: Any) -> Edit:
@@ -89,6 +90,41 @@ def another(trace: Trace, frame: int, pins: Mapping[int, int], **changes: Any) -
         raise RequestError("the run is over at this step: go back to an earlier one to branch from")
     canvas = int(trace.canvas[min(frame, len(trace) - 1)])
     return Edit(frame, canvas, pins, **changes)
+
+
+def described(edit: Edit, before: Mapping[int, int], text: Callable[[int], str]) -> str:
+    """An edit in words, for the tree: its own, or what sets it apart from a run that held the pins `before`.
+
+    text: of a token; the one that is pinned need not occur in the run.
+    """
+    if edit.words:
+        return edit.words
+    new = {at: token for at, token in edit.pins.items() if before.get(at) != token}
+    parts = []
+    for start, stop in _stretches(new):
+        tokens = "".join(text(new[at]) for at in range(start, stop))
+        parts.append(f"pin {_span(start, stop)} = “{visible(tokens)}”")
+    parts += [f"unpin {_span(*span)}" for span in _stretches(before.keys() - edit.pins.keys())]
+    if edit.sampler is not None:
+        parts.append(f"sampler {describe(edit.sampler)['name']}")
+    if edit.seed is not None:
+        parts.append(f"seed {edit.seed}")
+    return f"step {edit.frame}: {', '.join(parts) or 'the same again'}"
+
+
+def _stretches(positions: Iterable[int]) -> list[tuple[int, int]]:
+    """Positions as stretches without a gap: [(start, stop)], stop exclusive."""
+    found: list[tuple[int, int]] = []
+    for at in sorted(positions):
+        if found and found[-1][1] == at:
+            found[-1] = (found[-1][0], at + 1)
+        else:
+            found.append((at, at + 1))
+    return found
+
+
+def _span(start: int, stop: int) -> str:
+    return f"{start}" if stop - start == 1 else f"{start}–{stop - 1}"
 
 
 def _open(trace: Trace, frame: int, position: int) -> tuple[int, int]:
@@ -226,29 +262,28 @@ def steered(run: Run, steer: Steer, *, seed: int) -> Edit:
     trace = run.trace
     frame = min(steer.step, len(trace))
     pins = run.pins_at(frame)
+    edit = _asked(run, steer, frame, pins, seed)
+    in_view = replace(edit, frame=frame)  # a canvas that is over is written anew, from its start
+    return replace(edit, words=described(in_view, pins, run.text_of))
+
+
+def _asked(run: Run, steer: Steer, frame: int, pins: Mapping[int, int], seed: int) -> Edit:
+    trace, position = run.trace, steer.position
     if steer.action == "branch":
-        return another(trace, frame, pins, seed=seed, words=f"step {frame}: seed {seed}")
-    position = steer.position
+        return another(trace, frame, pins, seed=seed)
     if position is None:
         raise RequestError("choose a token first")
     if steer.action == "blank":
         start = position if steer.start is None else steer.start
         stop = position + 1 if steer.stop is None else steer.stop
-        span = f"{start}" if stop - start == 1 else f"{start}–{stop - 1}"
-        return replace(blank(trace, frame, start, stop), words=f"step {frame}: blank {span}")
+        return blank(trace, frame, start, stop)
     if steer.action == "unpin":
-        return replace(
-            release(trace, frame, position, pins), words=f"step {frame}: unpin {position}"
-        )
+        return release(trace, frame, position, pins)
     if steer.action == "replace":
-        tokens = token_ids(run.loaded, steer.text or "")
-    elif steer.token is not None:
-        tokens = [steer.token]
-    else:
+        return hold(trace, frame, position, token_ids(run.loaded, steer.text or ""), pins)
+    if steer.token is None:
         raise RequestError(f"nothing stands at position {position} yet: step on, then pin")
-    text = "".join(run.text_of(token) for token in tokens)
-    words = f"step {frame}: {steer.action} {position} = “{visible(text)}”"
-    return replace(hold(trace, frame, position, tokens, pins), words=words)
+    return hold(trace, frame, position, [steer.token], pins)
 
 
 def difference(a: Trace, b: Trace) -> str:
@@ -343,7 +378,8 @@ class Steering(Stack):
             parent=parent,
             opening=opening,
         )
-        self._grow(run, edit.words or f"step {edit.frame}")
+        before = parent.pins_at(edit.frame)
+        self._grow(run, described(edit, before, parent.text_of))
         return run
 
     def _grow(self, run: Run, words: str) -> None:

@@ -1,0 +1,41 @@
+"""The exported page of a race: replayed with no kernel and no network, legible to everyone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from dgemma_core.trace import Trace
+from dgemma_lab.race import Race
+
+from ..core.fake_events import EOS, diffusion_events, token_events
+
+ANSWER = [*range(10, 32), EOS]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_replays_the_race_and_axe_finds_nothing(
+    open_page: Callable[..., Page],
+    violations: Callable[..., list[str]],
+    tmp_path: Path,
+    scheme: str,
+) -> None:
+    traces = [
+        Trace.record(events, metadata={"prompt": "Count <i>up</i>"}, decode=" w{}".format)
+        for events in (diffusion_events(ANSWER), token_events(ANSWER))
+    ]
+    page = open_page(Race(traces).to_html(tmp_path / "race.html"), color_scheme=scheme)
+    assert page.title() == "Count <i>up</i>"
+    expect(page.locator(".dgr-title")).to_have_text("Count <i>up</i>")
+    finish = page.locator(".dgr-text").all_inner_texts()
+    assert all("w31" in text for text in finish)
+    assert violations(page) == []
+    page.get_by_role("slider", name="Time").fill("300")
+    assert page.locator(".dgr-text").all_inner_texts() != finish
+    assert violations(page) == []
+    page.get_by_role("button", name="Play").click()
+    expect(page.locator(".dgr-verdict")).to_contain_text("is first", timeout=60_000)
+    assert page.locator(".dgr-text").all_inner_texts() == finish
