@@ -11,8 +11,14 @@ import pandas as pd
 import plotly.graph_objects as go
 
 FOLDER = Path("docs/nano")
-LEGS = {"first": "four families", "copy": "copying", "nano": "all thirteen families", "finish": "falling rate", "grids": "grids",
-        "distil": "distillation"}  # fmt: skip
+LEGS = {
+    "first": "four families",
+    "copy": "copying",
+    "nano": "all thirteen families",
+    "finish": "falling rate",
+    "grids": "grids",
+    "distil": "distillation",
+}
 GROUNDS = {"light": ("#ffffff", "#1d2330", "#d9dde3"), "dark": ("#14181f", "#e6e9ee", "#363e4a")}
 BLUE, ORANGE = "#3b82c4", "#d9822b"
 
