@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from dgemma_core.experts import Experts, Routing
-from dgemma_core.layers import Layer, gelu, rotation, working_dtype
+from dgemma_core.experts import Experts, Routing, gated
+from dgemma_core.layers import Layer, working_dtype
 from dgemma_core.model import DiffusionGemma
 
 if TYPE_CHECKING:
@@ -84,9 +84,7 @@ class DensePass:
     ) -> Tensor:
         """All layers; `rows` of the kept keys are the prefix, None keeps this pass's own."""
         layers = cast(list[Layer], list(self.model.layers))
-        dtype = working_dtype(x)
-        kinds = {layer.config for layer in layers}
-        turns = {kind: rotation(kind, positions, dtype) for kind in kinds}
+        rotations = self.model.rotations(positions, working_dtype(x))
         for i, layer in enumerate(layers):
             bias = full if layer.config.full else sliding
 
@@ -98,7 +96,7 @@ class DensePass:
                     v = torch.cat((self.keys[i][1][rows], v), dim=1)
                 return attention(q, k, v, bias)
 
-            half = layer.before_experts(x, turns[layer.config], attend)
+            half = layer.before_experts(x, rotations[layer.config], attend)
             self.routings.append(half.routing)
             outputs = run_experts(layer.experts, half.for_experts, half.routing.chosen)
             weights = half.routing.weights.unsqueeze(-1).to(outputs.dtype)
@@ -146,8 +144,7 @@ def run_experts(experts: Experts, x: Tensor, chosen: Tensor) -> Tensor:
     dtype = working_dtype(x)
     rows = cast(Tensor, _Rearranged.apply(flat.to(dtype), token, slot.view(-1, k)))
     hidden = torch.bmm(rows.view(count, room, -1), experts.gate_up_proj.to(dtype).mT)
-    gate, up = hidden.chunk(2, dim=-1)
-    outputs = torch.bmm(gelu(gate) * up, experts.down_proj.to(dtype).mT).flatten(0, 1)
+    outputs = torch.bmm(gated(hidden), experts.down_proj.to(dtype).mT).flatten(0, 1)
     placed = cast(Tensor, _Rearranged.apply(outputs, slot, pair.unsqueeze(1)))
     return placed.view(*chosen.shape, -1)
 

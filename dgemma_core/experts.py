@@ -15,6 +15,17 @@ ALL_BELOW = 2**23
 """Multiplications up to which it is quicker to run every expert on every token than to sort tokens by expert."""
 
 
+def gelu(x: Tensor) -> Tensor:
+    """The tanh form of GELU (`gelu_pytorch_tanh`)."""
+    return F.gelu(x, approximate="tanh")
+
+
+def gated(hidden: Tensor) -> Tensor:
+    """hidden (…, 2w), gate and up side by side → gelu(gate) · up (…, w)."""
+    gate, up = hidden.chunk(2, dim=-1)
+    return gelu(gate) * up
+
+
 class Routing(NamedTuple):
     """Which experts each token goes to."""
 
@@ -101,10 +112,9 @@ class Experts(ExpertMixture):
         shares = weights.new_zeros(len(flat), self.count)
         shares.scatter_(1, chosen.reshape(len(flat), -1), weights.reshape(len(flat), -1))
         hidden = F.linear(flat, self.gate_up_proj.flatten(0, 1))  # (N, E · 2w)
-        gate, up = hidden.unflatten(-1, (self.count, -1)).chunk(2, dim=-1)
-        inner = F.gelu(gate, approximate="tanh") * up * shares.to(x.dtype).unsqueeze(-1)
+        inner = gated(hidden.unflatten(-1, (self.count, -1)))
+        inner = inner * shares.to(x.dtype).unsqueeze(-1)
         return torch.bmm(inner.transpose(0, 1), self.down_proj.mT).sum(dim=0).view_as(x)
 
     def expert(self, index: int, rows: Tensor) -> Tensor:
-        gate, up = F.linear(rows, self.gate_up_proj[index]).chunk(2, dim=-1)
-        return F.linear(F.gelu(gate, approximate="tanh") * up, self.down_proj[index])
+        return F.linear(gated(F.linear(rows, self.gate_up_proj[index])), self.down_proj[index])

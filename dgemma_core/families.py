@@ -53,7 +53,8 @@ class Family:
 
     `defaults` are reasoning-gym's settings of the generator (of our own generators: the settings),
     `changed` is what differs here and `why`. `ask` and `target` turn an entry into our prompt and
-    the canonical answer. Seeds are the generator's; the ranges are disjoint.
+    the canonical answer; where that shows worked steps, `result` leaves what the verifier reads.
+    Seeds are the generator's; the ranges are disjoint.
     """
 
     name: str
@@ -64,6 +65,8 @@ class Family:
     why: str = ""
     ask: Callable[[Entry], str]
     target: Callable[[Entry], str]
+    result: Callable[[str], str] = str.strip
+    """What the verifier reads of an answer."""
     train_seeds: range = TRAIN_SEEDS
     validation_seeds: range = VALIDATION_SEEDS
     test_seeds: range = TEST_SEEDS
@@ -83,7 +86,7 @@ class Family:
 
     def score(self, entry: Entry, text: str) -> float:
         """The verifier's verdict on `text`, 0 to 1; white space around the text is left out."""
-        return float(dataset_of(self.name).score_answer(text.strip(), entry))
+        return float(dataset_of(self.name).score_answer(self.result(text), entry))
 
     def solved(self, entry: Entry, text: str) -> bool:
         """True where the verifier gives the full score."""
@@ -101,6 +104,22 @@ def _grid(rows: list[list[int]], blank: str = "0") -> str:
 
 def _theirs(entry: Entry) -> str:
     return _lines(entry["answer"])
+
+
+def _running_sums(entry: Entry) -> str:
+    """The expression worked from left to right, an equation a line."""
+    total, *rest = entry["metadata"]["expression"].split()
+    lines = []
+    for sign, term in zip(rest[::2], rest[1::2], strict=True):
+        found = int(total) + int(term) if sign == "+" else int(total) - int(term)
+        lines.append(f"{total} {sign} {term} = {found}")
+        total = str(found)
+    return "\n".join(lines)
+
+
+def _last_result(text: str) -> str:
+    """What stands behind the last equals sign."""
+    return text.rpartition("=")[2].strip()
 
 
 def _ask_futoshiki(entry: Entry) -> str:
@@ -156,12 +175,13 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         name="chain_sum",
         dataset="chain_sum",
-        depends="serial: carries, and no room to write steps",
+        depends="serial: every step needs the one before",
         defaults=dict(
             min_terms=2, max_terms=6, min_digits=1, max_digits=4, allow_negation=False
         ),
         ask=lambda entry: f"Compute {entry['metadata']['expression']}",
-        target=_theirs,
+        target=_running_sums,
+        result=_last_result,
     ),
     Family(
         name="word_sum",

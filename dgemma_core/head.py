@@ -25,6 +25,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from dgemma_core.draws import inverse_cdf
 from dgemma_core.errors import RequestError
 from dgemma_core.quantise import Matrix, dense, linear
 
@@ -308,7 +309,7 @@ class VocabularyHead:
             uniform = draws.uniform.reshape(-1).to(device)
             one_slice = self.vocab_size <= self.slice_size and not apart
             drawn_fields = (
-                _inverse_cdf_of(weights, uniform)
+                _sampled(weights, running.mass, uniform)
                 if one_slice
                 else self._inverse_cdf(flat, temperatures, sampling, uniform)
             )
@@ -405,14 +406,10 @@ class VocabularyHead:
         return summed.to(weights.dtype)
 
 
-def _inverse_cdf_of(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Samples from weights (N, V) that lie before us whole, uniform (N,): tokens and their probabilities (N,)."""
-    cumulative = weights.double().cumsum(dim=1)
-    total = cumulative[:, -1:]
-    token = torch.searchsorted(cumulative, uniform.unsqueeze(1) * total, right=True)
-    token = token.clamp_max_(weights.shape[1] - 1)
-    probability = weights.gather(1, token) / total
-    return token.squeeze(1), probability.squeeze(1).float()
+def _sampled(weights: Tensor, mass: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Samples from weights (N, V) of sums `mass` (N, 1), uniform (N,): tokens and their probabilities (N,)."""
+    token = inverse_cdf(weights, uniform)
+    return token, (weights.gather(1, token.unsqueeze(1)) / mass).squeeze(1)
 
 
 def filtered(logits: Tensor, filters: Filters) -> Tensor:

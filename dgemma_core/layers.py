@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgemma_core.config import LayerConfig, TextConfig
-from dgemma_core.experts import Experts, Router, Routing
+from dgemma_core.experts import Experts, Router, Routing, gated, gelu
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(q (…, H, d), k (…, G, d), v (…, G, d)) → (…, H, d), over whatever keys the caller holds."""
@@ -41,11 +41,6 @@ def rms_norm(x: Tensor, eps: float, weight: Tensor | None = None) -> Tensor:
     wide = x.float()
     normed = F.rms_norm(wide, wide.shape[-1:], None if weight is None else weight.float(), eps)
     return normed.to(working_dtype(x))
-
-
-def gelu(x: Tensor) -> Tensor:
-    """The tanh form of GELU (`gelu_pytorch_tanh`)."""
-    return F.gelu(x, approximate="tanh")
 
 
 class RMSNorm(nn.Module):
@@ -109,11 +104,8 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         joined = None if self._joined is None else self._joined(x)
-        if joined is None:
-            gate, up = self.gate_proj(x), self.up_proj(x)
-        else:
-            gate, up = joined.chunk(2, dim=-1)
-        return self.down_proj(gelu(gate) * up)
+        inner = gelu(self.gate_proj(x)) * self.up_proj(x) if joined is None else gated(joined)
+        return self.down_proj(inner)
 
 
 class SelfConditioning(GatedMLP):

@@ -19,11 +19,19 @@ import torch
 from torch import Tensor, nn
 
 from dgemma_core.cache import PrefixCache, RowCache, attend_all, attend_causal, check_rows
-from dgemma_core.config import ModelConfig
+from dgemma_core.config import LayerConfig, ModelConfig
 from dgemma_core.errors import RequestError
 from dgemma_core.experts import Routing
 from dgemma_core.head import VocabularyHead
-from dgemma_core.layers import Attention, GatedMLP, Layer, RMSNorm, SelfConditioning, rotation
+from dgemma_core.layers import (
+    Attention,
+    GatedMLP,
+    Layer,
+    RMSNorm,
+    Rotation,
+    SelfConditioning,
+    rotation,
+)
 
 Rows = Tensor | Sequence[Sequence[int]] | Sequence[Tensor]
 """Token ids: a (B, P) tensor, or a list of rows of different length."""
@@ -121,6 +129,11 @@ class DiffusionGemma(nn.Module):
     def _typed_layers(self) -> Sequence[Layer]:
         return cast(Sequence[Layer], self.layers)
 
+    def rotations(self, positions: Tensor, dtype: torch.dtype) -> dict[LayerConfig, Rotation]:
+        """Rotary angles of `positions` (…), once for each kind of layer."""
+        kinds = {layer.config for layer in self._typed_layers()}
+        return {kind: rotation(kind, positions, dtype) for kind in kinds}
+
     def run_layers(
         self,
         x: Tensor,
@@ -130,8 +143,7 @@ class DiffusionGemma(nn.Module):
         watch: Watch | None = None,
     ) -> Tensor:
         """x (…, D) at `positions` (…) through all layers and the final norm → (…, D)."""
-        kinds = {layer.config for layer in self._typed_layers()}
-        rotations = {kind: rotation(kind, positions, x.dtype) for kind in kinds}
+        rotations = self.rotations(positions, x.dtype)
         for i, layer in enumerate(self._typed_layers()):
             seen = None if watch is None else partial(watch.router, i)
             x = layer(x, rotations[layer.config], partial(attend, i), scalars[i], seen)

@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgemma_core.errors import RequestError
-from dgemma_core.experts import ExpertMixture, Experts
+from dgemma_core.experts import ExpertMixture, Experts, gated
 
 if TYPE_CHECKING:
     from dgemma_core.model import DiffusionGemma
@@ -269,8 +269,7 @@ class QuantisedExperts(Holder, ExpertMixture):
         self.count = plain.count
 
     def expert(self, index: int, rows: Tensor) -> Tensor:
-        gate, up = self.matrix("gate_up_proj")[index].linear(rows).chunk(2, dim=-1)
-        inner = F.gelu(gate, approximate="tanh") * up
+        inner = gated(self.matrix("gate_up_proj")[index].linear(rows))
         return self.matrix("down_proj")[index].linear(inner)
 
 

@@ -114,6 +114,28 @@ GRIDS = replace(
 )
 """From `finish`: more of the grids, which the even mix has worn down, and of JSON."""
 
+LONG = replace(
+    NANO_RECIPE,
+    training=Recipe(
+        steps=30_000,
+        warmup=20,
+        learning_rate=2e-3,
+        matrix_learning_rate=0.012,
+        decay=0,
+        noisings=2,
+        seed=7,
+    ),
+    shares={
+        **NANO_RECIPE.shares,
+        "mini_sudoku": 2,
+        "futoshiki": 3,
+        "chain_sum": 2,
+        "word_sorting": 2,
+        "rotate_matrix": 1,
+    },
+)
+"""From `grids`, at a steady rate: every canvas is noised twice, since diffusion trails the causal mode."""
+
 DISTIL = replace(
     NANO_RECIPE,
     training=Recipe(steps=240, warmup=10, learning_rate=4e-4, matrix_learning_rate=3e-3, seed=5),
@@ -127,6 +149,7 @@ RECIPES: Mapping[str, NamedRecipe] = {
     "nano": NANO_RECIPE,
     "finish": FINISH,
     "grids": GRIDS,
+    "long": LONG,
     "distil": DISTIL,
 }
 

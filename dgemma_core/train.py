@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dgemma_core.errors import RequestError
+from dgemma_core.machine import cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,6 +99,7 @@ def make_trainer(
     end = tokenizer.token_id(TURN_END)
     assert end is not None
     model = DiffusionGemma(recipe.config)
+    begun: DiffusionGemma | None = None
     texts: Callable[[int], Text] = FamilyTexts(recipe.mix, tokenizer, recipe.training.seed)
     if recipe.teacher is not None:
         kept = folder / TEACHER
@@ -106,16 +107,17 @@ def make_trainer(
             raise RequestError("this recipe distils a trained model: name it with --from")
         if start is not None:
             export(_loaded(start, recipe), recipe, kept)
-        start = str(kept)
-        teacher = load_model(kept, dtype="float32", device="cpu")
-        texts = TeacherTexts(teacher, recipe.teacher, recipe.mix, tokenizer)
-    if start is None:
+        begun = load_model(kept, dtype="float32", device="cpu")
+        texts = TeacherTexts(begun, recipe.teacher, recipe.mix, tokenizer)
+    elif start is not None:
+        begun = _loaded(start, recipe)
+    if begun is None:
         initialise(model, recipe.training.seed)
     else:
-        model.load_state_dict(_loaded(start, recipe).state_dict())
+        model.load_state_dict(begun.state_dict())
     where = model.to(resolve_device(device)).device
     if workers is None:
-        workers = _cores() if where.type == "cpu" else 1
+        workers = cores() if where.type == "cpu" else 1
     return Trainer(
         model,
         texts,
@@ -139,11 +141,6 @@ def _loaded(start: str, recipe: NamedRecipe) -> DiffusionGemma:
             f"{start} has another shape than the recipe's model: train without --from"
         )
     return model
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_with_progress(trainer: Trainer, minutes: float | None) -> bool:

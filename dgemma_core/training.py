@@ -81,6 +81,9 @@ class Recipe:
     clip: float = 1.0
     self_conditioning: float = 0.5
     """Share of the examples whose canvas is denoised twice."""
+    noisings: int = 1
+    """Times that a canvas is noised and predicted: the clean text, read once, serves them all. Their t lie evenly apart
+    (each one alone is uniform), which evens out the loss."""
     autoregressive: float = 1.0
     """Weight of the causal loss."""
     balance: float = 0.01
@@ -93,9 +96,9 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch_size, self.pool, self.micro_batches) < 1:
+        if min(self.steps, self.batch_size, self.pool, self.micro_batches, self.noisings) < 1:
             raise RequestError(
-                "a recipe's steps, batch_size, pool and micro_batches are at least 1"
+                "a recipe's steps, batch_size, pool, micro_batches and noisings are at least 1"
             )
         if self.batch_size % self.micro_batches:
             raise RequestError(
@@ -173,9 +176,8 @@ def canvas_count(text: Text, canvas_length: int) -> int:
     return len(text.answer) // canvas_length + 1
 
 
-def noised(canvas: Tensor, vocab_size: int, generator: torch.Generator) -> Tensor:
-    """Replaces each token with probability t ~ U(0, 1), one t a row, by a uniform token. canvas (B, C) → (B, C)."""
-    t = torch.rand(len(canvas), 1, generator=generator)
+def noised(canvas: Tensor, t: Tensor, vocab_size: int, generator: torch.Generator) -> Tensor:
+    """Replaces each token with its row's probability t (B, 1) by a uniform token. canvas (B, C) → (B, C)."""
     replaced = torch.rand(canvas.shape, generator=generator) < t
     uniform = torch.randint(vocab_size, canvas.shape, generator=generator)
     return torch.where(replaced, uniform, canvas)
@@ -215,23 +217,40 @@ def loss(model: DiffusionGemma, batch: Batch, recipe: Recipe, generator: torch.G
     both = DensePass(model, batch)
     hidden, targets = _counted(both.encode(), batch.targets.to(device))
     causal = F.cross_entropy(_raw_logits(model, hidden), targets)
-    if batch.noisy is None or batch.before is None:
-        canvas = noised(batch.canvas, model.config.text.vocab_size, generator).to(device)
-        before = canvas[: math.ceil(recipe.self_conditioning * len(canvas))]
-    else:
-        canvas, before = batch.noisy.to(device), batch.before.to(device)
-    conditioned = len(before)
+    clean = batch.canvas.to(device).flatten()
+    denoised = [
+        F.cross_entropy(_predicted(model, both, canvas, before), clean)
+        for canvas, before in looks(model, batch, recipe, generator)
+    ]
+    return Losses(torch.stack(denoised).mean(), causal, balance_loss(both.routings))
+
+
+def looks(
+    model: DiffusionGemma, batch: Batch, recipe: Recipe, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The canvases (B, C) to predict from, each with those (conditioned, C) of the first looks."""
+    if batch.noisy is not None and batch.before is not None:
+        yield batch.noisy.to(model.device), batch.before.to(model.device)
+        return
+    t = torch.rand(len(batch.canvas), 1, generator=generator)
+    conditioned = math.ceil(recipe.self_conditioning * len(t))
+    for i in range(recipe.noisings):
+        apart = (t + i / recipe.noisings) % 1.0
+        canvas = noised(batch.canvas, apart, model.config.text.vocab_size, generator)
+        canvas = canvas.to(model.device)
+        yield canvas, canvas[:conditioned]
+
+
+def _predicted(model: DiffusionGemma, both: DensePass, canvas: Tensor, before: Tensor) -> Tensor:
+    """Raw logits (B · C, V) of the canvases (B, C), the first of them conditioned on a look at `before`."""
     soft = None
-    if conditioned:
+    if len(before):
         kept = len(both.routings)
         with torch.no_grad():
-            first = both.denoise(before, None, slice(conditioned))
-            seen = _soft_embedding(model, first)
+            seen = _soft_embedding(model, both.denoise(before, None, slice(len(before))))
         del both.routings[kept:]
-        soft = torch.cat((seen, seen.new_zeros(len(canvas) - conditioned, *seen.shape[1:])))
-    predicted = _raw_logits(model, both.denoise(canvas, soft).flatten(0, 1))
-    denoised = F.cross_entropy(predicted, batch.canvas.to(device).flatten())
-    return Losses(denoised, causal, balance_loss(both.routings))
+        soft = torch.cat((seen, seen.new_zeros(len(canvas) - len(before), *seen.shape[1:])))
+    return _raw_logits(model, both.denoise(canvas, soft).flatten(0, 1))
 
 
 def _raw_logits(model: DiffusionGemma, hidden: Tensor) -> Tensor:
@@ -369,7 +388,11 @@ class Trainer:
             betas=recipe.betas,
             weight_decay=recipe.weight_decay,
         )
-        self.workers = ThreadPoolExecutor(workers) if workers > 1 else None
+        self.workers = None
+        if workers > 1:
+            self.workers = ThreadPoolExecutor(
+                workers, initializer=torch.set_num_threads, initargs=(1,)
+            )
 
     def step(self, micro: Sequence[Batch]) -> dict[str, float]:
         """One update from the gradients of all micro-batches; returns the figures of the learning curve."""
@@ -408,8 +431,6 @@ class Trainer:
         self, step: int, count: int, m: int, batch: Batch
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Micro-batch m's share of the gradients, and its three losses."""
-        if self.workers is not None:
-            torch.set_num_threads(1)
         generator = _generator(self.recipe.seed, 2, step, m)
         # Autocast's cache of weights is one for all threads, which would mix the workers' gradients.
         kind = self.model.device.type

@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -171,23 +171,21 @@ def interleaved(
     found: Sequence[tuple[Worker, Measured]],
     setting: Setting,
     do: str,
-    figure: Any,
     progress: str,
-    **arguments: Any,
+    arguments: Callable[[int], dict[str, Any]],
 ) -> list[Measured]:
-    """`rounds` rounds of every worker in turn, after one to warm up. figure(answer) → the round's number."""
+    """`rounds` rounds of every worker in turn, after one to warm up; a round's figure is the median of its answer.
+
+    arguments(turn): the command's, of that round.
+    """
     from tqdm.auto import tqdm
 
     with tqdm(total=(setting.rounds + 1) * len(found), desc=progress, leave=False) as bar:
         for turn in range(setting.rounds + 1):
             for worker, measured in found:
-                answer = (
-                    worker.ask(do, seed=setting.seed + turn, **arguments)
-                    if do != "tokens"
-                    else worker.ask(do, **arguments)
-                )
+                answer = worker.ask(do, **arguments(turn))
                 if turn:
-                    measured.rounds.append(figure(answer, measured))
+                    measured.rounds.append(statistics.median(answer["result"]))
                 measured.peak_bytes = answer["peak_bytes"]
                 bar.update()
     return [measured for _, measured in found]
@@ -200,8 +198,9 @@ def steps(
     """Seconds a denoising step, the median of `count` fixed steps a round."""
     with workers(folder, names, setting, prompt, canvas) as found:
         return interleaved(
-            found, setting, "steps", lambda answer, _: statistics.median(answer["result"]),
-            f"step, {setting.dtype}, {setting.allocator}", prompts=[prompt] * batch, count=count,
+            found, setting, "steps",
+            f"step, {setting.dtype}, {setting.allocator}",
+            lambda turn: {"prompts": [prompt] * batch, "count": count, "seed": setting.seed + turn},
         )  # fmt: skip
 
 
@@ -211,8 +210,9 @@ def tokens(
     """Seconds a greedy autoregressive token, the median of `count` a round."""
     with workers(folder, names, setting, prompt, []) as found:
         return interleaved(
-            found, setting, "tokens", lambda answer, _: statistics.median(answer["result"]),
-            f"token, {setting.dtype}, {setting.allocator}", prompt=prompt, count=count,
+            found, setting, "tokens",
+            f"token, {setting.dtype}, {setting.allocator}",
+            lambda _: {"prompt": prompt, "count": count},
         )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from dgemma_core import RequestError
+from dgemma_core.machine import cores
 
 bench_app = typer.Typer(
     no_args_is_help=True,
@@ -28,7 +29,7 @@ Peers = Annotated[str, typer.Option(help="Implementations beside this project, w
 PUBLIC = "transformers,transformers (grouped experts),diffusers"
 
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+CORES = cores()
 
 
 @bench_app.command()

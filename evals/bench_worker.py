@@ -1,7 +1,7 @@
 """One implementation in a process of its own, for `dgemma bench`: loads, proves its logits, and runs timed rounds.
 
-Commands come as JSON lines on standard input, answers go as JSON lines to standard output: {"do": "load", …},
-{"do": "logits", …}, {"do": "round", …}. An implementation is a class with these three methods.
+Commands come as JSON lines on standard input, answers go as JSON lines to standard output: {"do": "load", …}
+first, then "logits", "steps", "write" or "tokens": the methods of an implementation.
 
 What is timed is the same on all sides: a denoising step from the start of one forward pass to the start of the next
 (or the end of the run), sampling, stopping and self-conditioning included; a whole run from prompt to final ids.

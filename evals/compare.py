@@ -26,6 +26,7 @@ from lm_eval.api.task import Task
 from tqdm import tqdm
 
 from dgemma_core import DgemmaError, RequestError
+from dgemma_core.machine import cores
 from dgemma_evals.counting import Counts
 from dgemma_evals.harness import Tasks
 from dgemma_evals.options import Options
@@ -321,9 +322,7 @@ def environment() -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
         "platform": platform.platform(),
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": cores(),
         "torch_threads": torch.get_num_threads(),
         "allocator": os.environ.get("LD_PRELOAD") or "the system's",
         "load_average": [round(value, 2) for value in os.getloadavg()],

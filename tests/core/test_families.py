@@ -174,6 +174,25 @@ def test_few_sudoku_answers_are_new():
     assert families.answers_seen("number_sorting", 600, test_count=20) == 0.0
 
 
+def test_a_chain_of_sums_is_worked_line_by_line():
+    row = families.family("chain_sum")
+    problem = families.example("chain_sum", 5)
+    first, *_ = problem.entry["metadata"]["expression"].split()
+    lines = problem.answer.split("\n")
+    assert lines[0].startswith(f"{first} ") and lines[-1].endswith(f"= {problem.entry['answer']}")
+    for line in lines:
+        left, _, right = line.partition(" = ")
+        assert eval(left) == int(right)
+    for before, after in pairwise(lines):
+        assert after.split()[0] == before.split()[-1]
+    assert row.solved(problem.entry, problem.answer)
+    assert row.solved(problem.entry, problem.entry["answer"]), "the last number decides"
+    wrong = int(problem.entry["answer"]) + 1
+    assert not row.solved(problem.entry, f"{problem.answer}\n0 + {wrong} = {wrong}")
+    assert not row.solved(problem.entry, "\n".join(lines[:-1]))
+    assert not row.solved(problem.entry, "")
+
+
 def test_prompts_are_short_and_some_answers_need_a_second_canvas():
     tokenizer = load_tokenizer(families.TEST_PROMPTS.parent)
     longest = {}
@@ -182,5 +201,6 @@ def test_prompts_are_short_and_some_answers_need_a_second_canvas():
         asked = [len(tokenizer.encode(one.prompt)) for one in drawn]
         assert sum(asked) / len(asked) <= 45
         longest[name] = max(len(tokenizer.encode(one.answer)) for one in drawn)
-    assert {name for name, tokens in longest.items() if tokens > 64} == {"rotate_matrix", "prose"}
+    long = {name for name, tokens in longest.items() if tokens > 64}
+    assert long == {"chain_sum", "rotate_matrix", "prose"}
     assert max(longest.values()) <= 128

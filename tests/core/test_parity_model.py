@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from transformers import DiffusionGemmaForBlockDiffusion
 
-from dgemma_core import GenerationDefaults, layers, load
+from dgemma_core import GenerationDefaults, experts, layers, load
 from dgemma_core import model as model_module
 from dgemma_core.cache import attend_causal
 from dgemma_core.checkpoint import load_model, read_config, save_model
@@ -196,7 +196,8 @@ def _one_set_of_layer_scalars(model: DiffusionGemma, patch: pytest.MonkeyPatch) 
 
 
 def _exact_gelu(model: DiffusionGemma, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(layers, "gelu", F.gelu)
+    for module in (layers, experts):
+        patch.setattr(module, "gelu", F.gelu)
 
 
 def _values_keep_their_length(model: DiffusionGemma, patch: pytest.MonkeyPatch) -> None:

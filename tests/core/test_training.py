@@ -39,6 +39,7 @@ from dgemma_core.training import (
     canvas_count,
     collate,
     initialise,
+    looks,
     loss,
     noised,
 )
@@ -86,22 +87,58 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
 # --- noise
 
 
-def test_noise_rates_are_uniform() -> None:
-    """Of rows of 4096 tokens, the share that was replaced is t(1 − 1/V), t uniform on (0, 1)."""
-    rows, vocab = 800, 16
+def noise(canvas: Tensor, vocab: int, generator: torch.Generator) -> Tensor:
+    """Noised once, each row with a rate of its own."""
+    return noised(canvas, torch.rand(len(canvas), 1, generator=generator), vocab, generator)
+
+
+@pytest.mark.parametrize("noisings", [1, 2, 3])
+def test_noise_rates_are_uniform_and_evenly_apart(model: DiffusionGemma, noisings: int) -> None:
+    """Of rows of 4096 tokens, the share that was replaced is t(1 − 1/V), t uniform on (0, 1); the noisings of a row
+    lie 1/n apart, around the corner."""
+    rows, vocab = 800, 48
     canvas = torch.full((rows, 4096), 5)
-    noisy = noised(canvas, vocab, torch.Generator().manual_seed(0))
-    t = (noisy != canvas).double().mean(1) / (1 - 1 / vocab)
-    counts = torch.histc(t.clamp(0, 1), bins=8, min=0, max=1)
-    assert ((counts - rows / 8) ** 2 / (rows / 8)).sum() < 7 + 5 * math.sqrt(14)
-    assert abs(float(t.mean()) - 0.5) < 5 * math.sqrt(1 / 12 / rows)
-    assert t.min() < 0.02 and t.max() > 0.98
+    batch = Batch(canvas, canvas, torch.zeros(rows, dtype=torch.long), canvas)
+    recipe = replace(RECIPE, noisings=noisings, self_conditioning=0.25)
+    drawn = list(looks(model, batch, recipe, torch.Generator().manual_seed(0)))
+    assert len(drawn) == noisings
+    rates = []
+    for noisy, before in drawn:
+        assert torch.equal(before, noisy[:200])
+        t = (noisy != canvas).double().mean(1) / (1 - 1 / vocab)
+        counts = torch.histc(t.clamp(0, 1), bins=8, min=0, max=1)
+        assert ((counts - rows / 8) ** 2 / (rows / 8)).sum() < 7 + 5 * math.sqrt(14)
+        assert abs(float(t.mean()) - 0.5) < 5 * math.sqrt(1 / 12 / rows)
+        assert t.min() < 0.02 and t.max() > 0.98
+        rates.append(t)
+    for i, t in enumerate(rates):
+        apart = (t - rates[0] - i / noisings + 0.5) % 1 - 0.5
+        assert apart.abs().max() < 0.06, "4096 tokens tell a rate to about 0.008"
+
+
+def test_every_noising_counts(model: DiffusionGemma) -> None:
+    """The canvas loss is the mean over the noisings, the causal loss is read once."""
+    batch, recipe = uneven(), replace(RECIPE, self_conditioning=0.5, noisings=3)
+    with torch.no_grad():
+        ours = loss(model, batch, recipe, torch.Generator().manual_seed(7))
+        both, single = DensePass(model, batch), []
+        both.encode()
+        for noisy, before in looks(model, batch, recipe, torch.Generator().manual_seed(7)):
+            p = model.logits(both.denoise(before, None, slice(len(before)))).softmax(-1)
+            soft = p @ model.embed_tokens.weight * 16**0.5
+            soft = torch.cat((soft, torch.zeros(len(noisy) - len(before), *soft.shape[1:])))
+            logits = model.logits(both.denoise(noisy, soft))
+            single.append(F.cross_entropy(logits.flatten(0, 1), batch.canvas.flatten()))
+        once = loss(model, batch, replace(recipe, noisings=1), torch.Generator().manual_seed(7))
+    assert len({float(value) for value in single}) == 3
+    close(ours.canvas, torch.stack(single).mean())
+    close(ours.autoregressive, once.autoregressive)
 
 
 def test_noise_is_any_token_at_any_position() -> None:
     vocab = 8
     canvas = torch.arange(6).expand(20_000, 6)
-    noisy = noised(canvas, vocab, torch.Generator().manual_seed(1))
+    noisy = noise(canvas, vocab, torch.Generator().manual_seed(1))
     changed = noisy != canvas
     share = changed.double().mean(0)
     assert ((share - 0.5 * (1 - 1 / vocab)).abs() < 0.02).all(), "no position is spared"
@@ -115,10 +152,10 @@ def test_noise_is_any_token_at_any_position() -> None:
 
 def test_noise_comes_from_its_generator_alone() -> None:
     canvas = torch.arange(12).view(2, 6)
-    first = noised(canvas, 50, torch.Generator().manual_seed(3))
+    first = noise(canvas, 50, torch.Generator().manual_seed(3))
     torch.manual_seed(9)
-    assert torch.equal(noised(canvas, 50, torch.Generator().manual_seed(3)), first)
-    assert not torch.equal(noised(canvas, 50, torch.Generator().manual_seed(4)), first)
+    assert torch.equal(noise(canvas, 50, torch.Generator().manual_seed(3)), first)
+    assert not torch.equal(noise(canvas, 50, torch.Generator().manual_seed(4)), first)
 
 
 # --- batches
@@ -234,7 +271,7 @@ def test_the_dense_pass_is_the_inference_path(model: DiffusionGemma) -> None:
     batch = uneven()
     assert batch.prefix.tolist() == [1, 5, 6, 20, 15, 11]
     both = DensePass(model, batch)
-    canvas = noised(batch.canvas, 48, torch.Generator().manual_seed(0))
+    canvas = noise(batch.canvas, 48, torch.Generator().manual_seed(0))
     soft = torch.randn(*canvas.shape, 16, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         encoded = both.encode()
@@ -259,7 +296,7 @@ def test_the_loss_is_the_plain_one(model: DiffusionGemma, share: float) -> None:
     batch, recipe = uneven(), replace(RECIPE, self_conditioning=share)
     with torch.no_grad():
         ours = loss(model, batch, recipe, torch.Generator().manual_seed(7))
-    canvas = noised(batch.canvas, 48, torch.Generator().manual_seed(7))
+    canvas = noise(batch.canvas, 48, torch.Generator().manual_seed(7))
     causal, denoised, fed = [], [], torch.zeros(*canvas.shape, 16)
     for row, prefix in enumerate(batch.prefix.tolist()):
         clean, counted = batch.clean[row : row + 1], batch.targets[row] != -100
@@ -334,7 +371,7 @@ def test_no_gradient_flows_through_the_soft_embedding() -> None:
     model = tiny.model(2).requires_grad_(True)
     batch, recipe = uneven(), replace(RECIPE, self_conditioning=1.0)
     ours = gradients(model, loss(model, batch, recipe, torch.Generator().manual_seed(7)).canvas)
-    canvas = noised(batch.canvas, 48, torch.Generator().manual_seed(7))
+    canvas = noise(batch.canvas, 48, torch.Generator().manual_seed(7))
     both = DensePass(model, batch)
     both.encode()
     p = model.logits(both.denoise(canvas, None).detach()).softmax(-1)
