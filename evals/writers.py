@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import time
 import urllib.error
 import urllib.request
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lm_eval.api.instance import Instance
+from lm_eval.models.openai_completions import LocalChatCompletion
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from dgemma_core import CheckpointError, DgemmaError, RequestError
@@ -218,11 +218,12 @@ class _Clock:
 
 
 class ServerWriter:
-    """An OpenAI-compatible server, over its streaming chat endpoint, at temperature 0.
+    """An OpenAI-compatible server, asked by lm-eval's `local-chat-completions`, at temperature 0.
 
-    What the client sees: the text, its tokens as the server counts them, and when parts arrive (for
-    that it streams, which lm-eval's API models do not). Passes and steps are the server's secret, so
-    they are not reported. A key that the server wants comes from OPENAI_API_KEY, as in lm-eval.
+    The request is lm-eval's (its stop strings, seed and key from OPENAI_API_KEY); the answer is
+    streamed, which lm-eval's API models do not do, so that it is seen when parts arrive. What the
+    client sees besides: the text, and its tokens as the server counts them. Passes and steps are the
+    server's secret, so they are not reported.
     """
 
     deterministic = True
@@ -235,17 +236,19 @@ class ServerWriter:
         self.tokenizer_name = url
         self.identity = digest(url)
         self.timeout = timeout
+        self.client = LocalChatCompletion(base_url=f"{self.url}/chat/completions", timeout=timeout)
         served = self._json(b"".join(self._call("/models", None)))
         names = [str(entry["id"]) for entry in served.get("data", [])]
         self.model = self.model or (names[0] if names else "")
         if names and self.model not in names:
             raise RequestError(f"{url}: the server has {', '.join(names)}, not {self.model}")
+        self.client.model = self.model
 
     def _call(self, path: str, body: Any) -> Iterator[bytes]:
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"}
-        if key := os.environ.get("OPENAI_API_KEY"):
-            headers["Authorization"] = f"Bearer {key}"
+        if self.client.api_key:
+            headers |= self.client.header
         request = urllib.request.Request(self.url + path, data, headers)
         try:
             with urllib.request.urlopen(request, timeout=self.timeout) as answer:
@@ -284,15 +287,13 @@ class ServerWriter:
         prompt, given = instance.args
         asked = normalize_gen_kwargs(dict(given))
         until = [text for text in asked["until"] if text]
-        body = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": prompt}],
-            "max_tokens": asked["max_gen_toks"],
-            "temperature": 0.0,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            **({"stop": until} if until else {}),
-        }
+        body = self.client._create_payload(  # what lm-eval's API models define themselves by
+            [{"role": "user", "content": prompt}],
+            generate=True,
+            gen_kwargs={"max_gen_toks": asked["max_gen_toks"], "temperature": 0.0, "until": until},
+            seed=seed,
+        )
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
         started = time.perf_counter()
         text, reason = "", "length"
         usage: dict[str, Any] = {}

@@ -337,7 +337,8 @@ def test_a_server_is_measured_from_outside(server, pair, tmp_path, monkeypatch):
     assert side["stop_reasons"] == {"stop": 2} and math.isfinite(side["first_seconds"])
     assert any("client cannot see" in line for line in found["not_measured"])
     asked = server.asked[-1]
-    assert asked["temperature"] == 0 and asked["max_tokens"] == 128
+    assert asked["temperature"] == 0 and asked["max_tokens"] == 128 and asked["stream"]
+    assert asked["seed"] == 0 and len(asked["stop"]) <= 4, "the request is lm-eval's"
     with pytest.raises(RequestError, match="the server has m"):
         writer(f"{url}#other")
     task = load_tasks([TASK], limit=1)[TASK]
