@@ -136,12 +136,18 @@ LONG = replace(
 )
 """From `grids`, at a steady rate: every canvas is noised twice, since diffusion trails the causal mode."""
 
+ANNEAL = replace(
+    LONG,
+    training=replace(LONG.training, steps=500, warmup=10, decay=None, seed=8),
+)
+"""From wherever `long` stands: the rate falls to nearly nothing."""
+
 DISTIL = replace(
-    NANO_RECIPE,
+    LONG,
     training=Recipe(steps=240, warmup=10, learning_rate=4e-4, matrix_learning_rate=3e-3, seed=5),
     teacher=Teacher(),
 )
-"""Second stage, from `finish`: the model learns to settle in fewer steps."""
+"""Second stage, from `anneal`: the model learns to settle in fewer steps."""
 
 RECIPES: Mapping[str, NamedRecipe] = {
     "first": FIRST,
@@ -150,6 +156,7 @@ RECIPES: Mapping[str, NamedRecipe] = {
     "finish": FINISH,
     "grids": GRIDS,
     "long": LONG,
+    "anneal": ANNEAL,
     "distil": DISTIL,
 }
 
