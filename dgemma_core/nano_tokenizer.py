@@ -37,11 +37,11 @@ SAMPLE = 600
 
 
 def sample() -> Iterator[str]:
-    """The texts to train on, the same at every call: training seeds and training prose."""
+    """The texts to train on, the same at every call: training seeds (of worked sums, the result) and training prose."""
     for row in families.FAMILIES:
         for seed in row.train_seeds[:SAMPLE]:
             drawn = families.example(row.name, seed)
-            yield f"{drawn.prompt}\n{drawn.answer}"
+            yield f"{drawn.prompt}\n{row.result(drawn.answer)}"
     for words in passages("train"):
         yield " ".join(words)
     yield "\n".join(["user", "model", "system", "thought"] * SAMPLE)
