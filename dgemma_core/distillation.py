@@ -7,6 +7,11 @@ under the entropy bound at a time, and a canvas takes fewer steps. Unlike in the
 sampler leaves, not what a schedule draws.
 
 Only texts that the family's verifier accepts are learnt from: the teacher's errors are not passed on.
+
+With `corrected`, the same trajectories serve the stage before: whatever the canvas looked like, right or wrong, the
+problem's canonical answer is learnt from it (as in DAgger, Ross et al., arXiv 1011.0686). A schedule's noise hides
+single tokens here and there; a sampler commits what is easy first and leaves what depends on it, which is the state
+that serial problems must be learnt in.
 """
 
 from __future__ import annotations
@@ -16,8 +21,11 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING
 
+import torch
+
 from dgemma_core.decoding import FinishEvent, Request, StepEvent, denoise_canvases
 from dgemma_core.errors import RequestError
+from dgemma_core.machine import cores
 from dgemma_core.samplers import EntropyBound
 from dgemma_core.training import Look, Text
 
@@ -38,6 +46,9 @@ class Teacher:
     """Trajectories that are made together."""
     batch_size: int = 16
     max_new_tokens: int = 128
+    corrected: bool = False
+    """Learn canonical answers from all trajectories, instead of the teacher's own texts where they are solved. Free
+    text, which has no one answer, is then noised by the schedule."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -56,46 +67,62 @@ class Trajectory:
     """Of each canvas, the tokens (C,) that each step read."""
 
     def look(self, rng: Random) -> Text:
-        """The text, seen at one of its steps; all steps are equally likely."""
+        """The text, seen at one of its steps, all equally likely; without a look where it has no steps."""
         places = [(j, k) for j, steps in enumerate(self.canvases) for k in range(len(steps))]
+        if not places:
+            return Text(self.prompt, self.answer)
         j, k = rng.choice(places)
         steps = self.canvases[j]
         return Text(self.prompt, self.answer, Look(j, steps[k], steps[k - 1] if k else None))
 
 
 class TeacherTexts:
-    """Training text number i: a look at one of the teacher's trajectories. A function of i alone, so a run resumes."""
+    """Training text number i: a look at one of the teacher's trajectories. A function of i alone, so a run resumes.
+
+    first: number of the first problem, so that runs draw different ones.
+    """
 
     def __init__(
-        self, teacher: DiffusionGemma, settings: Teacher, mix: tuple[str, ...], tokenizer: Tokenizer
+        self,
+        teacher: DiffusionGemma,
+        settings: Teacher,
+        mix: tuple[str, ...],
+        tokenizer: Tokenizer,
+        first: int = 0,
     ) -> None:
         self.teacher = teacher
         self.settings = settings
         self.mix = mix
         self.tokenizer = tokenizer
+        self.first = first
         self._block: tuple[int, list[Trajectory]] = (-1, [])
 
     def __call__(self, index: int) -> Text:
-        number = index // self.settings.uses
-        block, place = divmod(number, self.settings.block)
+        # A block is gone through once and again, so that a trajectory's uses lie apart.
+        block, place = divmod(index, self.settings.block * self.settings.uses)
         if self._block[0] != block:
             self._block = (block, self._made(block))
         found = self._block[1]
         return found[place % len(found)].look(Random(index))
 
     def _made(self, block: int) -> list[Trajectory]:
-        """The solved trajectories of one block, in the order of their problems."""
+        """What is learnt from one block, in the order of its problems."""
         from dgemma_core.families import training_example
 
-        first = block * self.settings.block
+        first = self.first + block * self.settings.block
         problems = [training_example(first + i, self.mix) for i in range(self.settings.block)]
-        made = trajectories(self.teacher, self.settings, problems, self.tokenizer)
-        found = [made[i] for i in sorted(made)]
-        if not found:
+        make = corrected_trajectories if self.settings.corrected else trajectories
+        threads = torch.get_num_threads()
+        torch.set_num_threads(cores())  # the trainer waits for this
+        try:
+            made = make(self.teacher, self.settings, problems, self.tokenizer)
+        finally:
+            torch.set_num_threads(threads)
+        if not made:
             raise RequestError(
                 f"the teacher solved none of {len(problems)} problems: train it longer before distilling"
             )
-        return found
+        return [made[i] for i in sorted(made)]
 
 
 def trajectories(
@@ -141,4 +168,46 @@ def trajectories(
                     tuple(event.ids[:-1]),
                     tuple(tuple(steps) for steps in seen[event.request]),
                 )
+    return found
+
+
+def corrected_trajectories(
+    teacher: DiffusionGemma,
+    settings: Teacher,
+    problems: Sequence[Example],
+    tokenizer: Tokenizer,
+) -> dict[int, Trajectory]:
+    """The teacher's way through one canvas of each problem, behind the canonical answer's canvases before it."""
+    from dgemma_core.families import TASKS
+
+    length = teacher.config.canvas_length
+    requests, found = [], {}
+    for i, problem in enumerate(problems):
+        prompt = tuple(tokenizer.chat_ids(problem.prompt))
+        answer = tuple(tokenizer.encode(problem.answer))
+        found[i] = Trajectory(prompt, answer, ())
+        if problem.family in TASKS:
+            start = Random(i).randrange(len(answer) // length + 1) * length
+            requests.append(
+                Request(
+                    prompt + answer[:start], seed=settings.seed + i, max_new_tokens=length, id=i
+                )
+            )
+    ways: dict[int, list[tuple[int, ...]]] = {}
+    for event in denoise_canvases(
+        teacher,
+        requests,
+        sampler=EntropyBound(),
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+    ):
+        if isinstance(event, StepEvent):
+            assert isinstance(event.request, int)
+            ways.setdefault(event.request, []).append(tuple(event.tokens_in.tolist()))
+    for request in requests:
+        assert isinstance(request.id, int)
+        text = found[request.id]
+        before = (len(request.ids) - len(text.prompt)) // length
+        canvases = ((),) * before + (tuple(ways[request.id]),)
+        found[request.id] = Trajectory(text.prompt, text.answer, canvases)
     return found

@@ -142,6 +142,30 @@ ANNEAL = replace(
 )
 """From wherever `long` stands: the rate falls to nearly nothing."""
 
+CORRECTED = replace(
+    LONG,
+    training=replace(
+        LONG.training,
+        steps=900,
+        warmup=10,
+        learning_rate=1.6e-3,
+        matrix_learning_rate=0.01,
+        decay=None,
+        seed=9,
+    ),
+    shares={
+        **LONG.shares,
+        "chain_sum": 4,
+        "word_sum": 3,
+        "word_sorting": 3,
+        "letter_counting": 2,
+        "json": 3,
+        "word_sequence_reversal": 1,
+    },
+    teacher=Teacher(corrected=True, uses=2, block=1024, batch_size=64),
+)
+"""From `anneal`: one of the two canvases is what the model's own sampler saw on its way."""
+
 DISTIL = replace(
     LONG,
     training=Recipe(steps=240, warmup=10, learning_rate=4e-4, matrix_learning_rate=3e-3, seed=5),
@@ -157,6 +181,7 @@ RECIPES: Mapping[str, NamedRecipe] = {
     "grids": GRIDS,
     "long": LONG,
     "anneal": ANNEAL,
+    "corrected": CORRECTED,
     "distil": DISTIL,
 }
 

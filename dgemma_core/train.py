@@ -108,7 +108,9 @@ def make_trainer(
         if start is not None:
             export(_loaded(start, recipe), recipe, kept)
         begun = load_model(kept, dtype="float32", device="cpu")
-        texts = TeacherTexts(begun, recipe.teacher, recipe.mix, tokenizer)
+        texts = TeacherTexts(
+            begun, recipe.teacher, recipe.mix, tokenizer, first=recipe.training.seed * 10**9
+        )
     elif start is not None:
         begun = _loaded(start, recipe)
     if begun is None:

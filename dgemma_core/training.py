@@ -46,7 +46,7 @@ class Text:
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
     look: Look | None = None
-    """The canvas to train on (distillation.py); None: one is drawn, and noised."""
+    """The canvas to train on (distillation.py) at the first noising; None: one is drawn, and noised."""
 
 
 @dataclass(frozen=True)
@@ -137,21 +137,28 @@ class Batch:
     canvas: Tensor
     """(B, C) the clean canvas, its tail filled with the end token."""
     noisy: Tensor | None = None
-    """(B, C) what a sampler saw of it; None: noise is drawn."""
+    """(B, C) what a sampler saw of it, −1 in rows that it did not see; None: it saw none of them."""
     before: Tensor | None = None
-    """(conditioned rows, C) the same one step earlier: these are the first rows."""
+    """(first rows, C) the same one step earlier, of rows that a step came before."""
 
 
 def collate(texts: Sequence[Text], canvas_length: int, end: int, chosen: Sequence[int]) -> Batch:
-    """Texts, with the index of the canvas drawn for each → Batch. Texts with a look come all together, or none."""
-    looks = [text.look for text in texts if text.look is not None]
-    if looks:
-        assert len(looks) == len(texts)
-        order = sorted(range(len(texts)), key=lambda i: looks[i].before is None)
-        texts, looks = [texts[i] for i in order], [looks[i] for i in order]
-        chosen = [look.canvas for look in looks]
-    rows, prefixes, canvases = [], [], []
+    """Texts, with the index of the canvas drawn for each → Batch; a look brings its own. Rows come in the order: seen
+    after a step, not seen, seen at the first step."""
+
+    def place(i: int) -> int:
+        look = texts[i].look
+        return 1 if look is None else 0 if look.before is not None else 2
+
+    order = sorted(range(len(texts)), key=place)
+    texts, chosen = [texts[i] for i in order], [chosen[i] for i in order]
+    rows, prefixes, canvases, seen, before = [], [], [], [], []
     for text, index in zip(texts, chosen, strict=True):
+        if text.look is not None:
+            index = text.look.canvas
+            if text.look.before is not None:
+                before.append(text.look.before)
+        seen.append(text.look.tokens if text.look is not None else (-1,) * canvas_length)
         start = index * canvas_length
         part = text.answer[start : start + canvas_length]
         canvases.append(part + (end,) * (canvas_length - len(part)))
@@ -164,10 +171,9 @@ def collate(texts: Sequence[Text], canvas_length: int, end: int, chosen: Sequenc
     for i, (row, prefix) in enumerate(zip(rows, prefixes, strict=True)):
         targets[i, prefix - 1 : len(row) - 1] = clean[i, prefix : len(row)]
     batch = Batch(clean, targets, torch.tensor(prefixes), torch.tensor(canvases))
-    if looks:
-        before = [look.before for look in looks if look.before is not None]
-        seen = torch.tensor([look.tokens for look in looks])
-        batch = replace(batch, noisy=seen, before=torch.tensor(before, dtype=torch.long))
+    if any(text.look is not None for text in texts):
+        earlier = torch.tensor(before, dtype=torch.long).reshape(-1, canvas_length)
+        batch = replace(batch, noisy=torch.tensor(seen), before=earlier)
     return batch
 
 
@@ -228,17 +234,19 @@ def loss(model: DiffusionGemma, batch: Batch, recipe: Recipe, generator: torch.G
 def looks(
     model: DiffusionGemma, batch: Batch, recipe: Recipe, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The canvases (B, C) to predict from, each with those (conditioned, C) of the first looks."""
-    if batch.noisy is not None and batch.before is not None:
-        yield batch.noisy.to(model.device), batch.before.to(model.device)
-        return
+    """The canvases (B, C) to predict from, each with those (conditioned, C) of the first looks. What a sampler saw
+    comes in place of the first noise."""
     t = torch.rand(len(batch.canvas), 1, generator=generator)
-    conditioned = math.ceil(recipe.self_conditioning * len(t))
     for i in range(recipe.noisings):
         apart = (t + i / recipe.noisings) % 1.0
         canvas = noised(batch.canvas, apart, model.config.text.vocab_size, generator)
-        canvas = canvas.to(model.device)
-        yield canvas, canvas[:conditioned]
+        before = canvas[: math.ceil(recipe.self_conditioning * len(canvas))]
+        if i == 0 and batch.noisy is not None and batch.before is not None:
+            drawn = batch.noisy < 0
+            canvas = torch.where(drawn, canvas, batch.noisy)
+            conditioned = math.ceil(recipe.self_conditioning * int(drawn[:, 0].sum()))
+            before = torch.cat((batch.before, canvas[len(batch.before) :][:conditioned]))
+        yield canvas.to(model.device), before.to(model.device)
 
 
 def _predicted(model: DiffusionGemma, both: DensePass, canvas: Tensor, before: Tensor) -> Tensor:

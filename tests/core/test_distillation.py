@@ -12,13 +12,19 @@ import torch.nn.functional as F
 
 from dgemma_core.checkpoint import load_model
 from dgemma_core.decoding import Request, StepEvent, denoise_canvases
-from dgemma_core.distillation import Teacher, TeacherTexts, Trajectory, trajectories
+from dgemma_core.distillation import (
+    Teacher,
+    TeacherTexts,
+    Trajectory,
+    corrected_trajectories,
+    trajectories,
+)
 from dgemma_core.errors import RequestError
 from dgemma_core.families import family, training_example
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.recipes import DISTIL, NANO, nano_tokenizer
 from dgemma_core.train import make_trainer
-from dgemma_core.training import Look, Recipe, Text, collate, loss
+from dgemma_core.training import Look, Recipe, Text, collate, looks, loss
 from tests.core import tiny
 
 END = 1
@@ -68,8 +74,37 @@ def test_texts_depend_on_their_number_alone(teacher: DiffusionGemma) -> None:
     texts = [in_order(i) for i in range(16)]
     again = TeacherTexts(teacher, SMALL, MIX, tokenizer)
     assert [again(i) for i in (15, 3, 9)] == [texts[i] for i in (15, 3, 9)]
-    assert texts[0].prompt == texts[1].prompt, "a trajectory is used twice"
-    assert len({text.prompt for text in texts}) > 2
+    prompts = [text.prompt for text in texts]
+    assert max(map(prompts.count, prompts)) >= SMALL.uses
+    assert len(set(prompts)) > 2 and len(set(prompts[:3])) == 3, "its uses lie apart"
+
+
+def test_corrected_trajectories_lead_to_the_canonical_answer(teacher: DiffusionGemma) -> None:
+    """Every problem is learnt from, solved or not, at one of its canvases; prose is left to the schedule."""
+    tokenizer = nano_tokenizer()
+    problems = [training_example(i, ("word_sorting", "chain_sum", "prose")) for i in range(12)]
+    settings = replace(SMALL, corrected=True)
+    made = corrected_trajectories(teacher, settings, problems, tokenizer)
+    assert sorted(made) == list(range(12))
+    size = teacher.config.canvas_length
+    places = set()
+    for i, trajectory in made.items():
+        assert trajectory.answer == tuple(tokenizer.encode(problems[i].answer))
+        if problems[i].family == "prose":
+            assert trajectory.canvases == ()
+            assert trajectory.look(Random(0)) == Text(trajectory.prompt, trajectory.answer)
+            continue
+        place = len(trajectory.canvases) - 1
+        places.add(place)
+        prefix = trajectory.prompt + trajectory.answer[: place * size]
+        steps = [
+            tuple(event.tokens_in.tolist())
+            for event in denoise_canvases(teacher, [Request(prefix, seed=i, max_new_tokens=size)])
+            if isinstance(event, StepEvent)
+        ]
+        assert trajectory.canvases == ((),) * place + (tuple(steps),)
+        assert trajectory.look(Random(0)).look.canvas == place  # type: ignore[union-attr]
+    assert len(places) > 1, "answers of one canvas only prove little"
 
 
 def test_a_teacher_that_solves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,6 +126,22 @@ def test_collate_puts_conditioned_rows_first() -> None:
     assert batch.before.tolist() == [[9, 8], [9, 7]]
     assert batch.canvas.tolist() == [[6, 1], [4, 5], [4, 5]]
     assert batch.prefix.tolist() == [3, 1, 1]
+
+
+def test_rows_that_were_not_seen_are_noised_and_stand_between() -> None:
+    model = tiny.model(2)
+    looks_at = [None, Look(0, (9, 9), None), Look(0, (7, 9), (9, 7)), None]
+    texts = [Text((2,), (4, 5 + i, 6), look) for i, look in enumerate(looks_at)]
+    batch = collate(texts, 2, END, [0, 1, 1, 0])
+    assert batch.noisy is not None and batch.before is not None
+    assert batch.noisy.tolist() == [[7, 9], [-1, -1], [-1, -1], [9, 9]]
+    assert batch.canvas.tolist() == [[4, 7], [4, 5], [4, 8], [4, 6]]
+    recipe = Recipe(steps=1, warmup=0, noisings=2)
+    generator = torch.Generator().manual_seed(0)
+    (first, before), (second, own) = looks(model, batch, recipe, generator)
+    assert first[[0, 3]].tolist() == [[7, 9], [9, 9]] and (first >= 0).all()
+    assert before.tolist() == [[9, 7], first[1].tolist()], "half of what was not seen, as published"
+    assert torch.equal(own, second[:2]), "the second noise is drawn for every row"
 
 
 def test_the_loss_is_of_the_teachers_last_canvas() -> None:
