@@ -443,7 +443,7 @@ class _CanvasLoop:
         asked = 0 if self.observe is None else self.observe.top_k
         prediction = self.model.head.predict(
             hidden,
-            torch.tensor([step.temperature for step in planned], device=hidden.device),
+            torch.tensor([step.temperature for step in planned]),
             draws,
             reference=self.sampler.reference,
             filters=self.sampler.filters,

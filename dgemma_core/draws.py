@@ -90,6 +90,13 @@ class Draws(Protocol):
         """The numbers of one pass; `steps` holds each row's pass within its canvas, from 0."""
 
 
+def upload(values: Tensor, device: Device) -> Tensor:
+    """Numbers made on the host, on `device`; nobody waits for the copy."""
+    if torch.device(device).type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
 def inverse_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:
     """(…, V) non-negative weights, not all zero, and (…) uniforms in [0, 1) → (…) int64.
 
@@ -139,7 +146,7 @@ class CounterStep:
             counter = np.array([0, stream, step + 1, row.canvas], dtype=np.uint64)
             philox = np.random.Philox(key=row.seed, counter=counter)
             blocks.append(np.random.Generator(philox).random(self.canvas_length))
-        return torch.from_numpy(np.stack(blocks)).to(self.device)
+        return upload(torch.from_numpy(np.stack(blocks)), self.device)
 
     @property
     def uniform(self) -> Tensor:

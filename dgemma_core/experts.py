@@ -102,6 +102,11 @@ class Experts(ExpertMixture):
 
     def forward(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """x (…, D), weights (…, K), chosen (…, K) → (…, D)."""
+        if x.is_cuda:
+            from dgemma_core import grouped
+
+            if grouped.serves(self, x):
+                return grouped.mixture(self, x, weights, chosen)
         tokens = x.numel() // x.shape[-1]
         few = tokens * (self.gate_up_proj.numel() + self.down_proj.numel()) <= ALL_BELOW
         return (self._all if few else super().forward)(x, weights, chosen)

@@ -20,16 +20,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from dgemma_core.draws import inverse_cdf
+from dgemma_core.draws import inverse_cdf, upload
 from dgemma_core.errors import RequestError
+from dgemma_core.layers import rounded
 from dgemma_core.quantise import Matrix, dense, linear
 
 Reference = Literal["tempered", "raw"]
+GROUP = 64
 
 
 class SampleDraws(Protocol):
@@ -128,6 +131,28 @@ class _Running:
         return self.mass.log() + self.peak
 
 
+def soft_capped_(logits: Tensor, cap: float) -> Tensor:
+    """cap · tanh(logits / cap), float32, in place.
+
+    Through the sigmoid, tanh x = 2σ(2x) − 1: on a CPU an eighth of tanh's time, with an error below 2e-7 · cap.
+    """
+    return logits.mul_(2 / cap).sigmoid_().mul_(2 * cap).sub_(cap)
+
+
+def row_max(z: Tensor) -> tuple[Tensor, Tensor]:
+    """The maximum of each row of z (N, S) and its place, (N, 1) both; of equals, the lowest place.
+
+    First by groups, then inside the best one: a CPU finds a maximum five times as fast as a place.
+    """
+    rows, size = z.shape
+    if size % GROUP or size < GROUP**2:
+        return z.max(dim=1, keepdim=True)
+    groups = z.view(rows, -1, GROUP)
+    peak, group = groups.amax(dim=-1).max(dim=1, keepdim=True)  # (N, 1)
+    best = groups.gather(1, group.unsqueeze(-1).expand(-1, -1, GROUP)).squeeze(1)  # (N, GROUP)
+    return peak, group * GROUP + best.argmax(dim=1, keepdim=True)
+
+
 class VocabularyHead:
     """Logits of the tied embedding (V, D), soft-capped, a slice of the vocabulary at a time.
 
@@ -145,8 +170,7 @@ class VocabularyHead:
 
     def _capped(self, hidden: Tensor, weight: Matrix) -> Tensor:
         """The product comes out in the weights' dtype; float32 starts after it (spec §3)."""
-        logits = linear(hidden, weight).float()
-        return logits.div_(self.soft_cap).tanh_().mul_(self.soft_cap)
+        return soft_capped_(linear(hidden, weight).float(), self.soft_cap)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
@@ -160,7 +184,7 @@ class VocabularyHead:
         """hidden (…, D), tokens (…) → their logits (…), float32."""
         rows = dense(self.weight[tokens], hidden.dtype).float()
         products = (hidden.float() * rows).sum(dim=-1).to(hidden.dtype)
-        return products.float().div_(self.soft_cap).tanh_().mul_(self.soft_cap)
+        return soft_capped_(products.float(), self.soft_cap)
 
     @torch.inference_mode()
     def token_logprob(self, hidden: Tensor, tokens: Tensor) -> Tensor:
@@ -210,9 +234,8 @@ class VocabularyHead:
             raise RequestError(
                 f"top_k must lie in 0 … {self.vocab_size} (the vocabulary), got {top_k}"
             )
-        temperatures = torch.as_tensor(
-            temperature, dtype=torch.float32, device=hidden.device
-        ).expand(batch)
+        # looked at on the host, where a loop leaves them
+        temperatures = torch.as_tensor(temperature, dtype=torch.float32).expand(batch)
         greedy = bool((temperatures == 0).all())
         if greedy:
             if filters is not None:
@@ -226,24 +249,26 @@ class VocabularyHead:
             raise RequestError(
                 "sampling at a temperature above 0 needs random draws; pass them, or temperature 0"
             )
-        per_row = temperatures.repeat_interleave(length).unsqueeze(1)  # (N, 1)
+        tempered = not bool((temperatures == 1).all())
+        per_row = upload(
+            temperatures.repeat_interleave(length).unsqueeze(1), hidden.device
+        )  # (N, 1)
         flat = hidden.reshape(-1, width)
         whole_rows = (
             draws is not None and not greedy and (filters is not None or draws.uniform is None)
         )
-        run = self._predict_rows if whole_rows else self._predict_slices
+        run = self._predict_rows if whole_rows else partial(self._predict_slices, tempered)
         fields = run(flat, per_row, None if greedy else draws, reference, filters, soft, top_k)
         shaped = {name: value.unflatten(0, (batch, length)) for name, value in fields.items()}
         return Prediction(**{"soft_embedding": None, **shaped}, hidden=hidden, head=self)
 
     def _scaled(self, summed: Tensor) -> Tensor:
         """Times √D, rounded to the weights' dtype."""
-        return summed * torch.tensor(
-            summed.shape[1] ** 0.5, dtype=summed.dtype, device=summed.device
-        )
+        return summed * rounded(summed.shape[1] ** 0.5, summed.dtype)
 
     def _predict_slices(
         self,
+        tempered: bool,
         flat: Tensor,
         temperatures: Tensor,
         draws: SampleDraws | None,
@@ -253,10 +278,11 @@ class VocabularyHead:
         top_k: int,
     ) -> dict[str, Tensor]:
         rows, device = len(flat), flat.device
-        tempered = not bool((temperatures == 1).all())
-        running = _Running(rows, device)  # the reference distribution
         # The sampling distribution needs sums of its own only where it is another one.
         apart = tempered and reference == "raw"
+        if flat.is_cuda and isinstance(self.weight, Tensor) and not apart and not top_k:
+            return self._folded(self.weight, flat, temperatures, draws, soft)
+        running = _Running(rows, device)  # the reference distribution
         sampling = _Running(rows, device) if apart else running
         best = torch.full((rows, 1), -torch.inf, device=device)
         argmax = torch.zeros(rows, 1, dtype=torch.long, device=device)
@@ -274,7 +300,7 @@ class VocabularyHead:
                 sampling.add(drawn, drawn.amax(dim=1, keepdim=True))
             if tempered and not apart:
                 z = z.div_(temperatures)
-            peak, index = z.max(dim=1, keepdim=True)
+            peak, index = row_max(z)
             argmax = torch.where(peak > best, index + start, argmax)
             best = torch.maximum(best, peak)
             if top_k:
@@ -314,6 +340,36 @@ class VocabularyHead:
                 else self._inverse_cdf(flat, temperatures, sampling, uniform)
             )
             fields["sample"], fields["sample_probability"] = drawn_fields
+        return fields
+
+    def _folded(
+        self,
+        weight: Tensor,
+        flat: Tensor,
+        temperatures: Tensor,
+        draws: SampleDraws | None,
+        soft: bool,
+    ) -> dict[str, Tensor]:
+        """The same fields by one kernel a slice, and with nothing asked of the host: the way of a GPU."""
+        from dgemma_core.fused_head import fold
+
+        uniform = None
+        if draws is not None:
+            assert draws.uniform is not None
+            uniform = draws.uniform.reshape(-1).to(flat.device)
+        found = fold(flat, weight, self.soft_cap, temperatures[:, 0], uniform, soft=soft)
+        fields = {
+            "argmax": found.argmax,
+            "argmax_probability": found.argmax_probability,
+            "entropy": found.entropy,
+            "logsumexp": found.logsumexp,
+            "sample": found.argmax if found.sample is None else found.sample,
+            "sample_probability": found.argmax_probability
+            if found.sample_probability is None
+            else found.sample_probability,
+        }
+        if found.soft_embedding is not None:
+            fields["soft_embedding"] = found.soft_embedding
         return fields
 
     def _inverse_cdf(

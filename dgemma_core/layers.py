@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple, cast
 
 import torch
@@ -34,6 +35,12 @@ def working_dtype(x: Tensor) -> torch.dtype:
     """The dtype of x, or the one that autocast (in training) works in."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+@cache
+def rounded(number: float, dtype: torch.dtype) -> float:
+    """The number of `dtype` nearest to `number`: a factor that a product can take without a copy to its device."""
+    return torch.tensor(number, dtype=dtype).item()
 
 
 def rms_norm(x: Tensor, eps: float, weight: Tensor | None = None) -> Tensor:

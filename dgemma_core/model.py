@@ -31,6 +31,7 @@ from dgemma_core.layers import (
     Rotation,
     SelfConditioning,
     rotation,
+    rounded,
 )
 
 Rows = Tensor | Sequence[Sequence[int]] | Sequence[Tensor]
@@ -109,9 +110,7 @@ class DiffusionGemma(nn.Module):
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids (…) → embeddings (…, D), times √D rounded to the weights' dtype."""
-        scale = torch.tensor(
-            self.config.text.hidden_size**0.5, dtype=self.dtype, device=self.device
-        )
+        scale = rounded(self.config.text.hidden_size**0.5, self.dtype)
         return self.embed_tokens(ids).to(self.dtype) * scale
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -248,10 +247,10 @@ class DiffusionGemma(nn.Module):
 
     def _positions(self, rows: list[RowCache], sizes: list[int]) -> Tensor:
         spans = [
-            torch.arange(row.length, row.length + size)
+            torch.arange(row.length, row.length + size, device=self.device)
             for row, size in zip(rows, sizes, strict=True)
         ]
-        return torch.cat(spans).to(self.device)
+        return torch.cat(spans)
 
     def _rows(self, ids: Rows) -> list[Tensor]:
         rows = [torch.as_tensor(row, dtype=torch.long) for row in ids]

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
-from dgemma_core.draws import StepDraws
+from dgemma_core.draws import StepDraws, upload
 from dgemma_core.errors import RequestError
 from dgemma_core.head import Filters, Prediction, Reference
 
@@ -175,7 +175,7 @@ class BlockRefinement:
         closed = state.accepted | state.pinned
         probability = prediction.sample_probability
         # ⌈(i+1)·C/N⌉ in integers
-        done = torch.tensor([planned.index + 1 for planned in state.plan], device=closed.device)
+        done = upload(torch.tensor([step.index + 1 for step in state.plan]), closed.device)
         quota = (done * (~state.pinned).sum(-1) + state.total - 1) // state.total
         need = quota - state.accepted.sum(-1)
         open_first = probability.masked_fill(closed, -math.inf)
@@ -257,7 +257,7 @@ class DiscreteDDIM:
     ) -> tuple[CanvasBatch, Tensor]:
         same = prediction.sample == state.canvas
         masses = [_posterior(p.alpha_t, p.alpha_s, state.vocab_size) for p in state.plan]
-        mass = torch.tensor(masses, dtype=torch.float32, device=same.device)
+        mass = upload(torch.tensor(masses, dtype=torch.float32), same.device)
         clean, agree, stay, noise = mass[:, None].unbind(-1)  # (B, 1) each
         routes = torch.stack(torch.broadcast_tensors(clean + agree * same, stay, noise), -1)
         route = draws.choose(routes / routes.sum(-1, keepdim=True))  # (B, C): clean, stay, noise
@@ -273,7 +273,7 @@ class DiscreteDDIM:
             raise ValueError("a correct pass needs the prediction's two likeliest tokens")
         canvas = state.canvas
         alphas = [[planned.alpha_s] for planned in state.plan]
-        alpha = torch.tensor(alphas, dtype=torch.float64, device=canvas.device)  # (B, 1)
+        alpha = upload(torch.tensor(alphas, dtype=torch.float64), canvas.device)  # (B, 1)
         odds = (
             state.vocab_size * alpha / (1 - alpha)
         )  # being seen multiplies p of a token by 1 + odds

@@ -1,0 +1,13 @@
+"""What must be settled before any test module is imported."""
+
+import os
+
+from dgemma_core.grouped import has_triton
+
+# Triton's own library is read once, for its interpreter or for a GPU; other libraries import it, too, so it must be
+# read for the interpreter first. Kernels are interpreted only in tests that ask for it (test_grouped.py).
+if has_triton() and "TRITON_INTERPRET" not in os.environ:
+    os.environ["TRITON_INTERPRET"] = "1"
+    import triton.language  # noqa: F401
+
+    del os.environ["TRITON_INTERPRET"]
