@@ -22,6 +22,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,15 @@ from dgemma_core.config import GEMMA_4, JSON, GenerationDefaults, ModelConfig
 from dgemma_core.errors import CheckpointError, DeviceError, RequestError
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.quantise import Scheme, fill, scheme, stored_sizes
-from dgemma_core.tensorfile import INDEX, SINGLE, StoredTensor, TensorFiles, read_json
+from dgemma_core.tensorfile import (
+    INDEX,
+    SINGLE,
+    StoredTensor,
+    TensorFiles,
+    dtype_name,
+    lacks_shards,
+    read_json,
+)
 
 if TYPE_CHECKING:
     from dgemma_core.text import Tokenizer
@@ -86,6 +95,36 @@ def load(
     return Loaded(model, load_tokenizer(folder), read_config(folder)[1], name)
 
 
+@dataclass(frozen=True)
+class Description:
+    """What a checkpoint says of itself, without its weights."""
+
+    config: ModelConfig
+    generation: GenerationDefaults
+    stored: Mapping[str, int]
+    """Bytes of all its tensors, by dtype."""
+    place: str
+    """The folder, or where on the hub it lies."""
+
+
+def describe(name_or_path: str | os.PathLike[str]) -> Description:
+    """Configuration and headers of "nano", a folder or a hub checkpoint, whose weights stay on the hub.
+
+    Raises CheckpointError where there is none, or it is damaged.
+    """
+    name = os.fspath(name_or_path)
+    on_hub = _is_hub_name(name)
+    folder = _hub_configs(name) if on_hub else find_folder(name)
+    config, generation = read_config(folder)
+    stored: Counter[str] = Counter()
+    if on_hub and lacks_shards(folder):
+        stored.update(_hub_headers(name))
+        return Description(config, generation, stored, "on the Hugging Face hub")
+    for tensor in TensorFiles(folder).stored.values():
+        stored[_short(tensor.dtype)] += tensor.end - tensor.begin
+    return Description(config, generation, stored, str(folder))
+
+
 def find_folder(name_or_path: str | os.PathLike[str]) -> Path:
     """The folder that "nano", a path or a hub name stands for; the hub's is downloaded if need be.
 
@@ -100,7 +139,7 @@ def find_folder(name_or_path: str | os.PathLike[str]) -> Path:
     if name and path.exists():
         found = "a pickle, which is never opened" if path.suffix in (".bin", ".pt") else "a file"
         raise CheckpointError(f"{path}: expected a folder, found {found}; name the file's folder")
-    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+    if _is_hub_name(name):
         return _download(name)
     raise CheckpointError(
         f"{name}: expected 'nano', a folder or a hub name (owner/name), found no such folder;"
@@ -444,17 +483,52 @@ def _check_memory(folder: Path, needed: int, form: str, smaller: str, device: to
     )
 
 
+_SMALL = ("*.json", "*.jinja")
+"""What of a hub checkpoint is downloaded first."""
+
+
+def _is_hub_name(name: str) -> bool:
+    """Whether nothing here has this name, and it is one that the hub may have."""
+    known = name == "nano" or Path(name).expanduser().exists()
+    return not known and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None
+
+
 def _download(name: str) -> Path:
     """A hub checkpoint's folder in the hub's cache. Its config is judged before weights come."""
     from huggingface_hub import snapshot_download
 
+    read_config(_hub_configs(name))
+    with _asking_hub(name):
+        return Path(snapshot_download(name, allow_patterns=[*_SMALL, "model*.safetensors"]))
+
+
+def _hub_configs(name: str) -> Path:
+    """The same with no weights but those that were in the cache already."""
+    from huggingface_hub import snapshot_download
+
+    with _asking_hub(name):
+        return Path(snapshot_download(name, allow_patterns=list(_SMALL)))
+
+
+def _hub_headers(name: str) -> dict[str, int]:
+    """Bytes by dtype, from the beginnings of the files on the hub."""
+    from huggingface_hub import HfApi
+
+    sizes: Counter[str] = Counter()
+    with _asking_hub(name):
+        for file in HfApi().get_safetensors_metadata(name).files_metadata.values():
+            for tensor in file.tensors.values():
+                begin, end = tensor.data_offsets
+                sizes[dtype_name(tensor.dtype)] += end - begin
+    return sizes
+
+
+@contextmanager
+def _asking_hub(name: str) -> Iterator[None]:
+    """Whatever network, hub and cache may raise, as CheckpointError."""
     try:
-        small = ["*.json", "*.jinja"]
-        read_config(snapshot_download(name, allow_patterns=small))
-        return Path(snapshot_download(name, allow_patterns=[*small, "model*.safetensors"]))
-    except CheckpointError:
-        raise
-    except Exception as error:  # whatever network, hub and cache may raise
+        yield
+    except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise CheckpointError(
             f"{name}: expected a folder, or a checkpoint in the hub's cache or on the hub, found"

@@ -415,16 +415,14 @@ def _print_text(generation: Generation, loaded: Loaded, console: Console) -> Non
 def info(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)] = "nano", as_json: AsJson = False
 ) -> None:
-    """Show a checkpoint's configuration, parameters (total and active) and bytes."""
-    from dgemma_core.checkpoint import find_folder, read_config
-    from dgemma_core.tensorfile import TensorFiles
+    """Show a checkpoint's configuration, parameters (total and active) and bytes.
 
-    folder = find_folder(model)
-    config, defaults = read_config(folder)
-    stored: dict[str, int] = {}
-    for tensor in TensorFiles(folder).stored.values():
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        stored[dtype] = stored.get(dtype, 0) + tensor.end - tensor.begin
+    Of one on the hub only its configuration and the headers of its files are read.
+    """
+    from dgemma_core.checkpoint import describe
+
+    found = describe(model)
+    config, defaults, stored = found.config, found.generation, dict(found.stored)
     total, active = count_parameters(config)
     loaded = {"float32": 4 * total, "bfloat16": 2 * total}
     if as_json:
@@ -442,7 +440,7 @@ def info(
     full = sum(layer.full for layer in text.layers)
     canvases = f"canvases of {config.canvas_length} tokens, or token by token"
     rows = {
-        "model": f"{model} ({config.model_type}), {folder}",
+        "model": f"{model} ({config.model_type}), {found.place}",
         "writes": canvases if config.can_denoise else "token by token only",
         "layers": f"{len(text.layers) - full} sliding (window {text.sliding_window}), {full} full",
         "width": f"{text.hidden_size}; {text.num_attention_heads} query heads",

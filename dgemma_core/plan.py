@@ -6,7 +6,9 @@ Notable:
 - the cache's bytes are the cache's own: it is run on the meta device, in the chunks of `encode`
   and with a canvas behind the prefix, so that spare capacity is counted as it will be reserved;
 - working memory is an upper bound: all that a prefill chunk and a denoising step hold at their
-  widest points, added up as if at once.
+  widest points, added up as if at once;
+- `encoding` is no bound but a prediction, to be checked against a measurement: the widest moment of
+  encoding a prompt, found by running the cache through all chunks and layers.
 
 All sizes are bytes, of one text at a time, with bfloat16 wherever numbers stay numbers.
 """
@@ -23,9 +25,9 @@ from pathlib import Path
 
 import torch
 
-from dgemma_core.cache import PrefixCache
+from dgemma_core.cache import Buffer, PrefixCache
 from dgemma_core.checkpoint import read_config
-from dgemma_core.config import ModelConfig, TextConfig
+from dgemma_core.config import LayerConfig, ModelConfig, TextConfig
 from dgemma_core.errors import RequestError
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.quantise import GROUP, SCHEMES, SLICE, stored_sizes
@@ -203,6 +205,84 @@ def _part(parameter: str) -> str:
     )
 
 
+@dataclass(frozen=True)
+class Encoding:
+    """What encoding one prompt takes besides the weights."""
+
+    held: tuple[Line, ...]
+    """Afterwards: what the returned cache refers to."""
+    peak: tuple[Line, ...]
+    """At the widest moment."""
+
+
+KERNEL = "mask in the kernel"
+"""The line of `Encoding.peak` that the attention kernel allocates inside itself."""
+
+
+def encoding(
+    config: ModelConfig, prefix: int, dtype: torch.dtype = torch.bfloat16, *, reserved: bool = True
+) -> Encoding:
+    """What `DiffusionGemma.encode` of so many tokens of one row holds, on a CPU.
+
+    reserved: counts spare capacity of the cache, which lies in no memory until it is written:
+    True for bytes of tensors, False for bytes that the system calls resident.
+    """
+    text = config.text
+    row = PrefixCache.empty(text, 1).rows[0]
+    width, size = text.hidden_size, dtype.itemsize
+    hidden = Line("hidden states", prefix * width * size, f"{prefix:,} × {width} × {size}")
+
+    def bytes_of(buffer: Buffer | None) -> int:
+        if buffer is None:
+            return 0
+        groups, capacity, d = buffer.keys.shape
+        places = capacity if reserved else buffer.filled - buffer.base
+        return 2 * groups * places * d * size
+
+    def cache() -> Line:
+        total = sum(map(bytes_of, row.buffers))
+        return Line(
+            "prefix cache", total, f"keys and values, {'reserved' if reserved else 'written'}"
+        )
+
+    def line(label: str, tokens: int, numbers: int, arithmetic: str) -> Line:
+        return Line(label, tokens * numbers * size, f"{tokens:,} tokens × {arithmetic} × {size}")
+
+    turns = sum(2 * kind.head_dim for kind in set(text.layers))
+    routed = text.top_k_experts
+    widest: tuple[Line, ...] = ()
+    for start in range(0, prefix, CHUNK):
+        tokens = min(CHUNK, prefix - start)
+        shared = line("activations", tokens, 4 * width + turns, f"(4 × {width} + {turns})")
+        experts = line("experts", tokens, 4 * routed * width, f"{routed} experts × 4 × {width}")
+        for index, layer in enumerate(text.layers):
+            heads, groups, d = text.num_attention_heads, layer.num_key_value_heads, layer.head_dim
+            before = row.buffers[index]
+            project = (cache(), line("projections", tokens, 6 * (heads + 2 * groups) * d,
+                                     f"6 × {heads + 2 * groups} heads × {d}"))  # fmt: skip
+            new = torch.empty(tokens, groups, d, dtype=dtype, device="meta")
+            seen = row.append(index, new, new)[0].shape[1]
+            after = cache()
+            attends = line("attention", tokens, (3 * heads + 4 * groups) * d,
+                           f"(3 × {heads} + 4 × {groups} heads) × {d}")  # fmt: skip
+            moved = 0 if row.buffers[index] is before else bytes_of(before)
+            grow = (
+                after,
+                attends,
+                Line("buffer that grows", moved, f"of layer {index}, the old one"),
+            )
+            window = row.windows[index]
+            masked = tokens > 1 and (seen > tokens or (window is not None and seen > window + 1))
+            pairs = masked * tokens * seen
+            attend = (after, attends, Line("mask", pairs, f"{tokens:,} × {seen:,}"),
+                      Line(KERNEL, pairs * size, f"{tokens:,} × {seen:,} × {size}"))  # fmt: skip
+            for moment in (project, grow, attend, (after, experts)):
+                lines = (*moment, hidden, shared)
+                widest = max(widest, lines, key=lambda found: sum(line.bytes for line in found))
+        row.length += tokens
+    return Encoding((cache(), hidden), widest)
+
+
 def cache_bytes(
     text: TextConfig, prefix: int, canvas: int, dtype: torch.dtype = torch.bfloat16
 ) -> int:
@@ -241,6 +321,18 @@ def cache_lines(text: TextConfig, prefix: int, canvas: int) -> tuple[Line, ...]:
     return (*lines, Line("canvas and growth", reserved, "reserved behind the prefix"))
 
 
+def _growing(text: TextConfig, prefix: int) -> Line:
+    """The old keys and values of a layer, which are held until the larger ones hold them too."""
+    size = torch.bfloat16.itemsize
+
+    def held(layer: LayerConfig) -> tuple[int, str]:
+        kept = prefix if layer.full else min(prefix, text.sliding_window - 1)
+        heads, d = layer.num_key_value_heads, layer.head_dim
+        return kept * 2 * heads * d * size, f"{kept:,} × 2 × {heads} heads × {d} × {size}"
+
+    return Line("buffer that grows", *max(map(held, text.layers)))
+
+
 def working_lines(config: ModelConfig, prefix: int, *, quantised: bool) -> tuple[Line, ...]:
     """What passes hold besides weights and cache, at most: a prefill chunk, and a denoising step."""
     text, canvas, size = config.text, _canvas(config), torch.bfloat16.itemsize
@@ -256,6 +348,7 @@ def working_lines(config: ModelConfig, prefix: int, *, quantised: bool) -> tuple
             f"{tokens:,} tokens × (8 × {width} + 5 × {heads} of the queries) × {size}",
         ),
         Line("mask", tokens * seen * (1 + size), f"{tokens:,} × {seen:,} × {1 + size}"),
+        _growing(text, prefix),
         Line(
             "experts",
             4 * routed * width * size,

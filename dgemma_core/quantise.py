@@ -330,6 +330,20 @@ def _holders(model: nn.Module, to: Scheme) -> Iterator[tuple[str, Holder]]:
             yield path, QuantisedLinear(module, to.matrices)
 
 
+def held_sizes(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Numbers of every parameter of the plain model, and the bytes that they take here.
+
+    A quantised model counts as many numbers as the plain one that it was.
+    """
+    sizes = {name: (value.numel(), value.nbytes) for name, value in model.named_parameters()}
+    for path, module in model.named_modules():
+        if isinstance(module, Holder):
+            for name in module.columns:
+                matrix = module.matrix(name)
+                sizes[f"{path}.{name}"] = math.prod(matrix.shape), matrix.nbytes
+    return sizes
+
+
 def stored_sizes(model: nn.Module, to: Scheme, itemsize: int) -> dict[str, tuple[int, int]]:
     """Bytes of weights and of scales of every parameter of a plain model, once it is quantised.
 

@@ -47,6 +47,11 @@ _DTYPES: Mapping[str, torch.dtype] = {
 }
 
 
+def dtype_name(kind: str) -> str:
+    """torch's name of a dtype that a header names; the header's own where torch has none."""
+    return str(_DTYPES[kind]).removeprefix("torch.") if kind in _DTYPES else kind
+
+
 @dataclass(frozen=True)
 class StoredTensor:
     """A tensor that lies in `file` between the bytes `begin` and `end`."""
@@ -109,6 +114,19 @@ class TensorFiles:
     def unmap(self) -> None:
         """Gives up the mapped files; views that are held keep theirs."""
         self._mapped.clear()
+
+
+def lacks_shards(folder: Path) -> bool:
+    """Whether a folder holds an index but not all weights that it names, or no weights at all.
+
+    A hub's cache looks so where only its json files were downloaded. Damaged files are not judged.
+    """
+    if not (folder / INDEX).exists():
+        return not (folder / SINGLE).exists()
+    content = read_json(folder / INDEX)
+    places = content.get("weight_map") if isinstance(content, dict) else None
+    names = places.values() if isinstance(places, dict) else ()
+    return not all(isinstance(name, str) and (folder / name).exists() for name in names)
 
 
 def read_json(file: Path) -> Any:

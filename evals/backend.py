@@ -31,6 +31,7 @@ from dgemma_core import FinishEvent, Generation, Loaded, Request, RequestError, 
 from dgemma_core.checkpoint import available_memory
 from dgemma_core.decoding import Event
 from dgemma_core.generation import Mode, drain
+from dgemma_core.quantise import held_sizes
 from dgemma_core.samplers import describe
 from dgemma_core.text import Tokenizer
 from dgemma_evals import likelihood
@@ -78,7 +79,9 @@ class DGemma(TemplateLM):
         device = self.options.device
         if self._world_size > 1 and device in ("auto", "cuda") and torch.cuda.is_available():
             device = f"cuda:{os.environ.get('LOCAL_RANK', self._rank)}"
-        loaded = load(folder, dtype=self.options.dtype, device=device)
+        loaded = load(
+            folder, dtype=self.options.dtype, device=device, quantize=self.options.quantize
+        )
         if loaded.tokenizer is None:
             raise RequestError(f"{folder}: no tokenizer.json: the harness needs one")
         self.loaded: Loaded = replace(loaded, name=self.options.pretrained)
@@ -168,6 +171,7 @@ class DGemma(TemplateLM):
     def describe(self) -> dict[str, Any]:
         """Model and settings, as plain values."""
         settings, options = self.settings, self.options
+        sizes = held_sizes(self.loaded.model)
         written: dict[str, Any] = {"temperature": settings.temperature}
         if settings.sampler is not None:
             rule = settings.stop_rule
@@ -179,7 +183,9 @@ class DGemma(TemplateLM):
         return {
             "model_name": self.loaded.name,
             "model_dtype": str(self.loaded.model.dtype).removeprefix("torch."),
-            "model_num_parameters": sum(p.numel() for p in self.loaded.model.parameters()),
+            "model_quantize": self.loaded.model.quantized,
+            "model_num_parameters": sum(numbers for numbers, _ in sizes.values()),
+            "model_bytes": sum(held for _, held in sizes.values()),
             "model_device": str(self.device),
             "mode": self.mode,
             **written,

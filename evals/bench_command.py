@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +15,7 @@ import typer
 
 from dgemma_core import RequestError
 from dgemma_core.machine import cores
+from dgemma_evals.bench_gpu_command import gpu
 
 bench_app = typer.Typer(
     no_args_is_help=True,
@@ -163,6 +166,84 @@ def start(
 
 
 @bench_app.command()
+def growth(
+    out: Out = Path("bench"),
+    dtype: Dtype = "float32",
+    allocator: Allocator = "tcmalloc",
+    threads: Threads = CORES,
+    rounds: Rounds = 3,
+    peers: Peers = "transformers (grouped experts)",
+    count: Annotated[int, typer.Option(min=2, help="Fixed denoising steps a round.")] = 4,
+    axis: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUES",
+            help="An axis and its points, e.g. prefix=128,1024: those given, instead of all.",
+        ),
+    ] = None,
+    base: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="What the other axes hold, e.g. canvas=256."),
+    ] = None,
+) -> None:
+    """D: seconds a denoising step as prefix, canvas, batch, vocabulary or experts grow.
+
+    Written point by point: a run that was killed goes on where it stopped.
+    """
+    from dgemma_evals import bench, bench_growth
+    from dgemma_evals.compare import environment, machine
+
+    names = bench.check_peers(_split(peers))
+    axes = bench_growth.parse_axes(axis or ())
+    start = bench_growth.parse_base(base or ())
+    asked = list(
+        bench.settings(
+            bench.Setting(threads=threads, rounds=rounds), _split(dtype), _split(allocator)
+        )
+    )
+    facts = environment()
+    more = {"base": asdict(start), "axes": axes, "machine": machine(facts)}
+    killed = _unfinished(out / "growth.json")
+    earlier = killed["rows"] if killed.get("machine") == more["machine"] else ()
+    runs = bench_growth.measure(
+        out, names, asked, base=start, axes=axes, count=count, earlier=earlier, model={}
+    )
+    for i, (rows, left) in enumerate(runs):
+        if i == 0 and rows:
+            typer.echo(f"{len(rows)} points are there from a run that did not end")
+        record = {"command": _command(), "environment": facts, "rows": rows, "left": left, **more}
+        if i or not left:
+            _write(out, "growth", record)
+    _page(out)
+
+
+@bench_app.command()
+def memory(
+    out: Out = Path("bench"),
+    dtype: Dtype = "float32,bfloat16",
+    threads: Threads = CORES,
+    prefix: Annotated[int, typer.Option(min=2, help="Tokens of the prompt.")] = 32_768,
+) -> None:
+    """D: the memory that a long prompt takes, predicted as in `dgemma plan` and measured."""
+    from dgemma_evals import bench, bench_memory
+
+    asked = list(bench.settings(bench.Setting(), _split(dtype), ["system"]))
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for setting in asked:
+            rows.append(
+                bench_memory.measure(
+                    Path(folder) / "model", prefix=prefix, dtype=setting.dtype, threads=threads
+                )
+            )
+            typer.echo(bench_memory.sentence(rows[-1]))
+    _save(out, "memory", rows)
+
+
+bench_app.command()(gpu)
+
+
+@bench_app.command()
 def page(out: Out = Path("bench")) -> None:
     """Draw OUT/bench.html from the results that are there."""
     from dgemma_evals.bench_page import write as write_page
@@ -196,13 +277,37 @@ def _show(row: dict[str, Any]) -> None:
 
 
 def _save(out: Path, name: str, rows: Sequence[dict[str, Any]]) -> None:
-    from dgemma_evals.bench_page import write as write_page
     from dgemma_evals.compare import environment
 
+    record = {"command": _command(), "environment": environment(), "rows": list(rows)}
+    _write(out, name, record)
+    _page(out)
+
+
+def _command() -> str:
+    return " ".join(["dgemma", *sys.argv[1:]])
+
+
+def _unfinished(file: Path) -> dict[str, Any]:
+    """The record of a run that was killed; {} where there is none."""
+    if not file.exists():
+        return {}
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RequestError(f"{file}: no JSON ({error}); remove it") from error
+    return found if found.get("left") else {}
+
+
+def _page(out: Path) -> None:
+    from dgemma_evals.bench_page import write as write_page
+
+    typer.echo(f"page: {write_page(out)}")
+
+
+def _write(out: Path, name: str, record: dict[str, Any]) -> None:
+    """OUT/NAME.json, at once or not at all."""
     out.mkdir(parents=True, exist_ok=True)
-    command = " ".join(["dgemma", *sys.argv[1:]])
-    record = {"command": command, "environment": environment(), "rows": list(rows)}
     part = out / f"{name}.json.part"
     part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     os.replace(part, out / f"{name}.json")
-    typer.echo(f"page: {write_page(out)}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dgemma_core import RequestError
+from dgemma_evals import bench_gpu_page, bench_growth_page
 from dgemma_evals.page import chart, document, escaped, table_of
 
 TITLES = {
@@ -32,11 +33,18 @@ def write(out: Path) -> Path:
     figures: dict[str, Any] = {}
     for name, record in records.items():
         compared = [row for row in record["rows"] if "implementations" in row]
-        if compared:
+        if name == "growth":
+            more, multiples = bench_growth_page.sections(record)
+            parts += more
+            figures |= multiples
+        elif compared:
             title = TITLES.get(compared[0]["table"], name)
             parts += [f"<h2>{escaped(title)}</h2>", chart(name, title), _table(compared)]
             figures[name] = _bars(compared)
         parts += [_start(row) for row in record["rows"] if row["table"] == "E"]
+        if any(row["table"] == "gpu" for row in record["rows"]):
+            parts += bench_gpu_page.sections(record)
+        parts += _memory([row for row in record["rows"] if row["table"] == "memory"])
         facts = [(key, json.dumps(value)) for key, value in record["environment"].items()]
         parts.append(
             f"<details><summary>{escaped(record['command'])}</summary>"
@@ -113,3 +121,27 @@ def _start(row: dict[str, Any]) -> str:
         + table_of(("what", "seconds"), lines)
         + f"<p>import dgemma_core takes {row['ratio']:.2f}× of import torch.</p>"
     )
+
+
+def _memory(rows: Sequence[dict[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    lines, sums = [], []
+    for row in rows:
+        label = f"{row['prefix']:,} tokens, {row['dtype']}"
+        for part in row["parts"]:
+            sizes = (f"{part[key] / 1e6:,.1f}" for key in ("predicted", "measured"))
+            lines.append((label, part["name"], *sizes, f"{100 * part['error']:+.1f} %"))
+            for name, (size, arithmetic) in part["lines"].items():
+                sums.append((f"{label}, {part['name']}", name, f"{size / 1e6:,.1f}", arithmetic))
+        kept = f"{row['kept_by_kernels'] / 1e6:,.1f}"
+        lines.append((label, "kept by kernels after a first pass", "", kept, ""))
+    return [
+        "<h2>The memory of a long prompt</h2>",
+        "<p class='note'>Megabytes besides the weights. Held: by prefix cache and hidden states, once encoded. Peak: "
+        "while it is encoded, in chunks. Predicted as in `dgemma plan`; measured as the rise of resident memory of a "
+        "fresh process.</p>",
+        table_of(("prefix", "what", "predicted", "measured", "error"), lines),
+        "<details><summary>Arithmetic</summary>"
+        f"{table_of(('of', 'term', 'MB', 'arithmetic'), sums, first_left=False)}</details>",
+    ]

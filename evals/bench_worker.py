@@ -1,7 +1,8 @@
 """One implementation in a process of its own, for `dgemma bench`: loads, proves its logits, and runs timed rounds.
 
 Commands come as JSON lines on standard input, answers go as JSON lines to standard output: {"do": "load", …}
-first, then "logits", "steps", "write" or "tokens": the methods of an implementation.
+first, then "logits", "steps", "write" or "tokens": the methods of an implementation. Another "load" takes the
+place of the first: its model is given up before.
 
 What is timed is the same on all sides: a denoising step from the start of one forward pass to the start of the next
 (or the end of the run), sampling, stopping and self-conditioning included; a whole run from prompt to final ids.
@@ -9,9 +10,9 @@ What is timed is the same on all sides: a denoising step from the start of one f
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
-import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+
+from dgemma_evals.resident import peak_bytes
 
 
 class Implementation(Protocol):
@@ -296,11 +299,6 @@ IMPLEMENTATIONS: dict[str, type[Implementation]] = {
 }
 
 
-def peak_bytes() -> int:
-    """The most memory that this process has had resident."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def main() -> None:
     """Answers commands until standard input ends."""
     sys.stdin.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
@@ -311,6 +309,8 @@ def main() -> None:
         do = command.pop("do")
         answer: dict[str, Any] = {}
         if do == "load":
+            implementation = IMPLEMENTATIONS[sys.argv[1]]()
+            gc.collect()  # a model before this one
             start = time.perf_counter()
             implementation.load(**command)
             answer["seconds"] = time.perf_counter() - start

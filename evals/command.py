@@ -23,9 +23,8 @@ _RAW = {
 _USERS_FAULT = ("config", "_cli", "tasks", "api/registry.py", "api/group.py")
 """Parts of lm-eval whose ValueError and KeyError speak of what was asked for."""
 
-_FOREIGN = ("hf:", "gguf:", "http://", "https://")
 _NO_SETTINGS = (
-    "pretrained", "dtype", "device", "batch_size", "max_batch_size", "records", "likelihood",
+    "pretrained", "dtype", "quantize", "device", "batch_size", "max_batch_size", "records", "likelihood",
     "likelihood_samples",
 )  # fmt: skip
 """Arguments of the lm-eval models that --model-arg may not name."""
@@ -44,7 +43,8 @@ def harness(arguments: Sequence[str]) -> None:
     """lm-eval's command line, with our models and tasks known to it.
 
     For our models: the device is auto unless one is given, records stand beside the samples of
-    --output_path, and the path of --use_cache gets the model's hash.
+    --output_path, the path of --use_cache gets the model's hash, and --quantize is the model argument
+    of that name.
     """
     from dgemma_evals.harness import register
 
@@ -53,17 +53,38 @@ def harness(arguments: Sequence[str]) -> None:
     from lm_eval.utils import setup_logging
 
     setup_logging()
+    arguments, quantize = _taken("--quantize", arguments)
     sys.argv = ["dgemma eval", *arguments]
     command = HarnessCLI()
     try:
         parsed = command.parse_args()
         if parsed.command == "run":
-            _prepare(parsed)
+            _prepare(parsed, quantize)
+        elif quantize is not None:
+            raise RequestError(f"--quantize has no meaning for {parsed.command}: leave it out")
         command.execute(parsed)
     except (ValueError, KeyError, TypeError) as error:
         if not _users_fault(error):
             raise
         raise DgemmaError(str(error.args[0] if error.args else error)) from error
+
+
+def _taken(option: str, arguments: Sequence[str]) -> tuple[list[str], str | None]:
+    """The arguments without an option that lm-eval does not know, and its value."""
+    left: list[str] = []
+    found: str | None = None
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if name != option:
+            left.append(argument)
+            continue
+        if found is not None:
+            raise RequestError(f"{option} is given twice: give it once")
+        found = value if equals else next(rest, "")
+        if not found:
+            raise RequestError(f"{option} needs a value, e.g. {option} int4")
+    return left, found
 
 
 def _users_fault(error: BaseException) -> bool:
@@ -72,7 +93,7 @@ def _users_fault(error: BaseException) -> bool:
     return bool(inside) and part.startswith(_USERS_FAULT)
 
 
-def _prepare(parsed: Namespace) -> None:
+def _prepare(parsed: Namespace, quantize: str | None) -> None:
     """Fills in what our models need that lm-eval's command line does not say."""
     from lm_eval.config.evaluate_config import EvaluatorConfig
     from lm_eval.utils import sanitize_model_name, simple_parse_args_string
@@ -85,6 +106,10 @@ def _prepare(parsed: Namespace) -> None:
     asked |= {name: value for name, value in vars(parsed).items() if value is not None}
     kinds = dict(models())
     if asked.get("model") not in kinds:
+        if quantize is not None:
+            raise RequestError(
+                f"--quantize is of the models {' and '.join(kinds)}, not of {asked.get('model')}"
+            )
         return
     given = asked.get("model_args") or {}
     given = simple_parse_args_string(given) if isinstance(given, str) else dict(given)
@@ -92,6 +117,12 @@ def _prepare(parsed: Namespace) -> None:
         parsed.device = "auto"
     elif "device" in given:
         parsed.device = given.pop("device")
+    if quantize is not None:
+        if given.get("quantize", quantize) != quantize:
+            raise RequestError(
+                f"--quantize {quantize} and the model argument quantize={given['quantize']}: give one"
+            )
+        given["quantize"] = quantize
     output = asked.get("output_path")
     if output and "records" not in given and not asked.get("use_cache"):
         folder = Path(output)
@@ -117,6 +148,12 @@ ModelArg = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, …; auto: a GPU where there is one.")]
+Quantize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SCHEME", help="int8 or int4: weights of this project's models as whole numbers."
+    ),
+]
 Unsafe = Annotated[
     bool,
     typer.Option("--confirm-run-unsafe-code", help="Allow tasks that run written programs."),
@@ -155,6 +192,13 @@ def compare(
         bool, typer.Option(help="Wrap prompts in each model's own chat template.")
     ] = True,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, …; auto: as stored.")] = "auto",
+    quantize: Quantize = None,
+    baseline_quantize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SCHEME", help="Of the baseline, if not as --quantize: int8, int4 or none."
+        ),
+    ] = None,
     device: Device = "auto",
     confirm_run_unsafe_code: Unsafe = False,
 ) -> None:
@@ -169,11 +213,12 @@ def compare(
     if points and not _samples(model):
         raise RequestError(f"--sweep is of samplers, which {model} has not")
     own = _settings(model, model_arg or ())
+    forms = _quantized(model, baseline, quantize, baseline_quantize)
     shared = {"dtype": dtype, "device": device}
     load_tasks([tasks], limit=1, unsafe=confirm_run_unsafe_code)  # before long loads
     comparison = run(
-        writer(model, **shared, **own),
-        writer(baseline, **shared),
+        writer(model, **shared, **own, quantize=forms[0]),
+        writer(baseline, **shared, quantize=forms[1]),
         tasks=[tasks],
         limit=limit,
         seeds=seeds,
@@ -188,8 +233,31 @@ def compare(
     typer.echo(f"report: {page.path}")
 
 
+def _quantized(
+    model: str, baseline: str, both: str | None, other: str | None
+) -> tuple[str | None, str | None]:
+    """The schemes of the two, judged before a long load."""
+    from dgemma_core.quantise import scheme
+    from dgemma_evals.options import FOREIGN
+
+    own = [not name.startswith(FOREIGN) for name in (model, baseline)]
+    if both is not None and not any(own):
+        raise RequestError("--quantize is of checkpoints that this project runs: neither is one")
+    if other is not None and not own[1]:
+        raise RequestError(
+            f"--baseline-quantize is of checkpoints that this project runs, which {baseline} is not"
+        )
+    for name in (both, None if other == "none" else other):
+        if name is not None:
+            scheme(name)
+    second = both if other is None else None if other == "none" else other
+    return (both if own[0] else None, second if own[1] else None)
+
+
 def _samples(model: str) -> bool:
-    return not model.endswith(":ar") and not model.startswith(_FOREIGN)
+    from dgemma_evals.options import FOREIGN
+
+    return not model.endswith(":ar") and not model.startswith(FOREIGN)
 
 
 def _settings(model: str, texts: Sequence[str]) -> dict[str, Any]:
@@ -251,16 +319,22 @@ def flips(
     chat: Annotated[
         bool, typer.Option(help="Wrap prompts in the model's own chat template.")
     ] = True,
+    quantize: Quantize = None,
     device: Device = "auto",
     confirm_run_unsafe_code: Unsafe = False,
 ) -> None:
     """Measure which share of answers changes with the batch that they are written in."""
+    from dgemma_core.quantise import scheme
     from dgemma_evals.flips import RESULTS, measure
+    from dgemma_evals.options import FOREIGN
 
     _quiet()
-    if model.startswith(_FOREIGN):
+    if model.startswith(FOREIGN):
         raise RequestError(f"flips are of checkpoints that this project runs, which {model} is not")
     own = _settings(model, model_arg or ())
+    if quantize is not None:
+        scheme(quantize)
+        own["quantize"] = quantize
     try:
         sizes = [int(size) for size in batch.split(",")]
     except ValueError as error:

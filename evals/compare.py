@@ -12,8 +12,6 @@ import itertools
 import json
 import os
 import platform
-import resource
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,6 +29,7 @@ from dgemma_evals.counting import Counts
 from dgemma_evals.harness import Tasks
 from dgemma_evals.options import Options
 from dgemma_evals.records import Records, digest
+from dgemma_evals.resident import peak_bytes
 from dgemma_evals.writers import Writer
 
 if TYPE_CHECKING:
@@ -225,8 +224,7 @@ def _peak() -> int:
 
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(used if sys.platform == "darwin" else used * 1024)
+    return peak_bytes()
 
 
 def tabulate(

@@ -22,6 +22,7 @@ from dgemma_core import (
     sampler_from,
 )
 from dgemma_core.generation import Mode
+from dgemma_core.quantise import scheme
 from dgemma_core.samplers import SAMPLERS
 from dgemma_evals.records import digest
 
@@ -30,6 +31,8 @@ LIKELIHOODS: Mapping[str, str] = {
     "ar_encoder": "ar_encoder: exact, the chain rule through the causal encoder",
     "nelbo": "nelbo: an upper bound on -log p by the denoiser, the end included; no perplexity",
 }
+FOREIGN = ("hf:", "gguf:", "http://", "https://")
+"""How names of models begin that this project does not run itself."""
 _RULE = ("stability_threshold", "confidence_threshold")
 _WRITING = (
     "sampler", "steps", *_RULE,
@@ -44,17 +47,18 @@ _SMALL = 64 * 2**20
 class Options:
     """What `--model_args` (and lm-eval's own flags) may say of a model.
 
-    batch_size: a number, or auto. max_length: tokens of prompt and answer together, the model's
-    own limit if None; a longer prompt loses its beginning. max_gen_toks: where neither task nor
-    `--gen_kwargs` sets a limit, the checkpoint's own if None. likelihood_samples: noise levels a
-    canvas of the bound. records: the folder of the records, none are kept if None. writing: sampler
-    settings by name.
+    quantize: int8 or int4, the weights as they are if None. batch_size: a number, or auto.
+    max_length: tokens of prompt and answer together, the model's own limit if None; a longer prompt
+    loses its beginning. max_gen_toks: where neither task nor `--gen_kwargs` sets a limit, the
+    checkpoint's own if None. likelihood_samples: noise levels a canvas of the bound. records: the
+    folder of the records, none are kept if None. writing: sampler settings by name.
     """
 
     mode: Mode
     pretrained: str = "nano"
     revision: str | None = None
     dtype: str = "auto"
+    quantize: str | None = None
     device: str = "auto"
     batch_size: str = "1"
     max_batch_size: int | None = None
@@ -69,7 +73,12 @@ class Options:
     writing: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"auto(:\d+)?|[1-9]\d*", self.batch_size):
+        if re.fullmatch(r"auto:.+", self.batch_size):
+            raise RequestError(
+                f"batch_size {self.batch_size}: sizing anew as documents shorten has no effect where rows "
+                "join and leave a batch one by one; use auto"
+            )
+        if not re.fullmatch(r"auto|[1-9]\d*", self.batch_size):
             raise RequestError(f"batch_size: expected a number or auto, got {self.batch_size}")
         if self.max_batch_size is not None and not self.auto_batch:
             raise RequestError(
@@ -79,6 +88,8 @@ class Options:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise RequestError(f"{name}: expected at least 1, got {value}")
+        if self.quantize is not None:
+            scheme(self.quantize)
         if self.seed < 0:
             raise RequestError(f"seed: expected 0 or above, got {self.seed}")
         if self.likelihood not in LIKELIHOODS:
@@ -95,7 +106,7 @@ class Options:
     @property
     def auto_batch(self) -> bool:
         """The batch size is to be found."""
-        return self.batch_size.startswith("auto")
+        return self.batch_size == "auto"
 
     @classmethod
     def parse(cls, mode: Mode, given: Mapping[str, Any]) -> Options:
@@ -170,7 +181,7 @@ class Options:
         return settings, tuple(text for text in until if text), int(limit)
 
     def identity(self) -> str:
-        """The hash of everything that decides an answer: weights, dtype, sampler, limits, seed."""
+        """The hash of everything that decides an answer: weights and their form, sampler, limits, seed."""
         return digest(
             self.mode,
             fingerprint(self.folder()),
@@ -179,6 +190,7 @@ class Options:
             [self.max_length, self.max_gen_toks, self.seed],
             [self.enable_thinking, self.think_end_token],
             [self.likelihood, self.likelihood_samples],
+            *([] if self.quantize is None else [self.quantize]),
         )
 
     def folder(self) -> Path:

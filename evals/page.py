@@ -68,6 +68,8 @@ h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.2rem; margin-top: 2.5rem; }}
 .answer {{ font-size: 1.15rem; border-left: 4px solid #3b82c4; padding: .3rem 0 .3rem 1rem; }}
 .note, figcaption {{ color: var(--soft); font-size: .9rem; }}
 figure {{ margin: 1.5rem 0; }} .chart {{ width: 100%; }}
+.multiples {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 0 1.5rem; }}
+.multiples figure {{ min-width: 0; margin: .5rem 0; }}
 .scroll {{ overflow-x: auto; margin: 1rem 0; }}
 table {{ border-collapse: collapse; font-size: .9rem; width: 100%; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: right; }}

@@ -23,7 +23,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from dgemma_core import CheckpointError, DgemmaError, RequestError
 from dgemma_evals.backend import DGemma, DGemmaAR, Written
 from dgemma_evals.counting import Counts
-from dgemma_evals.options import fingerprint
+from dgemma_evals.options import FOREIGN, fingerprint
 from dgemma_evals.records import digest
 
 
@@ -48,8 +48,12 @@ class Writer(Protocol):
 def writer(spec: str, **arguments: Any) -> Writer:
     """The writer that `spec` names. arguments: device and dtype; for our models also their options.
 
-    Raises DgemmaError where there is none.
+    Raises DgemmaError where there is none, or where it cannot be quantised as asked.
     """
+    if spec.startswith(FOREIGN) and arguments.get("quantize") is not None:
+        raise RequestError(
+            f"quantize is of checkpoints that this project runs, which {spec} is not"
+        )
     if spec.startswith(("http://", "https://")):
         return ServerWriter(spec)
     shared = {name: arguments[name] for name in ("device", "dtype") if name in arguments}
@@ -59,9 +63,12 @@ def writer(spec: str, **arguments: Any) -> Writer:
         from dgemma_evals.gguf import converted
 
         return HFWriter(str(converted(spec.removeprefix("gguf:"))), name=spec, **shared)
+    quantize = arguments.get("quantize")
+    name = spec if quantize is None else f"{spec} {quantize}"
     if spec.endswith(":ar"):
-        return OwnWriter(spec, DGemmaAR(pretrained=spec.removesuffix(":ar"), **shared))
-    return OwnWriter(spec, DGemma(pretrained=spec, **arguments))
+        causal = DGemmaAR(pretrained=spec.removesuffix(":ar"), quantize=quantize, **shared)
+        return OwnWriter(name, causal)
+    return OwnWriter(name, DGemma(pretrained=spec, **arguments))
 
 
 class OwnWriter:

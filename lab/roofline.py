@@ -35,7 +35,9 @@ from dgemma_core.decoding import (
 )
 from dgemma_core.errors import RequestError
 from dgemma_core.generation import Prompt, prompt_ids
+from dgemma_core.model import DiffusionGemma
 from dgemma_core.observe import Observe
+from dgemma_core.quantise import held_sizes
 from dgemma_core.samplers import StopRule
 from dgemma_lab import theme
 from dgemma_lab.theme import Figure
@@ -139,7 +141,7 @@ def measure(
     return Machine(
         name=_machine_name(model.device),
         model=loaded.name,
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=_form(model),
         bandwidth=_bandwidth(model.device),
         matrix_rate=_matrix_rate(model.device, model.dtype),
         prefix=len(ids),
@@ -195,20 +197,22 @@ def _spread(text: TextConfig, tokens: int) -> float:
 def _cost(
     loaded: Loaded, batch: int, length: int, prefix: int, seconds: float, experts: float
 ) -> StepCost:
-    """Arithmetic and bytes of one step over `batch` rows of `length` new tokens each."""
+    """Arithmetic and bytes of one step over `batch` rows of `length` new tokens each.
+
+    Weights count with the bytes in which they lie in memory, keys and values with those of the dtype.
+    """
     model, text = loaded.model, loaded.model.config.text
-    size = model.dtype.itemsize
     denoises = length > 1
-    one_expert = 3 * text.hidden_size * text.moe_intermediate_size
-    weights = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    always = sum(
-        count for name, count in weights.items()
+    sizes = held_sizes(model)
+    always = [
+        size for name, size in sizes.items()
         if ".experts." not in name and (denoises or "self_conditioning" not in name) and "embed_tokens" not in name
-    )  # fmt: skip
-    vocabulary = text.vocab_size * text.hidden_size
-    layers = len(text.layers)
+    ]  # fmt: skip
+    experts_held = [size for name, size in sizes.items() if ".experts." in name]
+    vocabulary = [size for name, size in sizes.items() if "embed_tokens" in name]
     heads = 2 if denoises else 1  # logits, and the soft embedding
-    matrices = always + layers * text.top_k_experts * one_expert + heads * vocabulary
+    active, touched = text.top_k_experts / text.num_experts, experts / text.num_experts
+    matrices = _sum(always, 0) + active * _sum(experts_held, 0) + heads * _sum(vocabulary, 0)
     seen = prefix + length
     scores = sum(2 * text.num_attention_heads * layer.head_dim * seen for layer in text.layers)
     cached = sum(2 * layer.num_key_value_heads * layer.head_dim * prefix for layer in text.layers)
@@ -218,8 +222,16 @@ def _cost(
         tokens=tokens,
         seconds=seconds,
         flops=2.0 * tokens * (matrices + scores),
-        bytes=size * (always + vocabulary + layers * experts * one_expert + batch * cached),
+        bytes=_sum(always, 1)
+        + _sum(vocabulary, 1)
+        + touched * _sum(experts_held, 1)
+        + batch * cached * model.dtype.itemsize,
     )
+
+
+def _sum(sizes: Sequence[tuple[int, int]], place: int) -> int:
+    """Numbers (0) or bytes (1) of some parameters."""
+    return sum(size[place] for size in sizes)
 
 
 def _bandwidth(device: torch.device) -> float:
@@ -248,6 +260,12 @@ def _best(device: torch.device, work: Callable[[], Any], repeats: int = 5) -> fl
             torch.cuda.synchronize()
         times.append(time.perf_counter() - begun)
     return min(times[1:])
+
+
+def _form(model: DiffusionGemma) -> str:
+    """The dtype of a model, and how its weights lie in memory if otherwise."""
+    dtype = str(model.dtype).removeprefix("torch.")
+    return dtype if model.quantized is None else f"{dtype}, weights {model.quantized}"
 
 
 def _machine_name(device: torch.device) -> str:

@@ -17,6 +17,8 @@ LEGS = {
     "nano": "all thirteen families",
     "finish": "falling rate",
     "grids": "grids",
+    "long": "worked sums",
+    "anneal": "falling rate",
     "distil": "distillation",
 }
 GROUNDS = {"light": ("#ffffff", "#1d2330", "#d9dde3"), "dark": ("#14181f", "#e6e9ee", "#363e4a")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,13 +13,15 @@ from typer.testing import CliRunner, Result
 
 from dgemma_core import cli
 from dgemma_core.checkpoint import load_model, save_model
-from dgemma_core.config import GenerationDefaults, ModelConfig
+from dgemma_core.config import GenerationDefaults, LayerConfig, ModelConfig
 from dgemma_core.errors import RequestError
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.plan import (
+    KERNEL,
     LOADS,
     cache_bytes,
     cache_lines,
+    encoding,
     find_config,
     make_plan,
     parse_memory,
@@ -29,6 +32,10 @@ from dgemma_core.released import CONFIGS, DIFFUSION_26B
 from tests.core import tiny
 from tests.core.live_bytes import LiveBytes
 from tests.oracle.released import TEXT_PARAMETERS, released_config
+
+SHORT = LayerConfig(False, num_key_value_heads=2, head_dim=32, rope_theta=1e4)
+FULL = LayerConfig(True, num_key_value_heads=1, head_dim=64, rope_theta=1e6, rotary_fraction=0.25)
+WIDE = LayerConfig(True, num_key_value_heads=8, head_dim=128, rope_theta=1e6, rotary_fraction=0.25)
 
 
 def run(*arguments: object) -> Result:
@@ -141,6 +148,42 @@ def test_passes_hold_at_most_what_was_planned(
         model.head.predict(model.denoise(canvas, held, first.soft_embedding), 0.0)
     bound = cache + sum(working.values())
     assert bound - working[term] < live.peak <= bound
+
+
+@pytest.mark.parametrize(
+    ("prefix", "widest", "changes"),
+    [
+        (4096, "mask", {"layers": (SHORT,) * 4 + (FULL,) * 12}),
+        (5000, "mask", {"layers": (SHORT,) * 4 + (FULL,) * 12}),
+        (4096, "projections", {"layers": (WIDE,), "num_attention_heads": 8}),
+        (5000, "buffer that grows", {"layers": (WIDE,), "num_attention_heads": 8}),
+        (4096, "experts", {"num_experts": 16, "top_k_experts": 16, "hidden_size": 128}),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_long_prompt_takes_what_was_predicted(
+    prefix: int, widest: str, changes: dict[str, Any], dtype: torch.dtype
+) -> None:
+    """Within 10 %, tensor by tensor, chunks, masks and copies of what grows included."""
+    settings = {"sliding_window": 64, "num_attention_heads": 2, "layers": (SHORT, FULL), **changes}
+    model = tiny.model(0, dtype, max_position_embeddings=8192, **settings)
+    found = encoding(model.config, prefix, dtype)
+    assert widest in [line.label for line in found.peak]
+    with LiveBytes() as live:
+        cache = model.encode([[index % 48 for index in range(prefix)]])
+        held, peak = live.now(), live.peak
+    assert cache.hidden is not None
+    assert [line.bytes for line in found.held] == [cache.nbytes, cache.hidden.nbytes]
+    assert held == pytest.approx(sum(line.bytes for line in found.held), rel=0.01)
+    visible = sum(line.bytes for line in found.peak if line.label != KERNEL)
+    assert peak == pytest.approx(visible, rel=0.1)
+    touched = encoding(model.config, prefix, dtype, reserved=False)
+    kept = sum(
+        2 * buffer.keys[:, : buffer.filled - buffer.base].nbytes
+        for buffer in cache.rows[0].buffers
+        if buffer is not None
+    )
+    assert touched.held[0].bytes == kept < cache.nbytes
 
 
 # --- asking

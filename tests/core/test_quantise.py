@@ -282,7 +282,10 @@ def test_the_head_streams_a_quantised_embedding(bits: int) -> None:
                     torch.testing.assert_close(getattr(found, field), getattr(expected, field))
                 assert (found.soft_embedding is None) == (not soft)
                 if soft:
-                    torch.testing.assert_close(found.soft_embedding, expected.soft_embedding)
+                    # a logit is 2e-7 · cap off, its probability by as much over T, the mean by that times √D
+                    torch.testing.assert_close(
+                        found.soft_embedding, expected.soft_embedding, rtol=1e-4, atol=4e-5
+                    )
 
 
 def _draws(kind: str) -> CounterStep | OracleStep:

@@ -140,7 +140,7 @@ def test_a_thought_is_stripped_before_stop_strings_are_sought(checkpoint):
 def test_arguments_as_a_command_line_holds_them():
     options = Options.parse(
         "diffusion",
-        {"pretrained": "nano", "batch_size": "auto:4", "steps": "8", "entropy_bound": "0.3"},
+        {"pretrained": "nano", "batch_size": "auto", "steps": "8", "entropy_bound": "0.3"},
     )
     settings = options.settings(GenerationDefaults(t_max=0.7))
     assert settings.steps == 8 and options.auto_batch
@@ -164,7 +164,11 @@ def test_arguments_as_a_command_line_holds_them():
         ("diffusion", {"likelihood": "exact"}, "choose one of"),
         ("diffusion", {"likelihood_samples": 8}, "likelihood=nelbo only"),
         ("diffusion", {"batch_size": "many"}, "a number or auto"),
+        ("diffusion", {"batch_size": "auto:4"}, "has no effect where rows join and leave"),
+        ("diffusion", {"batch_size": "auto:"}, "a number or auto"),
         ("diffusion", {"max_batch_size": 4}, "auto only"),
+        ("diffusion", {"quantize": "int2"}, "quantize: expected int8 or int4, found int2"),
+        ("autoregressive", {"quantize": "none"}, "quantize: expected int8 or int4, found none"),
         ("diffusion", {"enable_thinking": "maybe"}, "expected bool"),
         ("diffusion", {"revision": "main"}, "on the hub"),
         ("diffusion", {"max_length": 0}, "at least 1"),
@@ -207,6 +211,26 @@ def test_a_long_prompt_loses_its_beginning(checkpoint):
 
 def test_auto_batch_fits_the_memory(checkpoint):
     assert 1 <= model(checkpoint, batch_size="auto", max_batch_size="5").batch <= 5
+
+
+@pytest.mark.parametrize("kind", [DGemma, DGemmaAR])
+def test_a_quantised_model_says_so(checkpoint, kind):
+    plain = model(checkpoint, kind)
+    assert plain.get_model_info()["model_quantize"] is None
+    identities, bytes = {plain.identity}, [plain.get_model_info()["model_bytes"]]
+    for scheme in ("int8", "int4"):
+        lm = model(checkpoint, kind, quantize=scheme)
+        (answer,) = lm.generate_until([writing("one")], disable_tqdm=True)
+        assert isinstance(answer, str) and lm.loaded.model.quantized == scheme
+        info = lm.get_model_info()
+        assert info["model_quantize"] == scheme
+        # The parameters of the plain model, and fewer bytes for them.
+        assert info["model_num_parameters"] == plain.get_model_info()["model_num_parameters"]
+        identities.add(lm.identity)
+        bytes.append(info["model_bytes"])
+    assert len(identities) == 3 and bytes[0] > 2 * max(bytes[1:])  # so narrow, int4 is padded
+    total = sum(p.nbytes for p in plain.loaded.model.parameters())
+    assert bytes[0] == total
 
 
 def test_a_missing_checkpoint_is_one_clear_line(tmp_path):

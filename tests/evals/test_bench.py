@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -96,6 +99,32 @@ def test_a_worker_that_dies_says_why(tmp_path: Path) -> None:
             worker.ask("load", folder=str(tmp_path / "nothing"), dtype="float32")
     finally:
         worker.close()
+
+
+def test_a_worker_that_is_killed_says_so() -> None:
+    worker = Worker("dgemma", Setting(threads=1))
+    try:
+        worker.process.kill()
+        with pytest.raises(RequestError, match=r"dgemma ended in 'load': SIGKILL \(memory ran out"):
+            worker.ask("load", folder="x", dtype="float32")
+    finally:
+        worker.close()
+
+
+def test_a_process_has_a_peak_of_its_own() -> None:
+    """Not that of the process that started it, which Linux hands on; and it can be counted anew."""
+    held = np.ones(60_000_000)  # 480 MB
+    code = (
+        "from dgemma_evals.resident import *\n"
+        "before = peak_bytes(); held = b'x' * 10**8; raised = peak_bytes(); del held\n"
+        "anew = restart_peak()\n"
+        "print(before, raised, anew, peak_bytes(), resident_bytes())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, raised, anew, after, now = done.stdout.split()
+    assert held.nbytes > 3e8 > int(before) >= 1e6
+    assert int(raised) >= int(before) + 9e7 and anew == "True"
+    assert int(now) <= int(after) < int(raised) - 5e7
 
 
 def test_ratios_are_to_the_fastest_public_one() -> None:

@@ -92,6 +92,30 @@ def test_the_response_cache_gets_the_hash(dgemma, checkpoint, tmp_path):
     assert code == 2 and "answers without a time" in err
 
 
+def test_a_quantised_model_by_command_line(dgemma, checkpoint, tmp_path):
+    asked = ("eval", "run", "--model", "dgemma", "--tasks", "dgemma_nano_json", "--limit", "1",
+             "--gen_kwargs", "max_gen_toks=4", "--output_path", tmp_path / "out",
+             "--use_cache", tmp_path / "cache")  # fmt: skip
+    own = ("--model_args", f"pretrained={checkpoint}")
+    assert dgemma(*asked, "--quantize", "int4", *own)[0] == 0
+    (results,) = (tmp_path / "out").rglob("results_*.json")
+    assert json.loads(results.read_text())["config"]["model_quantize"] == "int4"
+    identity = DGemma(pretrained=str(checkpoint), quantize="int4").identity
+    assert [p.name for p in tmp_path.glob("cache*")] == [f"cache-{identity}_rank0.db"]
+    for given, says in (
+        (("--quantize=int2",), "quantize: expected int8 or int4, found int2"),
+        (("--quantize",), "--quantize needs a value"),
+        (("--quantize=int4", "--quantize", "int8"), "--quantize is given twice"),
+        (("--quantize=int4", "--model_args", "quantize=int8"), "give one"),
+        (("--quantize=int4", "--model", "hf"), "--quantize is of the models dgemma and dgemma-ar"),
+    ):
+        code, _, err = dgemma(*asked, *own[: 0 if "--model_args" in given else 2], *given)
+        (line,) = [line for line in err.splitlines() if line.startswith("dgemma: ")]
+        assert code == 2 and says in line
+    code, _, err = dgemma("eval", "ls", "tasks", "--quantize", "int4")
+    assert code == 2 and "--quantize has no meaning for ls" in err
+
+
 def test_the_tasks_are_found_without_a_path(dgemma):
     code, out, _ = dgemma("eval", "validate", "--tasks", "dgemma_nano,dgemma_nano_json")
     assert code == 0 and "All tasks found" in out

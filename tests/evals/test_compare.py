@@ -211,6 +211,11 @@ def test_tasks_that_cannot_be_compared(monkeypatch, task, says):
         (("--model-arg", "steps"), "expected NAME=VALUE"),
         (("--model-arg", "colour=1"), "unknown model argument"),
         (("--model-arg", "dtype=float32"), "option of its own"),
+        (("--model-arg", "quantize=int4"), "option of its own"),
+        (("--quantize", "int2"), "quantize: expected int8 or int4, found int2"),
+        (("--baseline-quantize", "int3"), "quantize: expected int8 or int4, found int3"),
+        (("--baseline", "hf:x", "--baseline-quantize", "int4"), "which hf:x is not"),
+        (("--model", "hf:x", "--baseline", "hf:x", "--quantize", "int4"), "neither is one"),
         (("--model", "nano:ar", "--model-arg", "steps=2"), "is not"),
         (("--model", "nano:ar", "--sweep", "steps=2"), "has not"),
         (("--sweep", "temperature=1,2"), "no option"),
@@ -244,6 +249,29 @@ def test_both_modes_of_a_checkpoint_by_command_line(checkpoint, tmp_path, capsys
     assert (table.kept_tokens <= 128).all() and (table.seconds > 0).all()
     plain = table[(table.side == "model") & ~table.swept]
     assert (plain.passes == 1 + plain.denoising_steps + plain.steps_per_canvas.map(len) - 1).all()
+
+
+@pytest.mark.parametrize(
+    ("asked", "forms"),
+    [
+        (("--quantize", "int4"), ("int4", "int4")),
+        (("--quantize", "int4", "--baseline-quantize", "none"), ("int4", None)),
+        (("--baseline-quantize", "int8"), (None, "int8")),
+    ],
+)
+def test_either_side_is_quantised(checkpoint, tmp_path, capsys, monkeypatch, asked, forms):
+    monkeypatch.setattr("sys.argv", ["dgemma", "compare"])
+    with pytest.raises(SystemExit) as ended:
+        app(["compare", "--model", str(checkpoint), "--baseline", f"{checkpoint}:ar", "--tasks", TASK,
+             "--limit", "1", "--seeds", "1", "--out", str(tmp_path), "--device", "cpu", *asked])  # fmt: skip
+    assert not ended.value.code, capsys.readouterr().err
+    summary = json.loads((tmp_path / "results.json").read_text())
+    for side, name, form in zip(("model", "baseline"), ("", ":ar"), forms, strict=True):
+        facts = summary["facts"][side]
+        assert facts["model_quantize"] == form
+        assert facts["name"] == f"{checkpoint}{name}" + (f" {form}" if form else "")
+    with pytest.raises(RequestError, match="quantize is of checkpoints that this project runs"):
+        writer("hf:x", quantize="int4")
 
 
 def test_the_exported_causal_half_is_the_same_model_in_transformers(checkpoint, tmp_path):

@@ -93,6 +93,7 @@ def test_by_command_line(checkpoint, tmp_path, capsys, monkeypatch, mode):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (("--quantize", "int2"), "quantize: expected int8 or int4, found int2"),
         (("--batch", "1"), "two or more sizes"),
         (("--batch", "1,0"), "two or more sizes"),
         (("--batch", "1,auto"), "expected sizes"),

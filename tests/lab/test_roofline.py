@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from dgemma_core.checkpoint import load_model, save_model
 from dgemma_core.errors import RequestError
 from dgemma_lab.roofline import PUBLISHED, Machine, StepCost, break_even, measure, roofline
 from dgemma_lab.roofline import _cost as cost
@@ -42,6 +44,21 @@ def test_a_step_is_counted_right() -> None:
     assert one.rate == one.flops / 0.5
     read = 4 * (weights + 2 * 2 * 4 * 10 + 2 * 1 * 8 * 10)
     assert one.bytes == pytest.approx(read, rel=0.03) and one.bytes >= read
+
+
+def test_a_quantised_model_counts_all_its_weights(tmp_path: Path) -> None:
+    """The arithmetic of the plain one, and the bytes in which its weights lie."""
+    plain = runs.loaded()
+    save_model(plain.model, tmp_path, generation=plain.generation)
+    one = cost(plain, 2, 8, 10, 0.5, 3.0)
+    cached = 2 * 4 * (2 * 2 * 4 * 10 + 2 * 1 * 8 * 10)
+    for scheme in ("int8", "int4"):
+        loaded = replace(plain, model=load_model(tmp_path, device="cpu", quantize=scheme))
+        found = cost(loaded, 2, 8, 10, 0.5, 3.0)
+        assert found.flops == one.flops
+        held = sum(t.nbytes for t in (*loaded.model.parameters(), *loaded.model.buffers()))
+        assert found.bytes - cached == held < (one.bytes - cached) / 2  # all experts are touched
+    assert measure(loaded, batches=(1,), passes=2).dtype == "float32, weights int4"
 
 
 def test_experts_that_tokens_spread_over() -> None:
