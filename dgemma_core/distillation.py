@@ -8,10 +8,9 @@ sampler leaves, not what a schedule draws.
 
 Only texts that the family's verifier accepts are learnt from: the teacher's errors are not passed on.
 
-With `corrected`, the same trajectories serve the stage before: whatever the canvas looked like, right or wrong, the
-problem's canonical answer is learnt from it (as in DAgger, Ross et al., arXiv 1011.0686). A schedule's noise hides
-single tokens here and there; a sampler commits what is easy first and leaves what depends on it, which is the state
-that serial problems must be learnt in.
+For families that are `corrected`, the same trajectories serve the stage before: whatever the canvas looked like, right
+or wrong, the problem's canonical answer is learnt from it (as in DAgger, Ross et al., arXiv 1011.0686). A schedule's
+noise hides single tokens here and there; a sampler commits what is easy first and leaves what depends on it.
 """
 
 from __future__ import annotations
@@ -46,9 +45,9 @@ class Teacher:
     """Trajectories that are made together."""
     batch_size: int = 16
     max_new_tokens: int = 128
-    corrected: bool = False
-    """Learn canonical answers from all trajectories, instead of the teacher's own texts where they are solved. Free
-    text, which has no one answer, is then noised by the schedule."""
+    corrected: tuple[str, ...] = ()
+    """Families whose canonical answers are learnt from all trajectories; the others' are noised by the schedule. None:
+    the teacher's own texts are learnt, of all families, where they are solved."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -177,16 +176,15 @@ def corrected_trajectories(
     problems: Sequence[Example],
     tokenizer: Tokenizer,
 ) -> dict[int, Trajectory]:
-    """The teacher's way through one canvas of each problem, behind the canonical answer's canvases before it."""
-    from dgemma_core.families import TASKS
-
+    """The teacher's way through one canvas of each problem, behind the canonical answer's canvases before it; none for
+    families that are not corrected."""
     length = teacher.config.canvas_length
     requests, found = [], {}
     for i, problem in enumerate(problems):
         prompt = tuple(tokenizer.chat_ids(problem.prompt))
         answer = tuple(tokenizer.encode(problem.answer))
         found[i] = Trajectory(prompt, answer, ())
-        if problem.family in TASKS:
+        if problem.family in settings.corrected:
             start = Random(i).randrange(len(answer) // length + 1) * length
             requests.append(
                 Request(

@@ -19,6 +19,7 @@ LEGS = {
     "grids": "grids",
     "long": "worked sums",
     "anneal": "falling rate",
+    "corrected": "own sampler",
     "distil": "distillation",
 }
 GROUNDS = {"light": ("#ffffff", "#1d2330", "#d9dde3"), "dark": ("#14181f", "#e6e9ee", "#363e4a")}
