@@ -6,7 +6,8 @@ canvas from it (and, as before, the same text autoregressively). So it grows sur
 under the entropy bound at a time, and a canvas takes fewer steps. Unlike in the first stage, the noise is what the
 sampler leaves, not what a schedule draws.
 
-Only texts that the family's verifier accepts are learnt from: the teacher's errors are not passed on.
+Only texts that the family's verifier accepts are learnt from: the teacher's errors are not passed on. Of a problem that
+the teacher does not solve, the canonical answer is learnt as in the first stage, so that nothing is unlearnt meanwhile.
 
 For families that are `corrected`, the same trajectories serve the stage before: whatever the canvas looked like, right
 or wrong, the problem's canonical answer is learnt from it (as in DAgger, Ross et al., arXiv 1011.0686). A schedule's
@@ -57,7 +58,7 @@ class Teacher:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """A text that the teacher wrote, and its canvases on the way."""
+    """A text that the teacher wrote, and its canvases on the way; or one that it did not, without any."""
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
@@ -117,7 +118,7 @@ class TeacherTexts:
             made = make(self.teacher, self.settings, problems, self.tokenizer)
         finally:
             torch.set_num_threads(threads)
-        if not made:
+        if not any(trajectory.canvases for trajectory in made.values()):
             raise RequestError(
                 f"the teacher solved none of {len(problems)} problems: train it longer before distilling"
             )
@@ -130,7 +131,8 @@ def trajectories(
     problems: Sequence[Example],
     tokenizer: Tokenizer,
 ) -> dict[int, Trajectory]:
-    """The teacher's way through each problem that it solves, by the problem's place in `problems`."""
+    """The teacher's way through each problem, by its place in `problems`; where it does not solve it, none, and the
+    canonical answer."""
     from dgemma_core.families import family
 
     requests = [
@@ -143,7 +145,10 @@ def trajectories(
         for i, problem in enumerate(problems)
     ]
     seen: dict[int, list[list[tuple[int, ...]]]] = {i: [] for i in range(len(problems))}
-    found = {}
+    found = {
+        i: Trajectory(tuple(requests[i].ids), tuple(tokenizer.encode(problem.answer)), ())
+        for i, problem in enumerate(problems)
+    }
     for event in denoise_canvases(
         teacher,
         requests,
@@ -163,7 +168,7 @@ def trajectories(
             text = tokenizer.decode(event.ids)
             if event.stop_reason == "eos" and family(problem.family).solved(problem.entry, text):
                 found[event.request] = Trajectory(
-                    tuple(requests[event.request].ids),
+                    found[event.request].prompt,
                     tuple(event.ids[:-1]),
                     tuple(tuple(steps) for steps in seen[event.request]),
                 )

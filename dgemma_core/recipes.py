@@ -173,7 +173,7 @@ for sums: seen so, for 200 steps, they only grew unsure (48 steps a canvas) and 
 
 DISTIL = replace(
     CORRECTED,
-    training=Recipe(steps=120, warmup=10, learning_rate=4e-4, matrix_learning_rate=3e-3, seed=5),
+    training=Recipe(steps=96, warmup=10, learning_rate=4e-4, matrix_learning_rate=3e-3, seed=5),
     shares=LONG.shares,
     teacher=Teacher(uses=4, block=1024, batch_size=64),
 )
