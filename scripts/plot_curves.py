@@ -18,7 +18,7 @@ LEGS = {
     "finish": "falling rate",
     "grids": "grids",
     "long": "worked sums",
-    "anneal": "falling rate",
+    "anneal": "anneal",
     "corrected": "own sampler",
     "distil": "distillation",
 }
