@@ -216,6 +216,8 @@ class Transformers:
         from transformers import GenerationConfig
 
         model, marks = self._causal(), []
+        # What a generation config leaves open, `generate` takes from the model's own: ends, too.
+        model.generation_config.eos_token_id = None
         hook = model.register_forward_pre_hook(lambda *_: marks.append(time.perf_counter()))
         try:
             plain = GenerationConfig(
