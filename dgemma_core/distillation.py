@@ -16,8 +16,8 @@ noise hides single tokens here and there; a sampler commits what is easy first a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -144,34 +144,15 @@ def trajectories(
         )
         for i, problem in enumerate(problems)
     ]
-    seen: dict[int, list[list[tuple[int, ...]]]] = {i: [] for i in range(len(problems))}
     found = {
         i: Trajectory(tuple(requests[i].ids), tuple(tokenizer.encode(problem.answer)), ())
         for i, problem in enumerate(problems)
     }
-    for event in denoise_canvases(
-        teacher,
-        requests,
-        sampler=EntropyBound(),
-        steps=settings.steps,
-        batch_size=settings.batch_size,
-    ):
-        if isinstance(event, StepEvent):
-            assert isinstance(event.request, int)
-            canvases = seen[event.request]
-            if event.canvas == len(canvases):
-                canvases.append([])
-            canvases[event.canvas].append(tuple(event.tokens_in.tolist()))
-        elif isinstance(event, FinishEvent):
-            assert isinstance(event.request, int)
-            problem = problems[event.request]
-            text = tokenizer.decode(event.ids)
-            if event.stop_reason == "eos" and family(problem.family).solved(problem.entry, text):
-                found[event.request] = Trajectory(
-                    found[event.request].prompt,
-                    tuple(event.ids[:-1]),
-                    tuple(tuple(steps) for steps in seen[event.request]),
-                )
+    for i, canvases, end in _walks(teacher, settings, requests):
+        problem = problems[i]
+        text = tokenizer.decode(end.ids)
+        if end.stop_reason == "eos" and family(problem.family).solved(problem.entry, text):
+            found[i] = Trajectory(found[i].prompt, tuple(end.ids[:-1]), canvases)
     return found
 
 
@@ -184,19 +165,25 @@ def corrected_trajectories(
     """The teacher's way through one canvas of each problem, behind the canonical answer's canvases before it; none for
     families that are not corrected."""
     length = teacher.config.canvas_length
-    requests, found = [], {}
+    requests, found, place = [], {}, {}
     for i, problem in enumerate(problems):
         prompt = tuple(tokenizer.chat_ids(problem.prompt))
         answer = tuple(tokenizer.encode(problem.answer))
         found[i] = Trajectory(prompt, answer, ())
         if problem.family in settings.corrected:
-            start = Random(i).randrange(len(answer) // length + 1) * length
-            requests.append(
-                Request(
-                    prompt + answer[:start], seed=settings.seed + i, max_new_tokens=length, id=i
-                )
-            )
-    ways: dict[int, list[tuple[int, ...]]] = {}
+            place[i] = Random(i).randrange(len(answer) // length + 1)
+            prefix = prompt + answer[: place[i] * length]
+            requests.append(Request(prefix, seed=settings.seed + i, max_new_tokens=length, id=i))
+    for i, canvases, _ in _walks(teacher, settings, requests):
+        found[i] = replace(found[i], canvases=((),) * place[i] + canvases)
+    return found
+
+
+def _walks(
+    teacher: DiffusionGemma, settings: Teacher, requests: Sequence[Request]
+) -> Iterator[tuple[int, tuple[tuple[tuple[int, ...], ...], ...], FinishEvent]]:
+    """Each request's number, what every step of its canvases read, and its end, as requests end."""
+    seen: dict[int, list[list[tuple[int, ...]]]] = {}
     for event in denoise_canvases(
         teacher,
         requests,
@@ -206,11 +193,10 @@ def corrected_trajectories(
     ):
         if isinstance(event, StepEvent):
             assert isinstance(event.request, int)
-            ways.setdefault(event.request, []).append(tuple(event.tokens_in.tolist()))
-    for request in requests:
-        assert isinstance(request.id, int)
-        text = found[request.id]
-        before = (len(request.ids) - len(text.prompt)) // length
-        canvases = ((),) * before + (tuple(ways[request.id]),)
-        found[request.id] = Trajectory(text.prompt, text.answer, canvases)
-    return found
+            canvases = seen.setdefault(event.request, [])
+            if event.canvas == len(canvases):
+                canvases.append([])
+            canvases[event.canvas].append(tuple(event.tokens_in.tolist()))
+        elif isinstance(event, FinishEvent):
+            assert isinstance(event.request, int)
+            yield event.request, tuple(map(tuple, seen.pop(event.request))), event

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dgemma_core.fused import _power, linear
 from dgemma_core.grouped import on_kernels
+from dgemma_core.head import soft_capped_
 from dgemma_core.layers import rounded
 
 CHUNK = 64
@@ -99,7 +100,7 @@ def fold(
 def greedy(hidden: Tensor, weight: Tensor, cap: float) -> Tensor:
     """hidden (1, D), weight (V, D) → the token of the highest soft-capped logit (1,); of equals, the lowest."""
     logits = linear(hidden, weight).float()
-    return (logits / cap).tanh_().mul_(cap).argmax(dim=1)
+    return soft_capped_(logits, cap).argmax(dim=1)
 
 
 def _scaled(sums: _Sums, dtype: torch.dtype) -> Tensor:
@@ -124,7 +125,7 @@ def _fold_slice(
             CHUNK=CHUNK, BLOCK_D=_power(width), num_warps=16 if size > 4096 else 4,
         )  # fmt: skip
         return
-    z = (logits.float() / cap).tanh() * cap / temperature.unsqueeze(1)
+    z = soft_capped_(logits.float(), cap) / temperature.unsqueeze(1)
     highest, index = z.max(dim=1)
     better = highest > sums.best
     sums.argmax = torch.where(better, index + start, sums.argmax)
@@ -164,7 +165,7 @@ def _sampled(
     ids = slot * CHUNK + torch.arange(CHUNK, device=hidden.device)  # (N, CHUNK)
     rows = weight[ids.clamp_max(vocab - 1)]  # (N, CHUNK, D)
     logits = (rows @ hidden.unsqueeze(2)).squeeze(2)
-    z = (logits.float() / cap).tanh() * cap / temperature.unsqueeze(1)
+    z = soft_capped_(logits.float(), cap) / temperature.unsqueeze(1)
     z = z.masked_fill(ids >= vocab, -torch.inf)
     cumulative = (z - z.amax(dim=1, keepdim=True)).double().exp().cumsum(dim=1)
     token = torch.searchsorted(cumulative, inside * cumulative[:, -1:], right=True)

@@ -172,9 +172,8 @@ CORRECTED = replace(
 for sums: seen so, for 200 steps, they only grew unsure (48 steps a canvas) and no better."""
 
 DISTIL = replace(
-    CORRECTED,
+    LONG,
     training=Recipe(steps=96, warmup=10, learning_rate=4e-4, matrix_learning_rate=3e-3, seed=5),
-    shares=LONG.shares,
     teacher=Teacher(uses=4, block=1024, batch_size=64),
 )
 """Second stage, from `corrected`: the model learns to settle in fewer steps."""

@@ -338,11 +338,8 @@ def random_checkpoint(
         bos_token_id=2,
         eos_token_ids=(1,),
         pad_token_id=0,
-        media_token_ids=(
-            9,
-            10,
-            11,
-        ),  # transformers compares prompts with them; none of `random_ids`
+        # transformers compares prompts with them; none of `random_ids`
+        media_token_ids=(9, 10, 11),
     )
     model = DiffusionGemma(config)
     generator = torch.Generator().manual_seed(0)

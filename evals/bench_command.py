@@ -9,13 +9,16 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dgemma_core import RequestError
 from dgemma_core.machine import cores
 from dgemma_evals.bench_gpu_command import gpu
+
+if TYPE_CHECKING:
+    from dgemma_evals.bench import Setting
 
 bench_app = typer.Typer(
     no_args_is_help=True,
@@ -54,8 +57,7 @@ def steps(
     folder = bench.random_checkpoint(out / f"shape-a-{vocab}", vocab=vocab)
     ids, canvas = bench.random_ids(vocab, prompt, 1), bench.random_ids(vocab, 256, 2)
     rows = []
-    base = bench.Setting(threads=threads, rounds=rounds)
-    for setting in list(bench.settings(base, _split(dtype), _split(allocator))):
+    for setting in _settings(threads, rounds, dtype, allocator):
         found = bench.steps(folder, names, setting, prompt=ids, canvas=canvas, count=count)
         facts = {"prompt": prompt, "canvas": 256, "steps": count, "vocabulary": vocab}
         rows.append(bench.row("A", setting, found, unit="s/step", **facts))
@@ -95,8 +97,7 @@ def write(
         return family(problem.family).solved(problem.entry, tokenizer.decode(ids))
 
     rows = []
-    base = bench.Setting(threads=threads, rounds=rounds)
-    for setting in list(bench.settings(base, _split(dtype), _split(allocator))):
+    for setting in _settings(threads, rounds, dtype, allocator):
         for batch in map(_number, _split(batches)):
             found = bench.writing(
                 folder,
@@ -136,8 +137,7 @@ def tokens(
         nano.symlink_to(find_folder("nano").resolve(), target_is_directory=True)
     export_autoregressive("nano", f"{nano}-autoregressive")
     rows = []
-    base = bench.Setting(threads=threads, rounds=rounds)
-    for setting in list(bench.settings(base, _split(dtype), _split(allocator))):
+    for setting in _settings(threads, rounds, dtype, allocator):
         for folder, name, size, length in (
             (nano, "nano", 1024, 40),
             (random, "shape A", vocab, 128),
@@ -196,11 +196,7 @@ def growth(
     names = bench.check_peers(_split(peers))
     axes = bench_growth.parse_axes(axis or ())
     start = bench_growth.parse_base(base or ())
-    asked = list(
-        bench.settings(
-            bench.Setting(threads=threads, rounds=rounds), _split(dtype), _split(allocator)
-        )
-    )
+    asked = _settings(threads, rounds, dtype, allocator)
     facts = environment()
     more = {"base": asdict(start), "axes": axes, "machine": machine(facts)}
     killed = _unfinished(out / "growth.json")
@@ -249,6 +245,14 @@ def page(out: Out = Path("bench")) -> None:
     from dgemma_evals.bench_page import write as write_page
 
     typer.echo(f"page: {write_page(out)}")
+
+
+def _settings(threads: int, rounds: int, dtypes: str, allocators: str) -> list[Setting]:
+    """All combinations of the dtypes and allocators that the options name."""
+    from dgemma_evals import bench
+
+    base = bench.Setting(threads=threads, rounds=rounds)
+    return list(bench.settings(base, _split(dtypes), _split(allocators)))
 
 
 def _split(text: str) -> list[str]:
