@@ -12,6 +12,9 @@ the teacher does not solve, the canonical answer is learnt as in the first stage
 For families that are `corrected`, the same trajectories serve the stage before: whatever the canvas looked like, right
 or wrong, the problem's canonical answer is learnt from it (as in DAgger, Ross et al., arXiv 1011.0686). A schedule's
 noise hides single tokens here and there; a sampler commits what is easy first and leaves what depends on it.
+
+For families that are `serial`, where each step needs the one before, no teacher is asked: the canonical answer is shown
+up to some token, with noise behind it. That is how a sampler comes to see a sum which it gets right.
 """
 
 from __future__ import annotations
@@ -49,9 +52,13 @@ class Teacher:
     corrected: tuple[str, ...] = ()
     """Families whose canonical answers are learnt from all trajectories; the others' are noised by the schedule. None:
     the teacher's own texts are learnt, of all families, where they are solved."""
+    serial: tuple[str, ...] = ()
+    """Families whose canonical answers are learnt from their own beginnings (`beginnings`)."""
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if both := set(self.corrected) & set(self.serial):
+            raise RequestError(f"corrected and serial at once: {', '.join(sorted(both))}")
         if min(self.steps, self.uses, self.block, self.batch_size, self.max_new_tokens) < 1:
             raise RequestError("a teacher's settings are at least 1")
 
@@ -77,7 +84,7 @@ class Trajectory:
 
 
 class TeacherTexts:
-    """Training text number i: a look at one of the teacher's trajectories. A function of i alone, so a run resumes.
+    """Training text number i: a look at one of the trajectories. A function of i alone, so a run resumes.
 
     first: number of the first problem, so that runs draw different ones.
     """
@@ -131,8 +138,8 @@ def trajectories(
     problems: Sequence[Example],
     tokenizer: Tokenizer,
 ) -> dict[int, Trajectory]:
-    """The teacher's way through each problem, by its place in `problems`; where it does not solve it, none, and the
-    canonical answer."""
+    """The teacher's way through each problem, by its place in `problems`; where it does not solve it, the canonical
+    answer, with its beginnings (serial families) or without any way."""
     from dgemma_core.families import family
 
     requests = [
@@ -145,8 +152,7 @@ def trajectories(
         for i, problem in enumerate(problems)
     ]
     found = {
-        i: Trajectory(tuple(requests[i].ids), tuple(tokenizer.encode(problem.answer)), ())
-        for i, problem in enumerate(problems)
+        i: _canonical(teacher, settings, problem, tokenizer) for i, problem in enumerate(problems)
     }
     for i, canvases, end in _walks(teacher, settings, requests):
         problem = problems[i]
@@ -162,21 +168,59 @@ def corrected_trajectories(
     problems: Sequence[Example],
     tokenizer: Tokenizer,
 ) -> dict[int, Trajectory]:
-    """The teacher's way through one canvas of each problem, behind the canonical answer's canvases before it; none for
-    families that are not corrected."""
+    """The teacher's way through one canvas of each problem, behind the canonical answer's canvases before it; for the
+    other families the canonical answer, as in `trajectories`."""
     length = teacher.config.canvas_length
-    requests, found, place = [], {}, {}
+    found = {
+        i: _canonical(teacher, settings, problem, tokenizer) for i, problem in enumerate(problems)
+    }
+    requests, place = [], {}
     for i, problem in enumerate(problems):
-        prompt = tuple(tokenizer.chat_ids(problem.prompt))
-        answer = tuple(tokenizer.encode(problem.answer))
-        found[i] = Trajectory(prompt, answer, ())
         if problem.family in settings.corrected:
-            place[i] = Random(i).randrange(len(answer) // length + 1)
-            prefix = prompt + answer[: place[i] * length]
+            text = found[i]
+            place[i] = Random(problem.seed).randrange(len(text.answer) // length + 1)
+            prefix = text.prompt + text.answer[: place[i] * length]
             requests.append(Request(prefix, seed=settings.seed + i, max_new_tokens=length, id=i))
     for i, canvases, _ in _walks(teacher, settings, requests):
         found[i] = replace(found[i], canvases=((),) * place[i] + canvases)
     return found
+
+
+def _canonical(
+    teacher: DiffusionGemma, settings: Teacher, problem: Example, tokenizer: Tokenizer
+) -> Trajectory:
+    """A problem with its canonical answer, and the beginnings of one of its canvases where the family is serial."""
+    from dgemma_core.recipes import TURN_END
+
+    prompt = tuple(tokenizer.chat_ids(problem.prompt))
+    answer = tuple(tokenizer.encode(problem.answer))
+    if problem.family not in settings.serial:
+        return Trajectory(prompt, answer, ())
+    length, rng = teacher.config.canvas_length, Random(problem.seed)
+    canvas = rng.randrange(len(answer) // length + 1)
+    part = answer[canvas * length : (canvas + 1) * length]
+    end = tokenizer.token_id(TURN_END)
+    assert end is not None
+    clean = part + (end,) * (length - len(part))
+    steps = beginnings(clean, len(part), teacher.config.text.vocab_size, rng)
+    return Trajectory(prompt, answer, ((),) * canvas + (steps,))
+
+
+def beginnings(
+    canvas: tuple[int, ...], written: int, vocabulary: int, rng: Random
+) -> tuple[tuple[int, ...], ...]:
+    """A canvas (C,), whose first `written` tokens come before its end, as a sampler sees it that settles from left to
+    right: each step's tokens are right up to a token a few places further than the step's before. Behind it, uniform
+    noise replaces all tokens in half of the ways, and a share of them, even between 0 and 1, in the others."""
+    share = 1.0 if rng.random() < 0.5 else rng.random()
+    cut, steps = 0, []
+    while cut <= written:
+        behind = [
+            rng.randrange(vocabulary) if rng.random() < share else token for token in canvas[cut:]
+        ]
+        steps.append((*canvas[:cut], *behind))
+        cut += rng.randint(1, 6)
+    return tuple(steps)
 
 
 def _walks(

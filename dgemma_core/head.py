@@ -175,9 +175,13 @@ class VocabularyHead:
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (…, D) → (…, V) float32."""
+        return soft_capped_(self._products(hidden).float(), self.soft_cap)
+
+    def _products(self, hidden: Tensor) -> Tensor:
+        """hidden (…, D) → (…, V) in the weights' dtype, before the soft cap."""
         if isinstance(self.weight, Tensor):
-            return self._capped(hidden, self.weight)
-        return torch.cat([self._capped(hidden, part) for _, part in self._slices()], dim=-1)
+            return linear(hidden, self.weight)
+        return torch.cat([linear(hidden, part) for _, part in self._slices()], dim=-1)
 
     @torch.inference_mode()
     def token_logit(self, hidden: Tensor, tokens: Tensor) -> Tensor:
@@ -413,43 +417,59 @@ class VocabularyHead:
         soft: bool,
         top_k: int,
     ) -> dict[str, Tensor]:
-        """The same fields from whole rows, a bounded block of them at a time, rounding as the oracle does (§3)."""
+        """The same fields from whole rows, a bounded block of them at a time, rounding as the oracle does (§3).
+
+        The two products take more rows at once than the passes between them, which stay in a CPU's cache.
+        """
         assert draws is not None
-        block = max(1, 2**22 // self.vocab_size)
-        blocks: list[dict[str, Tensor]] = []
-        for start in range(0, len(flat), block):
-            part = slice(start, start + block)
-            raw = self.logits(flat[part])
-            tempered = raw / temperatures[part]
-            z = raw if reference == "raw" else tempered
-            probabilities = (
-                filtered(tempered, filters) if filters is not None else tempered
-            ).softmax(dim=-1)
-            if draws.uniform is None:
-                sample = draws.multinomial(probabilities)
-            else:
-                cumulative = probabilities.double().cumsum(dim=1)
-                target = (
-                    draws.uniform.reshape(-1, 1)[part].to(cumulative.device) * cumulative[:, -1:]
-                )
-                sample = torch.searchsorted(cumulative, target, right=True).squeeze(1)
-            logprob = z.log_softmax(dim=-1)
-            argmax = z.argmax(dim=-1)
-            fields = {
-                "sample": sample,
-                "sample_probability": probabilities.gather(1, sample.unsqueeze(1)).squeeze(1),
-                "argmax": argmax,
-                "argmax_probability": logprob.gather(1, argmax.unsqueeze(1)).exp().squeeze(1),
-                "entropy": -(logprob.exp() * logprob).sum(dim=-1),
-                "logsumexp": z.logsumexp(dim=-1),
-            }
+        uniform = None if draws.uniform is None else draws.uniform.reshape(-1).to(flat.device)
+        block, part = (max(1, numbers // self.vocab_size) for numbers in (2**24, 2**21))
+        found: list[dict[str, Tensor]] = []
+        embeddings = []
+        start = 0
+        for hidden in flat.split(block):
+            products = self._products(hidden)
+            for few in products.split(part):
+                here = slice(start, start + len(few))
+                start += len(few)
+                z = soft_capped_(few.float(), self.soft_cap)
+                drawn = z / temperatures[here] if reference == "raw" else z.div_(temperatures[here])
+                peak, argmax = row_max(z)
+                top = z.topk(top_k, dim=-1) if top_k else None
+                probabilities = z.softmax(dim=-1)
+                sampled = probabilities
+                if filters is not None:
+                    sampled = filtered(drawn, filters).softmax(dim=-1)
+                elif drawn is not z:
+                    sampled = drawn.softmax(dim=-1)
+                if uniform is None:
+                    sample = draws.multinomial(sampled).unsqueeze(1)
+                else:
+                    sample = inverse_cdf(sampled, uniform[here]).unsqueeze(1)
+                weights = probabilities
+                if soft and few.dtype != z.dtype:
+                    weights = z.to(few.dtype).softmax(dim=-1, dtype=z.dtype)
+                most = probabilities.gather(1, argmax)
+                logmass = -most.log()  # log Σ exp(z − peak)
+                expected = torch.linalg.vecdot(probabilities, z.sub_(peak)).unsqueeze(1)
+                fields = {
+                    "sample": sample,
+                    "sample_probability": sampled.gather(1, sample),
+                    "argmax": argmax,
+                    "argmax_probability": most,
+                    "entropy": (logmass - expected).clamp_min_(0),
+                    "logsumexp": peak + logmass,
+                }
+                fields = {name: value.squeeze(1) for name, value in fields.items()}
+                if top is not None:
+                    fields["top_logits"], fields["top_ids"] = top
+                found.append(fields)
+                if soft:
+                    few.copy_(weights)  # the products are not read again
             if soft:
-                weights = z.to(flat.dtype).softmax(dim=-1, dtype=torch.float32).to(flat.dtype)
-                fields["soft_embedding"] = self._scaled(self._mean_embedding(weights))
-            if top_k:
-                fields["top_logits"], fields["top_ids"] = z.topk(top_k, dim=-1)
-            blocks.append(fields)
-        return {name: torch.cat([fields[name] for fields in blocks]) for name in blocks[0]}
+                embeddings.append(self._scaled(self._mean_embedding(products)))
+        fields = {name: torch.cat([fields[name] for fields in found]) for name in found[0]}
+        return fields | ({"soft_embedding": torch.cat(embeddings)} if soft else {})
 
     def _mean_embedding(self, weights: Tensor) -> Tensor:
         """weights (N, V) → (N, D), in their dtype."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
@@ -16,13 +17,14 @@ from dgemma_core.distillation import (
     Teacher,
     TeacherTexts,
     Trajectory,
+    beginnings,
     corrected_trajectories,
     trajectories,
 )
 from dgemma_core.errors import RequestError
 from dgemma_core.families import family, training_example
 from dgemma_core.model import DiffusionGemma
-from dgemma_core.recipes import DISTIL, NANO, nano_tokenizer
+from dgemma_core.recipes import DISTIL, NANO, TURN_END, nano_tokenizer
 from dgemma_core.train import make_trainer
 from dgemma_core.training import Look, Recipe, Text, collate, looks, loss
 from tests.core import tiny
@@ -112,6 +114,47 @@ def test_corrected_trajectories_lead_to_the_canonical_answer(teacher: DiffusionG
     assert len(places) > 1, "answers of one canvas only prove little"
 
 
+def test_beginnings_are_right_up_to_a_cut_and_noise_behind_it() -> None:
+    canvas = tuple(range(1000, 1032))  # no token of the noise
+    lengths, shares = [], []
+    for seed in range(200):
+        steps = beginnings(canvas, 20, 1000, Random(seed))
+        right = [[a == b for a, b in zip(step, canvas, strict=True)] for step in steps]
+        shares.append(sum(right[0]) / 32)
+        cuts = [row.count(True) for row in right]
+        if any(row[:cut].count(False) for row, cut in zip(right, cuts, strict=True)):
+            continue  # some tokens behind the cut are right, too
+        assert cuts[0] == 0 and 20 - 6 < cuts[-1] <= 20
+        assert all(1 <= b - a <= 6 for a, b in pairwise(cuts))
+        lengths.append(len(cuts))
+    assert 90 <= len(lengths) <= 125, "half of them, and those whose share comes near 1"
+    assert len(set(lengths)) > 3 and sum(0.2 < share < 0.8 for share in shares) > 40
+
+
+def test_serial_texts_show_canonical_beginnings(teacher: DiffusionGemma) -> None:
+    """Where the teacher does not solve a problem; what stands behind a cut may be anything, what stands before it is
+    the canonical answer, and behind its last token its ends."""
+    tokenizer = nano_tokenizer()
+    problems = [training_example(i, ("chain_sum",)) for i in range(16)]
+    settings = replace(SMALL, steps=1, serial=("chain_sum",))
+    made = trajectories(teacher, settings, problems, tokenizer)
+    end = tokenizer.token_id(TURN_END)
+    places = set()
+    for i, problem in enumerate(problems):
+        answer = tuple(tokenizer.encode(problem.answer))
+        assert made[i].answer == answer
+        place = len(made[i].canvases) - 1
+        places.add(place)
+        assert not any(made[i].canvases[:place])
+        part = answer[place * 32 : place * 32 + 32]
+        canvas, cut = part + (end,) * (32 - len(part)), max(0, len(part) - 5)
+        last = made[i].canvases[place][-1]
+        assert last[:cut] == canvas[:cut], "the last cut lies near the end"
+    assert len(places) > 1
+    corrected = replace(SMALL, serial=("chain_sum",), corrected=("spell_backward",))
+    assert corrected_trajectories(teacher, corrected, problems, tokenizer) == made
+
+
 def test_a_teacher_that_solves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = DiffusionGemma(DISTIL.config)
     with torch.no_grad():
@@ -197,3 +240,5 @@ def test_a_distillation_needs_a_teacher(tmp_path: Path) -> None:
 def test_bad_teachers() -> None:
     with pytest.raises(RequestError, match="at least 1"):
         Teacher(uses=0)
+    with pytest.raises(RequestError, match="corrected and serial at once: json"):
+        Teacher(corrected=("json",), serial=("json",))
