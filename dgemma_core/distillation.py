@@ -53,12 +53,11 @@ class Teacher:
     """Families whose canonical answers are learnt from all trajectories; the others' are noised by the schedule. None:
     the teacher's own texts are learnt, of all families, where they are solved."""
     serial: tuple[str, ...] = ()
-    """Families whose canonical answers are learnt from their own beginnings (`beginnings`)."""
+    """Families whose canonical answers are learnt from their own beginnings (`beginnings`). Families that are also
+    corrected: half of their problems."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if both := set(self.corrected) & set(self.serial):
-            raise RequestError(f"corrected and serial at once: {', '.join(sorted(both))}")
         if min(self.steps, self.uses, self.block, self.batch_size, self.max_new_tokens) < 1:
             raise RequestError("a teacher's settings are at least 1")
 
@@ -168,15 +167,17 @@ def corrected_trajectories(
     problems: Sequence[Example],
     tokenizer: Tokenizer,
 ) -> dict[int, Trajectory]:
-    """The teacher's way through one canvas of each problem, behind the canonical answer's canvases before it; for the
-    other families the canonical answer, as in `trajectories`."""
+    """The teacher's way through one canvas of each problem, behind the canonical answer's canvases before it; for
+    families that are not corrected, and half of the problems of those that are serial, too, the canonical answer, as
+    in `trajectories`."""
     length = teacher.config.canvas_length
     found = {
         i: _canonical(teacher, settings, problem, tokenizer) for i, problem in enumerate(problems)
     }
     requests, place = [], {}
     for i, problem in enumerate(problems):
-        if problem.family in settings.corrected:
+        by_halves = problem.family in settings.serial and Random(problem.prompt).random() < 0.5
+        if problem.family in settings.corrected and not by_halves:
             text = found[i]
             place[i] = Random(problem.seed).randrange(len(text.answer) // length + 1)
             prefix = text.prompt + text.answer[: place[i] * length]
@@ -210,14 +211,15 @@ def beginnings(
     canvas: tuple[int, ...], written: int, vocabulary: int, rng: Random
 ) -> tuple[tuple[int, ...], ...]:
     """A canvas (C,), whose first `written` tokens come before its end, as a sampler sees it that settles from left to
-    right: each step's tokens are right up to a token a few places further than the step's before. Behind it, uniform
-    noise replaces all tokens in half of the ways, and a share of them, even between 0 and 1, in the others."""
+    right: each step's tokens are right up to a token a few places further than the step's before. Behind it, noise
+    replaces all tokens in half of the ways, and a share of them, even between 0 and 1, in the others. In half of both
+    the noise is uniform; in the rest it consists of the answer's own tokens in wrong places, for uniform noise alone
+    teaches a model to trust whatever looks likely, such as a digit that it has itself sampled too soon."""
     share = 1.0 if rng.random() < 0.5 else rng.random()
+    noise = range(vocabulary) if written == 0 or rng.random() < 0.5 else canvas[:written]
     cut, steps = 0, []
     while cut <= written:
-        behind = [
-            rng.randrange(vocabulary) if rng.random() < share else token for token in canvas[cut:]
-        ]
+        behind = [rng.choice(noise) if rng.random() < share else token for token in canvas[cut:]]
         steps.append((*canvas[:cut], *behind))
         cut += rng.randint(1, 6)
     return tuple(steps)

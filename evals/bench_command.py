@@ -62,7 +62,8 @@ def steps(
         facts = {"prompt": prompt, "canvas": 256, "steps": count, "vocabulary": vocab}
         rows.append(bench.row("A", setting, found, unit="s/step", **facts))
         _show(rows[-1])
-    _save(out, "steps", rows)
+        _save(out, "steps", rows)
+    _page(out)
 
 
 @bench_app.command()
@@ -111,7 +112,8 @@ def write(
             facts = {"model": model, "batch": batch, "problems": len(problems)}
             rows.append(bench.row("B", setting, found, unit="kept tokens/s", **facts))
             _show(rows[-1])
-    _save(out, "write", rows)
+            _save(out, "write", rows)
+    _page(out)
 
 
 @bench_app.command()
@@ -146,7 +148,8 @@ def tokens(
             found = bench.tokens(folder, names, setting, prompt=prompt, count=count)
             rows.append(bench.row("C", setting, found, unit="s/token", model=name, tokens=count))
             _show(rows[-1])
-    _save(out, "tokens", rows)
+            _save(out, "tokens", rows)
+    _page(out)
 
 
 @bench_app.command()
@@ -163,6 +166,7 @@ def start(
         f"({row['ratio']:.2f}×) · first answer {row['first answer']:.2f} s"
     )
     _save(out, "start", [row])
+    _page(out)
 
 
 @bench_app.command()
@@ -233,7 +237,8 @@ def memory(
                 )
             )
             typer.echo(bench_memory.sentence(rows[-1]))
-    _save(out, "memory", rows)
+            _save(out, "memory", rows)
+    _page(out)
 
 
 bench_app.command()(gpu)
@@ -281,11 +286,11 @@ def _show(row: dict[str, Any]) -> None:
 
 
 def _save(out: Path, name: str, rows: Sequence[dict[str, Any]]) -> None:
+    """The rows so far: what a killed run has measured is kept."""
     from dgemma_evals.compare import environment
 
     record = {"command": _command(), "environment": environment(), "rows": list(rows)}
     _write(out, name, record)
-    _page(out)
 
 
 def _command() -> str:

@@ -160,6 +160,28 @@ def test_a_page_needs_results(tmp_path: Path) -> None:
     assert isinstance(found.exception, RequestError) and "holds no results" in str(found.exception)
 
 
+def test_a_stopped_run_keeps_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(folder: Path, names: list[str], setting: Setting, **_: object) -> list[Measured]:
+        if setting.dtype == "bfloat16":
+            raise KeyboardInterrupt
+        return [Measured(name, rounds=[1.0]) for name in names]
+
+    monkeypatch.setattr(bench, "random_checkpoint", lambda folder, vocab: folder)
+    monkeypatch.setattr(bench, "steps", measured)
+    asked = [
+        "steps",
+        "--out",
+        str(tmp_path),
+        "--dtype",
+        "float32,bfloat16",
+        "--allocator",
+        "system",
+    ]
+    assert CliRunner().invoke(bench_app, [*asked, "--peers", "transformers"]).exit_code
+    kept = json.loads((tmp_path / "steps.json").read_text())
+    assert [each["setting"]["dtype"] for each in kept["rows"]] == ["float32"]
+
+
 def test_starting_is_measured_in_fresh_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_start, "CODES", {name: "import json" for name in bench_start.CODES})
     found = bench_start.measure(2)
