@@ -3,8 +3,9 @@
     python scripts/measure_nano.py [--model nano] [--count 500] [--seeds 3] [--out docs/nano/measured.json]
 
 Diffusion with the checkpoint's own sampler settings, seeds averaged, beside greedy autoregression of the same weights,
-on the unseen problems of the test seeds (`--split validation` while developing). Prints the table as Markdown. What has
-been measured is kept in the file, so that a stopped run goes on.
+on the unseen problems of the test seeds (`--split validation` while developing). Prints the table as Markdown, and,
+with `--against`, how far both modes' accuracies lie from an earlier measurement's, problem by problem. What has been
+measured is kept in the file, so that a stopped run goes on.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from tqdm.auto import tqdm
 import dgemma_core as dg
 from dgemma_core.families import TASKS, Example, examples, family
 from dgemma_core.trace import Trace
+from dgemma_evals.stats import mean_difference, paired_bootstrap
 from dgemma_lab.order import orders, remelt_counts
 
 TRACED, TIMED = 40, 10
@@ -83,9 +85,9 @@ def alive(loaded: dg.Loaded, problems: list[Example], limit: int) -> dict[str, f
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """All families, one after the other; the file is written after each."""
-    loaded = dg.load(arguments.model, dtype=arguments.dtype)
-    same = {"model": str(arguments.model), "dtype": arguments.dtype, "split": arguments.split,
-            "count": arguments.count, "seeds": arguments.seeds}  # fmt: skip
+    loaded = dg.load(arguments.model, dtype=arguments.dtype, quantize=arguments.quantize)
+    same = {"model": str(arguments.model), "dtype": arguments.dtype, "quantize": arguments.quantize,
+            "split": arguments.split, "count": arguments.count, "seeds": arguments.seeds}  # fmt: skip
     record: dict[str, Any] = {"settings": same, "families": {}}
     if arguments.out.exists():
         kept = json.loads(arguments.out.read_text())
@@ -108,6 +110,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             "autoregressive": statistics.mean(text["solved"] for text in causal),
             "difference_error": float(differences.std(ddof=1) / math.sqrt(len(problems))),
             "solved": own,
+            "solved_autoregressively": [text["solved"] for text in causal],
             "steps_per_canvas": sum(t["steps"] for t in every) / sum(t["canvases"] for t in every),
             "canvases": statistics.mean(text["canvases"] for text in every),
             "kept": statistics.mean(text["kept"] for text in every),
@@ -150,11 +153,32 @@ def markdown(rows: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def change(rows: dict[str, Any], others: dict[str, Any]) -> str:
+    """Points of accuracy more than the other measurement's, both of the same problems, and steps a canvas."""
+    said = []
+    for mode, key in (("diffusion", "solved"), ("autoregressive", "solved_autoregressively")):
+        pairs = [
+            (name, *pair)
+            for name in rows
+            for pair in zip(rows[name][key], others[name][key], strict=True)
+        ]
+        strata, here, there = zip(*pairs, strict=True)
+        found = paired_bootstrap([here, there], mean_difference, strata=strata)
+        points = [100 * number for number in (found.estimate, found.low, found.high)]
+        said.append("{}: {:+.1f} points (95 % interval {:+.1f} to {:+.1f})".format(mode, *points))
+    before, after = (
+        statistics.mean(found[name]["steps_per_canvas"] for name in rows)
+        for found in (others, rows)
+    )
+    return "\n".join([*said, f"steps a canvas: {before:.1f} → {after:.1f}"])
+
+
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="nano")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--quantize", choices=("int8", "int4"))
     parser.add_argument("--split", choices=("test", "validation"), default="test")
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=3)
@@ -162,7 +186,12 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=192)
     parser.add_argument("--families", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--out", type=Path, default=Path("docs/nano/measured.json"))
-    print(markdown(measure(parser.parse_args())["families"]))
+    parser.add_argument("--against", type=Path, help="an earlier --out, of the same problems")
+    arguments = parser.parse_args()
+    rows = measure(arguments)["families"]
+    print(markdown(rows))
+    if arguments.against:
+        print(change(rows, json.loads(arguments.against.read_text())["families"]))
 
 
 if __name__ == "__main__":
