@@ -8,13 +8,13 @@ sampler leaves, not what a schedule draws.
 
 Only texts that the family's verifier accepts are learnt from: the teacher's errors are not passed on. Of a problem that
 the teacher does not solve, the canonical answer is learnt as in the first stage, so that nothing is unlearnt meanwhile.
+But what a model cannot know it also never grows sure of, and its sampler goes on to the last step. So a teacher may be
+`decided`: then the denoiser learns the first canvas of unsolved texts, too, as the teacher decided it, while the causal
+mode still learns the canonical answer.
 
 For families that are `corrected`, the same trajectories serve the stage before: whatever the canvas looked like, right
 or wrong, the problem's canonical answer is learnt from it (as in DAgger, Ross et al., arXiv 1011.0686). A schedule's
 noise hides single tokens here and there; a sampler commits what is easy first and leaves what depends on it.
-
-For families that are `serial`, where each step needs the one before, no teacher is asked: the canonical answer is shown
-up to some token, with noise behind it. That is how a sampler comes to see a sum which it gets right.
 """
 
 from __future__ import annotations
@@ -52,9 +52,8 @@ class Teacher:
     corrected: tuple[str, ...] = ()
     """Families whose canonical answers are learnt from all trajectories; the others' are noised by the schedule. None:
     the teacher's own texts are learnt, of all families, where they are solved."""
-    serial: tuple[str, ...] = ()
-    """Families whose canonical answers are learnt from their own beginnings (`beginnings`). Families that are also
-    corrected: half of their problems."""
+    decided: bool = False
+    """Whether the denoiser learns the first canvas of unsolved texts as the teacher decided it."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -71,6 +70,8 @@ class Trajectory:
     """Without the end token."""
     canvases: tuple[tuple[tuple[int, ...], ...], ...]
     """Of each canvas, the tokens (C,) that each step read."""
+    decided: tuple[int, ...] | None = None
+    """What the denoiser learns of the one canvas seen (C,), where it is not the answer's."""
 
     def look(self, rng: Random) -> Text:
         """The text, seen at one of its steps, all equally likely; without a look where it has no steps."""
@@ -79,7 +80,8 @@ class Trajectory:
             return Text(self.prompt, self.answer)
         j, k = rng.choice(places)
         steps = self.canvases[j]
-        return Text(self.prompt, self.answer, Look(j, steps[k], steps[k - 1] if k else None))
+        look = Look(j, steps[k], steps[k - 1] if k else None, self.decided)
+        return Text(self.prompt, self.answer, look)
 
 
 class TeacherTexts:
@@ -138,8 +140,13 @@ def trajectories(
     tokenizer: Tokenizer,
 ) -> dict[int, Trajectory]:
     """The teacher's way through each problem, by its place in `problems`; where it does not solve it, the canonical
-    answer, with its beginnings (serial families) or without any way."""
+    answer, without any way or with that to the first canvas that it decided."""
     from dgemma_core.families import family
+    from dgemma_core.recipes import TURN_END
+
+    end = tokenizer.token_id(TURN_END)
+    assert end is not None
+    length = teacher.config.canvas_length
 
     requests = [
         Request(
@@ -150,14 +157,16 @@ def trajectories(
         )
         for i, problem in enumerate(problems)
     ]
-    found = {
-        i: _canonical(teacher, settings, problem, tokenizer) for i, problem in enumerate(problems)
-    }
-    for i, canvases, end in _walks(teacher, settings, requests):
+    found = {i: _canonical(problem, tokenizer) for i, problem in enumerate(problems)}
+    for i, canvases, finish in _walks(teacher, settings, requests):
         problem = problems[i]
-        text = tokenizer.decode(end.ids)
-        if end.stop_reason == "eos" and family(problem.family).solved(problem.entry, text):
-            found[i] = Trajectory(found[i].prompt, tuple(end.ids[:-1]), canvases)
+        text = tokenizer.decode(finish.ids)
+        if finish.stop_reason == "eos" and family(problem.family).solved(problem.entry, text):
+            found[i] = Trajectory(found[i].prompt, tuple(finish.ids[:-1]), canvases)
+        elif settings.decided:
+            first = finish.ids[:length]
+            filled = (*first, *[end] * (length - len(first)))
+            found[i] = replace(found[i], canvases=canvases[:1], decided=filled)
     return found
 
 
@@ -168,16 +177,12 @@ def corrected_trajectories(
     tokenizer: Tokenizer,
 ) -> dict[int, Trajectory]:
     """The teacher's way through one canvas of each problem, behind the canonical answer's canvases before it; for
-    families that are not corrected, and half of the problems of those that are serial, too, the canonical answer, as
-    in `trajectories`."""
+    families that are not corrected, the canonical answer without any way."""
     length = teacher.config.canvas_length
-    found = {
-        i: _canonical(teacher, settings, problem, tokenizer) for i, problem in enumerate(problems)
-    }
+    found = {i: _canonical(problem, tokenizer) for i, problem in enumerate(problems)}
     requests, place = [], {}
     for i, problem in enumerate(problems):
-        by_halves = problem.family in settings.serial and Random(problem.prompt).random() < 0.5
-        if problem.family in settings.corrected and not by_halves:
+        if problem.family in settings.corrected:
             text = found[i]
             place[i] = Random(problem.seed).randrange(len(text.answer) // length + 1)
             prefix = text.prompt + text.answer[: place[i] * length]
@@ -187,42 +192,10 @@ def corrected_trajectories(
     return found
 
 
-def _canonical(
-    teacher: DiffusionGemma, settings: Teacher, problem: Example, tokenizer: Tokenizer
-) -> Trajectory:
-    """A problem with its canonical answer, and the beginnings of one of its canvases where the family is serial."""
-    from dgemma_core.recipes import TURN_END
-
+def _canonical(problem: Example, tokenizer: Tokenizer) -> Trajectory:
+    """A problem with its canonical answer, and no way to it."""
     prompt = tuple(tokenizer.chat_ids(problem.prompt))
-    answer = tuple(tokenizer.encode(problem.answer))
-    if problem.family not in settings.serial:
-        return Trajectory(prompt, answer, ())
-    length, rng = teacher.config.canvas_length, Random(problem.seed)
-    canvas = rng.randrange(len(answer) // length + 1)
-    part = answer[canvas * length : (canvas + 1) * length]
-    end = tokenizer.token_id(TURN_END)
-    assert end is not None
-    clean = part + (end,) * (length - len(part))
-    steps = beginnings(clean, len(part), teacher.config.text.vocab_size, rng)
-    return Trajectory(prompt, answer, ((),) * canvas + (steps,))
-
-
-def beginnings(
-    canvas: tuple[int, ...], written: int, vocabulary: int, rng: Random
-) -> tuple[tuple[int, ...], ...]:
-    """A canvas (C,), whose first `written` tokens come before its end, as a sampler sees it that settles from left to
-    right: each step's tokens are right up to a token a few places further than the step's before. Behind it, noise
-    replaces all tokens in half of the ways, and a share of them, even between 0 and 1, in the others. In half of both
-    the noise is uniform; in the rest it consists of the answer's own tokens in wrong places, for uniform noise alone
-    teaches a model to trust whatever looks likely, such as a digit that it has itself sampled too soon."""
-    share = 1.0 if rng.random() < 0.5 else rng.random()
-    noise = range(vocabulary) if written == 0 or rng.random() < 0.5 else canvas[:written]
-    cut, steps = 0, []
-    while cut <= written:
-        behind = [rng.choice(noise) if rng.random() < share else token for token in canvas[cut:]]
-        steps.append((*canvas[:cut], *behind))
-        cut += rng.randint(1, 6)
-    return tuple(steps)
+    return Trajectory(prompt, tuple(tokenizer.encode(problem.answer)), ())
 
 
 def _walks(

@@ -12,15 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dgemma_core.machine import bfloat16_multiplies
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic iteration, chosen by its author for a steep slope at 0: singular values end near 1, not at it."""
 ITERATIONS = 5
 
 
 def orthogonal(update: Tensor) -> Tensor:
-    """update (…, rows, columns) → the same singular vectors with singular values near 1, bfloat16."""
+    """update (…, rows, columns) → the same singular vectors with singular values near 1; bfloat16 where the device
+    multiplies that fast."""
     a, b, c = COEFFICIENTS
-    x = update.bfloat16()
+    x = update.bfloat16() if bfloat16_multiplies(update.device) else update.float()
     wide = x.shape[-2] <= x.shape[-1]
     x = x if wide else x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)

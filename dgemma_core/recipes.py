@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from random import Random
 
 from dgemma_core.config import GenerationDefaults, LayerConfig, ModelConfig, TextConfig
 from dgemma_core.distillation import Teacher
@@ -30,6 +31,8 @@ class NamedRecipe:
     generation: GenerationDefaults
     teacher: Teacher | None = None
     """For distillation: how the model that the run begins with writes what is learnt from (distillation.py)."""
+    own_steps: int = 0
+    """The most denoising steps that the model makes itself on a canvas before it learns from it (`training.walk`)."""
 
     @property
     def mix(self) -> tuple[str, ...]:
@@ -178,54 +181,51 @@ DISTIL = replace(
 )
 """Second stage, from `corrected`: the model learns to settle in fewer steps."""
 
-_SERIAL = ("chain_sum", "word_sum")
-_WEAK = {
-    "mini_sudoku": 1,
-    "futoshiki": 3,
-    "number_sorting": 3,
-    "word_sorting": 3,
-    "word_sequence_reversal": 2,
-    "number_filtering": 3,
-    "json": 1,
-}
-SERIAL = replace(
+WALKS = replace(
     LONG,
-    training=replace(LONG.training, steps=1400, warmup=10, decay=None, seed=12),
+    training=replace(LONG.training, seed=20),
     shares={
-        **_WEAK,
-        **dict.fromkeys(_SERIAL, 6),
-        "spell_backward": 1,
-        "letter_counting": 1,
-        "rotate_matrix": 1,
-        "prose": 1,
-    },
-    teacher=Teacher(corrected=tuple(_WEAK), serial=_SERIAL, uses=2, block=1024, batch_size=64),
-)
-"""From `distil`: sums by their beginnings, with two fifths of the texts; what was weak, corrected once more. (In the
-run that was shipped, <eos> stood behind a sum's end in place of the turn's end, and all noise was uniform.)"""
-
-MEND = replace(
-    LONG,
-    training=replace(LONG.training, steps=1250, warmup=10, decay=None, seed=14),
-    shares={
-        **_WEAK,
+        "mini_sudoku": 2,
+        "futoshiki": 3,
+        "chain_sum": 4,
+        "word_sum": 4,
+        "number_sorting": 3,
         "word_sorting": 4,
-        "json": 2,
-        **dict.fromkeys(_SERIAL, 5),
         "spell_backward": 1,
-        "letter_counting": 1,
+        "word_sequence_reversal": 3,
+        "letter_counting": 3,
+        "number_filtering": 4,
         "rotate_matrix": 1,
+        "json": 2,
         "prose": 1,
     },
-    teacher=Teacher(
-        corrected=(*_WEAK, *_SERIAL),
-        serial=(*_SERIAL, "word_sorting"),
-        uses=2,
-        block=1024,
-        batch_size=64,
-    ),
+    own_steps=6,
 )
-"""From `serial`: what is learnt from beginnings is now corrected, too."""
+"""From `distil`, at a steady rate: one of the two canvases is learnt from after a few steps of the model's own
+sampler."""
+
+RIPEN = replace(
+    WALKS,
+    training=replace(WALKS.training, steps=440, warmup=10, decay=None, seed=21),
+)
+"""From wherever `walks` stands: the rate falls to nearly nothing."""
+
+SETTLE = replace(
+    WALKS,
+    training=replace(
+        WALKS.training,
+        steps=96,
+        warmup=10,
+        learning_rate=5e-4,
+        matrix_learning_rate=4e-3,
+        decay=None,
+        noisings=1,
+        seed=22,
+    ),
+    own_steps=0,
+    teacher=Teacher(uses=4, block=1024, batch_size=64, decided=True),
+)
+"""Second stage, from `ripen`: as `distil`, but also what the model cannot solve is decided sooner."""
 
 RECIPES: Mapping[str, NamedRecipe] = {
     "first": FIRST,
@@ -237,8 +237,9 @@ RECIPES: Mapping[str, NamedRecipe] = {
     "anneal": ANNEAL,
     "corrected": CORRECTED,
     "distil": DISTIL,
-    "serial": SERIAL,
-    "mend": MEND,
+    "walks": WALKS,
+    "ripen": RIPEN,
+    "settle": SETTLE,
 }
 
 
@@ -255,18 +256,26 @@ class FamilyTexts:
     Runs of different seeds draw different problems.
     """
 
-    def __init__(self, mix: tuple[str, ...], tokenizer: Tokenizer, seed: int = 0) -> None:
+    def __init__(
+        self, mix: tuple[str, ...], tokenizer: Tokenizer, seed: int = 0, own_steps: int = 0
+    ) -> None:
+        """own_steps: a quarter of the texts are learnt from as they are noised, the others after 1 to so many steps of
+        the model's own; all prose as it is noised, which can be continued in more than one way. 0: none is walked."""
         self.mix = mix
         self.tokenizer = tokenizer
         self.first = seed * 10**9
+        self.own_steps = own_steps
 
     def __call__(self, index: int) -> Text:
         from dgemma_core.families import training_example
 
         example = training_example(self.first + index, self.mix)
+        rng = Random(f"steps of {self.first + index}")
+        walked = self.own_steps and example.family != "prose" and rng.random() < 0.75
         return Text(
             tuple(self.tokenizer.chat_ids(example.prompt)),
             tuple(self.tokenizer.encode(example.answer)),
+            steps=rng.randint(1, self.own_steps) if walked else 0,
         )
 
 

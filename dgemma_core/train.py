@@ -100,7 +100,9 @@ def make_trainer(
     assert end is not None
     model = DiffusionGemma(recipe.config)
     begun: DiffusionGemma | None = None
-    texts: Callable[[int], Text] = FamilyTexts(recipe.mix, tokenizer, recipe.training.seed)
+    texts: Callable[[int], Text] = FamilyTexts(
+        recipe.mix, tokenizer, recipe.training.seed, own_steps=recipe.own_steps
+    )
     if recipe.teacher is not None:
         kept = folder / TEACHER
         if start is None and not (kept / "config.json").exists():

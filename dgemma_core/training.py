@@ -6,6 +6,8 @@ Notable:
 - the clean text runs through the causal mode once: that pass gives the keys that the canvas reads and the
   autoregressive loss. Both gradients meet in the same weights;
 - half of the examples are denoised twice: a first look without gradient, whose soft embedding conditions the second;
+- a text may ask that the model itself makes a few denoising steps on its canvas first (`walk`): what it then learns
+  from is what its sampler sees, its own mistakes included, and not only what a schedule draws;
 - batch, noise and order of step s are functions of (seed, s), so a killed run resumes to the same numbers.
 
 Axes: B batch, T clean tokens, P prefix, C canvas length, D hidden size, V vocabulary.
@@ -30,10 +32,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dgemma_core.dense_pass import ROUNDED, DensePass
+from dgemma_core.draws import CounterDraws, RowKey
 from dgemma_core.errors import CheckpointError, RequestError
 from dgemma_core.experts import Routing
+from dgemma_core.machine import bfloat16_multiplies
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.optimiser import MuonAdamW
+from dgemma_core.samplers import CanvasBatch, EntropyBound
 
 COUNTED = 256
 """The causal loss reads so many tokens more or none: lengths recur (dense_pass.py says why)."""
@@ -47,6 +52,8 @@ class Text:
     answer: tuple[int, ...]
     look: Look | None = None
     """The canvas to train on (distillation.py) at the first noising; None: one is drawn, and noised."""
+    steps: int = 0
+    """Denoising steps that the model makes on the canvas before it learns from it, at the first noising."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,8 @@ class Look:
     tokens: tuple[int, ...]
     before: tuple[int, ...] | None
     """The canvas one step earlier, whose prediction conditions this one; None at the first step."""
+    decided: tuple[int, ...] | None = None
+    """What the denoiser is to predict in place of the answer's canvas; None: that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,20 +144,22 @@ class Batch:
     prefix: Tensor
     """(B,) clean tokens before the canvas."""
     canvas: Tensor
-    """(B, C) the clean canvas, its tail filled with the end token."""
+    """(B, C) the clean canvas, its tail filled with the end token; or what a teacher decided in its place."""
     noisy: Tensor | None = None
     """(B, C) what a sampler saw of it, −1 in rows that it did not see; None: it saw none of them."""
     before: Tensor | None = None
     """(first rows, C) the same one step earlier, of rows that a step came before."""
+    steps: Tensor | None = None
+    """(B,) falling: the steps that the model makes on each canvas first; None: on none of them."""
 
 
 def collate(texts: Sequence[Text], canvas_length: int, end: int, chosen: Sequence[int]) -> Batch:
-    """Texts, with the index of the canvas drawn for each → Batch; a look brings its own. Rows come in the order: seen
-    after a step, not seen, seen at the first step."""
+    """Texts, with the index of the canvas drawn for each → Batch; a look brings its own. Rows come in the order of
+    their own steps, the most first, and then: seen after a step, not seen, seen at the first step."""
 
-    def place(i: int) -> int:
+    def place(i: int) -> tuple[int, int]:
         look = texts[i].look
-        return 1 if look is None else 0 if look.before is not None else 2
+        return -texts[i].steps, 1 if look is None else 0 if look.before is not None else 2
 
     order = sorted(range(len(texts)), key=place)
     texts, chosen = [texts[i] for i in order], [chosen[i] for i in order]
@@ -161,7 +172,8 @@ def collate(texts: Sequence[Text], canvas_length: int, end: int, chosen: Sequenc
         seen.append(text.look.tokens if text.look is not None else (-1,) * canvas_length)
         start = index * canvas_length
         part = text.answer[start : start + canvas_length]
-        canvases.append(part + (end,) * (canvas_length - len(part)))
+        decided = None if text.look is None else text.look.decided
+        canvases.append(decided or part + (end,) * (canvas_length - len(part)))
         ended = part if len(part) == canvas_length else (*part, end)
         rows.append(text.prompt + text.answer[:start] + ended)
         prefixes.append(len(text.prompt) + start)
@@ -174,6 +186,8 @@ def collate(texts: Sequence[Text], canvas_length: int, end: int, chosen: Sequenc
     if any(text.look is not None for text in texts):
         earlier = torch.tensor(before, dtype=torch.long).reshape(-1, canvas_length)
         batch = replace(batch, noisy=torch.tensor(seen), before=earlier)
+    if any(text.steps for text in texts):
+        batch = replace(batch, steps=torch.tensor([text.steps for text in texts]))
     return batch
 
 
@@ -218,16 +232,23 @@ def balance_loss(routings: Sequence[Routing]) -> Tensor:
 
 def loss(model: DiffusionGemma, batch: Batch, recipe: Recipe, generator: torch.Generator) -> Losses:
     """The published loss of one batch. The first ⌈share · B⌉ rows are the self-conditioned ones; in distillation those
-    that a step came before, conditioned on a first look at that step's canvas."""
+    that a step came before, conditioned on a first look at that step's canvas; where the model makes steps of its own,
+    those on which it has made any, conditioned on its last."""
     device = model.device
     both = DensePass(model, batch)
     hidden, targets = _counted(both.encode(), batch.targets.to(device))
     causal = F.cross_entropy(_raw_logits(model, hidden), targets)
     clean = batch.canvas.to(device).flatten()
-    denoised = [
-        F.cross_entropy(_predicted(model, both, canvas, before), clean)
-        for canvas, before in looks(model, batch, recipe, generator)
-    ]
+    denoised = []
+    for i, (canvas, before) in enumerate(looks(model, batch, recipe, generator)):
+        if i == 0 and batch.steps is not None:
+            canvas, soft = walk(model, both, canvas, batch.steps, generator)
+        else:
+            soft = _first_look(model, both, before)
+        if soft is not None:
+            soft = F.pad(soft, (0, 0, 0, 0, 0, len(canvas) - len(soft)))
+        logits = _raw_logits(model, both.denoise(canvas, soft).flatten(0, 1))
+        denoised.append(F.cross_entropy(logits, clean))
     return Losses(torch.stack(denoised).mean(), causal, balance_loss(both.routings))
 
 
@@ -235,10 +256,13 @@ def looks(
     model: DiffusionGemma, batch: Batch, recipe: Recipe, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The canvases (B, C) to predict from, each with those (conditioned, C) of the first looks. What a sampler saw
-    comes in place of the first noise."""
+    comes in place of the first noise. Half of the canvases that the model is to walk from are noise alone, as a
+    sampler's first one is."""
     t = torch.rand(len(batch.canvas), 1, generator=generator)
     for i in range(recipe.noisings):
         apart = (t + i / recipe.noisings) % 1.0
+        if i == 0 and batch.steps is not None:
+            apart = (2 * apart).clamp(max=1.0)
         canvas = noised(batch.canvas, apart, model.config.text.vocab_size, generator)
         before = canvas[: math.ceil(recipe.self_conditioning * len(canvas))]
         if i == 0 and batch.noisy is not None and batch.before is not None:
@@ -249,16 +273,50 @@ def looks(
         yield canvas.to(model.device), before.to(model.device)
 
 
-def _predicted(model: DiffusionGemma, both: DensePass, canvas: Tensor, before: Tensor) -> Tensor:
-    """Raw logits (B · C, V) of the canvases (B, C), the first of them conditioned on a look at `before`."""
-    soft = None
-    if len(before):
-        kept = len(both.routings)
-        with torch.no_grad():
-            seen = _soft_embedding(model, both.denoise(before, None, slice(len(before))))
-        del both.routings[kept:]
-        soft = torch.cat((seen, seen.new_zeros(len(canvas) - len(before), *seen.shape[1:])))
-    return _raw_logits(model, both.denoise(canvas, soft).flatten(0, 1))
+@torch.no_grad()
+def _first_look(model: DiffusionGemma, both: DensePass, canvas: Tensor) -> Tensor | None:
+    """The soft embedding (rows, C, D) of a look at the canvases (rows, C) of the first rows; None for no rows."""
+    if not len(canvas):
+        return None
+    kept = len(both.routings)
+    seen = _soft_embedding(model, both.denoise(canvas, None, slice(len(canvas))))
+    del both.routings[kept:]
+    return seen
+
+
+@torch.no_grad()
+def walk(
+    model: DiffusionGemma,
+    both: DensePass,
+    canvas: Tensor,
+    steps: Tensor,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor | None]:
+    """The released sampler's steps on canvases (B, C), `steps` (B,) falling of them, each row at a temperature of its
+    own from the sampler's range. Returns what is then on the canvases, and the soft embedding (rows, C, D) of their
+    last step, of the rows that made any; None for no rows."""
+    sampler, vocabulary = EntropyBound(), model.config.text.vocab_size
+    warmth = torch.rand(len(canvas), generator=generator)
+    temperature = sampler.t_min + (sampler.t_max - sampler.t_min) * warmth
+    seeds = torch.randint(2**62, (len(canvas),), generator=generator).tolist()
+    none = torch.zeros_like(canvas, dtype=torch.bool)
+    kept, soft = len(both.routings), None
+    for taken in range(int(steps.max())):
+        rows = int((steps > taken).sum())
+        hidden = both.denoise(canvas[:rows], None if soft is None else soft[:rows], slice(rows))
+        keys = [RowKey(seed, 0) for seed in seeds[:rows]]
+        draws = CounterDraws().step(keys, [taken] * rows, canvas.shape[1], canvas.device)
+        with torch.autocast(canvas.device.type, enabled=False):
+            prediction = model.head.predict(hidden.float(), temperature[:rows], draws)
+        state = CanvasBatch(canvas[:rows], none[:rows], none[:rows], (), 0, vocabulary)
+        after, _ = sampler.step(state, prediction, draws)
+        assert prediction.soft_embedding is not None
+        # clones: what inference mode has made takes no part in gradients
+        found = prediction.soft_embedding.clone()
+        canvas = torch.cat((after.canvas, canvas[rows:]))
+        soft = found if soft is None else torch.cat((found, soft[rows:]))
+    del both.routings[kept:]
+    return canvas, soft
 
 
 def _raw_logits(model: DiffusionGemma, hidden: Tensor) -> Tensor:
@@ -441,8 +499,13 @@ class Trainer:
         """Micro-batch m's share of the gradients, and its three losses."""
         generator = _generator(self.recipe.seed, 2, step, m)
         # Autocast's cache of weights is one for all threads, which would mix the workers' gradients.
-        kind = self.model.device.type
-        with torch.autocast(kind, dtype=torch.bfloat16, cache_enabled=False):
+        device = self.model.device
+        with torch.autocast(
+            device.type,
+            dtype=torch.bfloat16,
+            enabled=bfloat16_multiplies(device),
+            cache_enabled=False,
+        ):
             parts = loss(self.model, batch, self.recipe, generator)
         total = parts.total(self.recipe) / count
         gradients = torch.autograd.grad(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from random import Random
 
@@ -12,12 +11,11 @@ import torch
 import torch.nn.functional as F
 
 from dgemma_core.checkpoint import load_model
-from dgemma_core.decoding import Request, StepEvent, denoise_canvases
+from dgemma_core.decoding import CanvasEvent, Request, StepEvent, denoise_canvases
 from dgemma_core.distillation import (
     Teacher,
     TeacherTexts,
     Trajectory,
-    beginnings,
     corrected_trajectories,
     trajectories,
 )
@@ -61,6 +59,31 @@ def test_trajectories_are_the_samplers(teacher: DiffusionGemma) -> None:
         ]
         assert trajectory.prompt == tuple(request.ids)
         assert trajectory.canvases[0] == tuple(steps)
+
+
+def test_what_a_teacher_cannot_solve_it_may_decide(teacher: DiffusionGemma) -> None:
+    """Then the denoiser learns the teacher's own first canvas, filled up with the end token, and the causal mode the
+    canonical answer."""
+    tokenizer = nano_tokenizer()
+    end = tokenizer.token_id(TURN_END)
+    problems = [training_example(i, ("spell_backward", "word_sum")) for i in range(12)]
+    plain = trajectories(teacher, SMALL, problems, tokenizer)
+    made = trajectories(teacher, replace(SMALL, decided=True), problems, tokenizer)
+    unsolved = [i for i in made if not plain[i].canvases]
+    assert unsolved and all(made[i] == plain[i] for i in made if i not in unsolved)
+    for i in unsolved:
+        request = Request(tokenizer.chat_ids(problems[i].prompt), seed=i, max_new_tokens=32)
+        events = list(denoise_canvases(teacher, [request]))
+        (first,) = [event for event in events if isinstance(event, CanvasEvent)][:1]
+        kept = list(first.ids[: first.kept])
+        assert list(made[i].decided or ()) == kept + [end] * (32 - len(kept))
+        assert len(made[i].canvases) == 1 and made[i].answer == plain[i].answer
+        text = made[i].look(Random(i))
+        assert text.look is not None and text.look.decided == made[i].decided
+        batch = collate([text], 32, END, [0])
+        assert tuple(batch.canvas[0].tolist()) == made[i].decided
+        answer = list(made[i].answer[:32])
+        assert batch.targets[0][batch.targets[0] != -100].tolist()[: len(answer)] == answer
 
 
 def test_a_look_is_at_one_step() -> None:
@@ -112,57 +135,6 @@ def test_corrected_trajectories_lead_to_the_canonical_answer(teacher: DiffusionG
         assert trajectory.canvases == ((),) * place + (tuple(steps),)
         assert trajectory.look(Random(0)).look.canvas == place  # type: ignore[union-attr]
     assert len(places) > 1, "answers of one canvas only prove little"
-
-
-def test_beginnings_are_right_up_to_a_cut_and_noise_behind_it() -> None:
-    canvas = tuple(range(1000, 1032))
-    lengths, shares, own = [], [], 0
-    for seed in range(400):
-        steps = beginnings(canvas, 20, 1000, Random(seed))
-        noise = {b for step in steps for a, b in zip(canvas, step, strict=True) if a != b}
-        assert max(noise) < 1000 or noise <= set(canvas[:20]), "uniform, or the answer's own tokens"
-        if max(noise) >= 1000:
-            own += 1
-            continue
-        right = [[a == b for a, b in zip(step, canvas, strict=True)] for step in steps]
-        shares.append(sum(right[0]) / 32)
-        cuts = [row.count(True) for row in right]
-        if any(row[:cut].count(False) for row, cut in zip(right, cuts, strict=True)):
-            continue  # some tokens behind the cut are right, too
-        assert cuts[0] == 0 and 20 - 6 < cuts[-1] <= 20
-        assert all(1 <= b - a <= 6 for a, b in pairwise(cuts))
-        lengths.append(len(cuts))
-    assert 160 < own < 240
-    assert 80 <= len(lengths) <= 130, "half of them, and those whose share comes near 1"
-    assert len(set(lengths)) > 3 and sum(0.2 < share < 0.8 for share in shares) > 40
-
-
-def test_serial_texts_show_canonical_beginnings(teacher: DiffusionGemma) -> None:
-    """Where the teacher does not solve a problem; what stands behind a cut may be anything, what stands before it is
-    the canonical answer, and behind its last token its ends."""
-    tokenizer = nano_tokenizer()
-    problems = [training_example(i, ("chain_sum",)) for i in range(16)]
-    settings = replace(SMALL, steps=1, serial=("chain_sum",))
-    made = trajectories(teacher, settings, problems, tokenizer)
-    end = tokenizer.token_id(TURN_END)
-    places = set()
-    for i, problem in enumerate(problems):
-        answer = tuple(tokenizer.encode(problem.answer))
-        assert made[i].answer == answer
-        place = len(made[i].canvases) - 1
-        places.add(place)
-        assert not any(made[i].canvases[:place])
-        part = answer[place * 32 : place * 32 + 32]
-        canvas, cut = part + (end,) * (32 - len(part)), max(0, len(part) - 5)
-        last = made[i].canvases[place][-1]
-        assert last[:cut] == canvas[:cut], "the last cut lies near the end"
-    assert len(places) > 1
-    corrected = replace(SMALL, serial=("chain_sum",), corrected=("spell_backward",))
-    assert corrected_trajectories(teacher, corrected, problems, tokenizer) == made
-    both = replace(corrected, corrected=("chain_sum",))
-    halves = corrected_trajectories(teacher, both, problems, tokenizer)
-    assert 3 <= sum(halves[i] == made[i] for i in made) <= 13, "half of them from beginnings"
-    assert all(halves[i].answer == made[i].answer and halves[i].canvases for i in made)
 
 
 def test_a_teacher_that_solves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
