@@ -38,7 +38,7 @@ class Routing(NamedTuple):
 
 
 class Router(nn.Module):
-    """Scores every expert from the raw residual and keeps the K best."""
+    """Scores every expert from the normed residual and keeps the K best."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -46,18 +46,15 @@ class Router(nn.Module):
         self.scale = nn.Parameter(torch.ones(config.hidden_size))
         self.per_expert_scale = nn.Parameter(torch.ones(config.num_experts))
         self.top_k = config.top_k_experts
-        self.eps = config.rms_norm_eps
 
-    def probabilities(self, h: Tensor) -> Tensor:
-        """h (…, D) → softmax over the experts (…, E), float32."""
-        wide = h.float()
-        normed = F.rms_norm(wide, wide.shape[-1:], None, self.eps).to(h.dtype)
-        scores = self.proj(normed * self.scale * h.shape[-1] ** -0.5)
+    def probabilities(self, normed: Tensor) -> Tensor:
+        """normed (…, D), the residual after a norm without a weight → softmax over the experts (…, E), float32."""
+        scores = self.proj(normed * self.scale * normed.shape[-1] ** -0.5)
         return scores.softmax(dim=-1, dtype=torch.float32)
 
-    def forward(self, h: Tensor) -> Routing:
-        """h (…, D) → the routing of every token."""
-        probabilities = self.probabilities(h)
+    def forward(self, normed: Tensor) -> Routing:
+        """normed (…, D), as above → the routing of every token."""
+        probabilities = self.probabilities(normed)
         weights, chosen = probabilities.topk(self.top_k, dim=-1)
         weights = weights / weights.sum(dim=-1, keepdim=True)
         return Routing(weights * self.per_expert_scale[chosen], chosen, probabilities)

@@ -61,6 +61,10 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.eps, self.weight)
 
+    def weighted(self, normed: Tensor, dtype: torch.dtype) -> Tensor:
+        """normed (…, D) float32, without a weight → with this norm's, in `dtype`."""
+        return (normed * self.weight.float()).to(dtype)
+
 
 class Joined:
     """Several projections of the same input as one matrix, of which their weights are views: no memory is spent.
@@ -244,6 +248,7 @@ class Layer(nn.Module):
         super().__init__()
         width, eps = config.hidden_size, config.rms_norm_eps
         self.config = layer
+        self.eps = eps
         self.self_attn = Attention(config, layer)
         self.mlp = GatedMLP(width, config.intermediate_size)
         self.router = Router(config)
@@ -273,9 +278,13 @@ class Layer(nn.Module):
         h = x + self.post_attention_layernorm(
             self.self_attn(self.input_layernorm(x), rotate, attend)
         )
-        dense = self.post_feedforward_layernorm_1(self.mlp(self.pre_feedforward_layernorm(h)))
-        # The router reads the raw residual; only what the experts work on is normed.
-        return HalfLayer(h, dense, self.pre_feedforward_layernorm_2(h), self.router(h))
+        # Dense MLP, experts and router all norm the same residual, each with a weight of its own: computed once.
+        wide, dtype = h.float(), working_dtype(h)
+        normed = F.rms_norm(wide, wide.shape[-1:], None, self.eps)
+        for_dense = self.pre_feedforward_layernorm.weighted(normed, dtype)
+        for_experts = self.pre_feedforward_layernorm_2.weighted(normed, dtype)
+        dense = self.post_feedforward_layernorm_1(self.mlp(for_dense))
+        return HalfLayer(h, dense, for_experts, self.router(normed.to(h.dtype)))
 
     def after_experts(self, half: HalfLayer, sparse: Tensor, scalar: Tensor) -> Tensor:
         """Joins both MLPs and the residual: sparse (…, D) → (…, D)."""

@@ -214,7 +214,7 @@ SETTLE = replace(
     WALKS,
     training=replace(
         WALKS.training,
-        steps=96,
+        steps=160,
         warmup=10,
         learning_rate=5e-4,
         matrix_learning_rate=4e-3,

@@ -14,7 +14,7 @@ from torch import Tensor
 from dgemma_core import fused, fused_head, grouped
 from dgemma_core.config import LayerConfig
 from dgemma_core.experts import Experts
-from dgemma_core.layers import Layer
+from dgemma_core.layers import Layer, rms_norm
 from dgemma_core.model import DiffusionGemma
 from tests.core import tiny
 from tests.core.host_reads import HostReads
@@ -114,7 +114,7 @@ def test_what_stands_between_the_products(model: DiffusionGemma, way: str) -> No
     torch.testing.assert_close(branches.h, h, **close)
     torch.testing.assert_close(branches.dense, layer.pre_feedforward_layernorm(h), **close)
     torch.testing.assert_close(branches.sparse, layer.pre_feedforward_layernorm_2(h), **close)
-    routing = layer.router(h)
+    routing = layer.router(rms_norm(h, eps))
     scores = fused.linear(branches.routed, layer.router.proj.weight)
     weights, chosen = fused.route(scores, layer.router.per_expert_scale, 3)
     assert chosen.tolist() == routing.chosen.tolist()
