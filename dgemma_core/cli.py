@@ -134,6 +134,12 @@ SamplerOptions = Annotated[
     ),
 ]
 Steps = Annotated[int | None, typer.Option(help="The most denoising steps a canvas may take.")]
+SoftTopK = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Self-condition on so many of the likeliest tokens alone; on all if not given."
+    ),
+]
 MaxNewTokens = Annotated[int | None, typer.Option(help="The most tokens to keep.")]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")]
 System = Annotated[str | None, typer.Option(metavar="TEXT", help="A system prompt.")]
@@ -162,6 +168,7 @@ def generate(
     sampler: SamplerName = None,
     sampler_option: SamplerOptions = None,
     steps: Steps = None,
+    soft_top_k: SoftTopK = None,
     max_new_tokens: MaxNewTokens = None,
     seed: Seed = 0,
     system: System = None,
@@ -182,7 +189,7 @@ def generate(
     text = _read_prompt(prompt)
     options = _sampler_options(sampler_option)
     loaded, settings = _load(
-        model, dtype, quantize, device, mode, sampler, options, steps, max_new_tokens
+        model, dtype, quantize, device, mode, sampler, options, steps, soft_top_k, max_new_tokens
     )
 
     from rich.console import Console
@@ -218,6 +225,7 @@ def chat(
     sampler: SamplerName = None,
     sampler_option: SamplerOptions = None,
     steps: Steps = None,
+    soft_top_k: SoftTopK = None,
     max_new_tokens: MaxNewTokens = None,
     seed: Seed = 0,
     system: System = None,
@@ -230,7 +238,7 @@ def chat(
     """Talk in turns of one line each; the prefix cache keeps what was said. Ctrl-D ends."""
     options = _sampler_options(sampler_option)
     loaded, settings = _load(
-        model, dtype, quantize, device, mode, sampler, options, steps, max_new_tokens
+        model, dtype, quantize, device, mode, sampler, options, steps, soft_top_k, max_new_tokens
     )
 
     from rich.console import Console
@@ -263,6 +271,7 @@ def _load(
     sampler: str | None,
     options: dict[str, Any],
     steps: int | None,
+    soft_top_k: int | None,
     max_new_tokens: int | None,
 ) -> tuple[Loaded, Settings]:
     """The model, and how it is to write; wrong settings are refused before a long load."""
@@ -273,6 +282,7 @@ def _load(
             mode=mode,
             sampler=_sampler(sampler, options, defaults),
             steps=steps,
+            soft_top_k=soft_top_k,
             max_new_tokens=max_new_tokens,
         )
 
@@ -359,6 +369,7 @@ def _recorder(loaded: Loaded, settings: Settings) -> TraceRecorder:
         "model": loaded.name,
         "quantize": loaded.model.quantized,
         "sampler": describe(sampler) if sampler else None,
+        "soft_top_k": settings.soft_top_k,
         "eos_token_ids": list(loaded.generation.eos_token_ids),
     }
     return TraceRecorder(metadata=metadata, decode=_tokenizer(loaded).token_string)

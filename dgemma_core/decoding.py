@@ -224,14 +224,20 @@ def denoise_canvases(
     decode: Decode | None = None,
     draws: Draws | None = None,
     observe: Observe | None = None,
+    soft_top_k: int | None = None,
 ) -> Iterator[Event]:
     """Writes texts canvas by canvas (spec §1, §4); yields events as they happen. Closing the generator cancels.
 
     sampler: the rule, `EntropyBound()` if None. steps: the most passes a canvas may take. stop_rule: ends a canvas
     early; None runs all steps. eos: end-of-sequence ids, the checkpoint's if None. decode: turns ids into text, needed
     for stop strings. draws: `CounterDraws()` if None. observe: what to record beyond the usual, None for nothing.
+    soft_top_k: self-condition on so many of the most probable tokens alone (`VocabularyHead.predict`); None: on all.
     Raises RequestError for a request that cannot be met, before any work on it.
     """
+    if soft_top_k is not None and not 1 <= soft_top_k <= model.config.text.vocab_size:
+        raise RequestError(
+            f"soft_top_k must lie in 1 … {model.config.text.vocab_size} (the vocabulary), got {soft_top_k}"
+        )
     return _CanvasLoop(
         model=model,
         sampler=sampler or EntropyBound(),
@@ -241,6 +247,7 @@ def denoise_canvases(
         decode=decode,
         draws=draws or CounterDraws(),
         observe=observe,
+        soft_top_k=soft_top_k,
     ).run(requests, _checked(batch_size))
 
 
@@ -254,6 +261,7 @@ class _CanvasLoop:
     decode: Decode | None
     draws: Draws
     observe: Observe | None
+    soft_top_k: int | None
     plan: tuple[PlannedStep, ...] = ()
 
     def __post_init__(self) -> None:
@@ -448,6 +456,7 @@ class _CanvasLoop:
             reference=self.sampler.reference,
             filters=self.sampler.filters,
             soft=not last and not correct,
+            soft_top_k=self.soft_top_k,
             top_k=max(asked, 2) if correct else asked,
         )
         if any(state.pins for state in states):

@@ -33,8 +33,9 @@ MODES: tuple[Mode, ...] = ("diffusion", "autoregressive")
 class Settings:
     """How to write: mode, sampler and limits. None means the checkpoint's own value.
 
-    steps, sampler and stop_rule belong to diffusion, temperature to autoregression (the samplers carry their own); a
-    setting of the other mode is refused.
+    steps, sampler, stop_rule and soft_top_k belong to diffusion, temperature to autoregression (the samplers carry
+    their own); a setting of the other mode is refused. soft_top_k: self-condition on so many of the most probable
+    tokens alone; None means on all, as the model was trained.
     """
 
     mode: Mode = "diffusion"
@@ -43,6 +44,7 @@ class Settings:
     stop_rule: StopRule | Literal["checkpoint"] | None = "checkpoint"
     temperature: float | None = None
     max_new_tokens: int | None = None
+    soft_top_k: int | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -53,11 +55,18 @@ class Settings:
             advice = "give the sampler its temperature instead"
         else:
             rule = None if self.stop_rule == "checkpoint" else "set"
-            foreign = {"sampler": self.sampler, "steps": self.steps, "stop_rule": rule}
+            foreign = {
+                "sampler": self.sampler,
+                "steps": self.steps,
+                "stop_rule": rule,
+                "soft_top_k": self.soft_top_k,
+            }
             advice = "it belongs to mode='diffusion'"
         for name, value in foreign.items():
             if value is not None:
                 raise RequestError(f"{name} has no meaning in mode {self.mode!r}: {advice}")
+        if self.soft_top_k is not None and self.soft_top_k < 1:
+            raise RequestError(f"soft_top_k must be at least 1, got {self.soft_top_k}")
 
     def resolved(self, loaded: Loaded) -> Settings:
         """The same with the checkpoint's defaults filled in."""
@@ -110,6 +119,7 @@ class Settings:
             eos=eos,
             decode=decode,
             observe=observe,
+            soft_top_k=settings.soft_top_k,
         )
 
 
@@ -255,6 +265,7 @@ def generate(
     temperature: float | None = None,
     seed: int = 0,
     max_new_tokens: int | None = None,
+    soft_top_k: int | None = None,
     system: str | None = None,
     thinking: bool = False,
     raw: bool = False,
@@ -269,9 +280,9 @@ def generate(
     Settings left at None are the checkpoint's. Prompt number i uses seed + i, whatever the batch. batch_size: rows at
     a time, all of them if None (at most 32). listen: sees every event, for a display or a trace.
     """
-    settings = Settings(mode, sampler, steps, stop_rule, temperature, max_new_tokens).resolved(
-        loaded
-    )
+    settings = Settings(
+        mode, sampler, steps, stop_rule, temperature, max_new_tokens, soft_top_k
+    ).resolved(loaded)
     assert settings.max_new_tokens is not None
     many = _several(prompts)
     requests = [

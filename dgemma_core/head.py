@@ -153,6 +153,21 @@ def row_max(z: Tensor) -> tuple[Tensor, Tensor]:
     return peak, group * GROUP + best.argmax(dim=1, keepdim=True)
 
 
+def row_top(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest numbers of each row of z (N, S), largest first, and their places, (N, k) both.
+
+    The k groups of the largest maxima hold them all: only these are looked at one by one.
+    """
+    rows, size = z.shape
+    if size % GROUP or k >= size // GROUP:
+        return z.topk(k, dim=1)
+    groups = z.view(rows, -1, GROUP)
+    best = groups.amax(dim=-1).topk(k, dim=1).indices  # (N, k)
+    few = groups.gather(1, best.unsqueeze(-1).expand(-1, -1, GROUP)).flatten(1)  # (N, k · GROUP)
+    values, place = few.topk(k, dim=1)
+    return values, best.gather(1, place // GROUP) * GROUP + place % GROUP
+
+
 class VocabularyHead:
     """Logits of the tied embedding (V, D), soft-capped, a slice of the vocabulary at a time.
 
@@ -225,18 +240,24 @@ class VocabularyHead:
         reference: Reference = "tempered",
         filters: Filters | None = None,
         soft: bool = True,
+        soft_top_k: int | None = None,
         top_k: int = 0,
     ) -> Prediction:
         """hidden (B, C, D) → Prediction.
 
         temperature: a number, or (B,) float32, of the sampling distribution; 0 makes the sample the argmax (then all
-        rows must have it). draws: needed unless the temperature is 0. soft: compute the soft embedding. top_k: how
-        many alternatives to report.
+        rows must have it). draws: needed unless the temperature is 0. soft: compute the soft embedding. soft_top_k: of
+        the so many most probable tokens alone, their probabilities made to sum to 1 (arXiv 2606.20560), which spares
+        the second product with the embedding; None: of all. top_k: how many alternatives to report.
         """
         batch, length, width = hidden.shape
         if not 0 <= top_k <= self.vocab_size:
             raise RequestError(
                 f"top_k must lie in 0 … {self.vocab_size} (the vocabulary), got {top_k}"
+            )
+        if soft_top_k is not None and not 1 <= soft_top_k <= self.vocab_size:
+            raise RequestError(
+                f"soft_top_k must lie in 1 … {self.vocab_size} (the vocabulary), got {soft_top_k}"
             )
         # looked at on the host, where a loop leaves them
         temperatures = torch.as_tensor(temperature, dtype=torch.float32).expand(batch)
@@ -262,9 +283,27 @@ class VocabularyHead:
             draws is not None and not greedy and (filters is not None or draws.uniform is None)
         )
         run = self._predict_rows if whole_rows else partial(self._predict_slices, tempered)
-        fields = run(flat, per_row, None if greedy else draws, reference, filters, soft, top_k)
+        carried = soft_top_k if soft else None
+        fields = run(
+            flat, per_row, None if greedy else draws, reference, filters,
+            soft and carried is None, max(top_k, carried or 0),
+        )  # fmt: skip
+        if carried is not None:
+            logits, ids = fields["top_logits"], fields["top_ids"]
+            fields["soft_embedding"] = self._scaled(
+                self._mean_of(logits[:, :carried], ids[:, :carried], flat.dtype)
+            )
+            if top_k:
+                fields["top_logits"], fields["top_ids"] = logits[:, :top_k], ids[:, :top_k]
+            else:
+                del fields["top_logits"], fields["top_ids"]
         shaped = {name: value.unflatten(0, (batch, length)) for name, value in fields.items()}
         return Prediction(**{"soft_embedding": None, **shaped}, hidden=hidden, head=self)
+
+    def _mean_of(self, logits: Tensor, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        """The mean embedding of a few tokens a row: logits and ids (N, k) → (N, D) in `dtype`."""
+        rows = dense(self.weight[ids], dtype)  # (N, k, D)
+        return (logits.softmax(dim=-1).to(dtype).unsqueeze(1) @ rows).squeeze(1)
 
     def _scaled(self, summed: Tensor) -> Tensor:
         """Times √D, rounded to the weights' dtype."""
@@ -435,7 +474,7 @@ class VocabularyHead:
                 z = soft_capped_(few.float(), self.soft_cap)
                 drawn = z / temperatures[here] if reference == "raw" else z.div_(temperatures[here])
                 peak, argmax = row_max(z)
-                top = z.topk(top_k, dim=-1) if top_k else None
+                top = row_top(z, top_k) if top_k else None
                 probabilities = z.softmax(dim=-1)
                 sampled = probabilities
                 if filters is not None:
@@ -508,7 +547,7 @@ def _merge_top(
     top: tuple[Tensor, Tensor] | None, z: Tensor, start: int, k: int
 ) -> tuple[Tensor, Tensor]:
     """The k best logits (N, k) and their ids of what was seen before and this slice (N, S)."""
-    values, index = z.topk(min(k, z.shape[1]), dim=1)
+    values, index = row_top(z, min(k, z.shape[1]))
     index = index + start
     if top is None:
         return values, index

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dgemma_core.errors import RequestError
-from dgemma_core.machine import cores
+from dgemma_core.machine import bfloat16_multiplies, cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,6 +68,8 @@ def train(
     trainer = make_trainer(chosen, folder, device, start, workers=workers)
     if resume and not trainer.resume():
         raise RequestError(f"{folder} holds no run to resume: leave --resume out to start one")
+    if not bfloat16_multiplies(trainer.model.device):
+        print("this CPU has no bfloat16 products: training in float32")
     ended = run_with_progress(trainer, minutes)
     progress = trainer.progress
     print(f"step {progress.step} of {chosen.training.steps}, {progress.seconds / 60:.1f} minutes")

@@ -179,6 +179,7 @@ class DGemma(TemplateLM):
                 "sampler": describe(settings.sampler),
                 "steps": settings.steps,
                 "stop_rule": None if rule is None or rule == "checkpoint" else vars(rule),
+                "soft_top_k": settings.soft_top_k,
             }
         return {
             "model_name": self.loaded.name,

@@ -35,10 +35,17 @@ FOREIGN = ("hf:", "gguf:", "http://", "https://")
 """How names of models begin that this project does not run itself."""
 _RULE = ("stability_threshold", "confidence_threshold")
 _WRITING = (
-    "sampler", "steps", *_RULE,
+    "sampler", "steps", "soft_top_k", *_RULE,
     *dict.fromkeys(option.name for rule in SAMPLERS.values() for option in fields(rule)),
 )  # fmt: skip
-_INTEGERS = ("steps", "stability_threshold", "top_k", "corrector_steps", "corrector_k")
+_INTEGERS = (
+    "steps",
+    "soft_top_k",
+    "stability_threshold",
+    "top_k",
+    "corrector_steps",
+    "corrector_k",
+)
 _HARNESS = ("until", "max_gen_toks", "max_new_tokens", "max_tokens", "do_sample")
 _SMALL = 64 * 2**20
 
@@ -134,7 +141,7 @@ class Options:
         if self.mode == "autoregressive":
             return Settings("autoregressive", temperature=writing.get("temperature"))
         name = str(writing.pop("sampler", "entropy_bound"))
-        steps = writing.pop("steps", None)
+        steps, soft_top_k = writing.pop("steps", None), writing.pop("soft_top_k", None)
         rule = {key: writing.pop(key) for key in _RULE if key in writing}
         if name == "entropy_bound":
             known = ("entropy_bound", "t_min", "t_max")
@@ -144,8 +151,9 @@ class Options:
             confidence=rule.get("confidence_threshold", defaults.confidence_threshold),
         )
         settings = Settings(
-            "diffusion", sampler=sampler_from(name, **writing), steps=steps, stop_rule=stop
-        )
+            "diffusion", sampler=sampler_from(name, **writing), steps=steps, stop_rule=stop,
+            soft_top_k=soft_top_k,
+        )  # fmt: skip
         assert settings.sampler is not None
         settings.sampler.plan(defaults.max_denoising_steps if steps is None else steps)
         return settings

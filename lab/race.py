@@ -79,10 +79,10 @@ class Race(anywidget.AnyWidget):
 def record_race(loaded: Loaded, prompt: Prompt, **options: Any) -> dict[str, Trace]:
     """Runs a prompt both ways and returns the traces by mode; each way is warmed up first.
 
-    options as for `session.plan`; those of diffusion alone (sampler, steps, stop_rule) go to it, `temperature` to
-    autoregression, so that the same limits hold for both.
+    options as for `session.plan`; those of diffusion alone (sampler, steps, stop_rule, soft_top_k) go to it,
+    `temperature` to autoregression, so that the same limits hold for both.
     """
-    alone = ("sampler", "steps", "stop_rule")
+    alone = ("sampler", "steps", "stop_rule", "soft_top_k")
     own: dict[str, Any] = {name: options.pop(name) for name in alone if name in options}
     causal = {"temperature": options.pop("temperature")} if "temperature" in options else {}
     ways: dict[str, dict[str, Any]] = {

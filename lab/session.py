@@ -44,6 +44,7 @@ def plan(
     temperature: float | None = None,
     seed: int = 0,
     max_new_tokens: int | None = None,
+    soft_top_k: int | None = None,
     system: str | None = None,
     thinking: bool = False,
     raw: bool = False,
@@ -54,9 +55,9 @@ def plan(
 
     pins: answer position → token id, or text, whose tokens then hold the positions from there on. Raises RequestError.
     """
-    settings = Settings(mode, sampler, steps, stop_rule, temperature, max_new_tokens).resolved(
-        loaded
-    )
+    settings = Settings(
+        mode, sampler, steps, stop_rule, temperature, max_new_tokens, soft_top_k
+    ).resolved(loaded)
     if pins and mode == "autoregressive":
         raise RequestError(
             "pins have no meaning in mode 'autoregressive': it writes from left to right"
@@ -95,6 +96,7 @@ def describe_run(
         "stop_rule": asdict(rule) if isinstance(rule, StopRule) else None,
         "temperature": settings.temperature or 0.0,
         "max_new_tokens": settings.max_new_tokens,
+        "soft_top_k": settings.soft_top_k,
         "eos_token_ids": list(loaded.generation.eos_token_ids),
         "num_experts": text.num_experts,
         "attention_positions": list(observe.attention_positions) if observe else [],

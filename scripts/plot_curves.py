@@ -22,7 +22,6 @@ LEGS = {
     "corrected": "own sampler",
     "distil": "distillation",
     "walks": "walks",
-    "ripen": "ripen",
     "settle": "distillation",
 }
 GROUNDS = {"light": ("#ffffff", "#1d2330", "#d9dde3"), "dark": ("#14181f", "#e6e9ee", "#363e4a")}

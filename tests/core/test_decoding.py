@@ -740,6 +740,8 @@ def test_bad_options(model: DiffusionGemma) -> None:
         ({"steps": 0}, "steps must be an integer of at least 1"),
         ({"steps": 2, "sampler": DiscreteDDIM(corrector_steps=1)}, "no room"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"soft_top_k": 0}, "soft_top_k must lie in 1 … 48"),
+        ({"soft_top_k": 49}, "soft_top_k must lie in 1 … 48"),
         ({"observe": Observe(attention_positions=(8,))}, "position 8: the canvas has 0 … 7"),
         ({"observe": Observe(attention_positions=(-1,))}, "position -1"),
         ({"observe": Observe(top_k=49)}, "0 … 48"),

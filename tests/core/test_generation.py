@@ -236,6 +236,9 @@ def test_settings_left_open_are_the_checkpoints() -> None:
         ({"mode": "autoregressive", "steps": 3}, "steps has no meaning"),
         ({"mode": "autoregressive", "stop_rule": StopRule()}, "stop_rule has no meaning"),
         ({"mode": "autoregressive", "stop_rule": None}, "stop_rule has no meaning"),
+        ({"mode": "autoregressive", "soft_top_k": 8}, "soft_top_k has no meaning"),
+        ({"soft_top_k": 0}, "soft_top_k must be at least 1"),
+        ({"soft_top_k": 10**6}, "soft_top_k must lie in 1 …"),
         ({"mode": "autoregressive", "temperature": -1.0}, "temperature must be 0"),
         ({"mode": "autoregressive", "pins": {0: 3}}, "pins have no meaning"),
         ({"steps": 0}, "steps must be"),
@@ -250,6 +253,23 @@ def test_settings_left_open_are_the_checkpoints() -> None:
 def test_meaningless_settings(loaded: Loaded, settings: dict[str, Any], words: str) -> None:
     with pytest.raises(RequestError, match=words):
         generate(loaded, [3, 4], **settings)
+
+
+def test_self_conditioning_on_a_few_tokens(loaded: Loaded) -> None:
+    """Of all tokens it is the ordinary one; of the first alone it is that token's embedding, at every step."""
+    size, states = loaded.model.config.text.vocab_size, []
+
+    def heard(event: Event) -> None:
+        if isinstance(event, StepEvent) and event.state.soft_embedding is not None:
+            states.append(event.state)
+
+    (plain,) = generate(loaded, [3, 4], max_new_tokens=8)
+    (every,) = generate(loaded, [3, 4], max_new_tokens=8, soft_top_k=size)
+    assert every.ids == plain.ids
+    generate(loaded, [3, 4], max_new_tokens=8, soft_top_k=1, listen=heard)
+    assert states
+    for state in states:
+        torch.testing.assert_close(state.soft_embedding, loaded.model.embed(state.argmax))
 
 
 # --- prompts

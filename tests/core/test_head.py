@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dgemma_core.draws import CounterDraws, OracleDraws, RowKey
 from dgemma_core.errors import RequestError
-from dgemma_core.head import Filters, Prediction, VocabularyHead, filtered
+from dgemma_core.head import Filters, Prediction, VocabularyHead, filtered, row_top
 from tests.core import plain_head
 
 CASES = range(80)
@@ -98,6 +98,15 @@ def draw_case(number: int, *, integers: bool = False, dtype: torch.dtype = torch
     )
 
 
+def reference_logits(case: Case) -> Tensor:
+    """(B, C, V) float64, of the distribution that the soft embedding comes from."""
+    logits = case.logits()
+    temperature = torch.as_tensor(case.temperature, dtype=torch.float32).expand(len(logits))
+    if case.options["reference"] == "tempered" and not (temperature == 0).all():
+        logits = logits / temperature[:, None, None].double()
+    return logits
+
+
 def sampling_edges(case: Case, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """The cumulative probabilities, in vocabulary order, before and after each token (B, C)."""
     batch = len(case.hidden)
@@ -144,6 +153,39 @@ def test_prediction_is_the_plain_softmaxs(number: int) -> None:
         case.draws.uniform <= after + 1e-5
     ).all()
     close(ours.sample_probability, after - before, 1e-4)
+
+
+@pytest.mark.parametrize("number", CASES)
+def test_the_soft_embedding_of_a_few_tokens(number: int) -> None:
+    """That of the most probable ones, their probabilities made to sum to 1; nothing else changes."""
+    case = draw_case(number)
+    case.options["soft"] = True
+    k = random.Random(number).randint(1, len(case.weight))
+    plain = case.predict()
+    case.options["soft_top_k"] = k
+    ours, top = case.predict(), reference_logits(case).sort(-1, descending=True)
+    soft = top.values[..., :k].softmax(-1)[..., None] * case.weight.double()[top.indices[..., :k]]
+    assert ours.soft_embedding is not None
+    # which of two equal tokens comes last among the k is a matter of rounding
+    clear = torch.ones(case.hidden.shape[:2], dtype=torch.bool)
+    if k < len(case.weight):
+        clear = top.values[..., k - 1] - top.values[..., k] > 1e-4
+    expected = soft.sum(-2) * case.weight.shape[1] ** 0.5
+    close(ours.soft_embedding[clear], expected[clear], 1e-4)
+    for name in ("sample", "sample_probability", "argmax", "entropy", "top_logits"):
+        a, b = getattr(ours, name), getattr(plain, name)
+        assert (a is None and b is None) or torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("k", [1, 5, 63, 64, 200])
+@pytest.mark.parametrize("levels", [3, 10**6])
+def test_the_top_of_long_rows(k: int, levels: int) -> None:
+    """By groups as by all at once; with many equal numbers, too."""
+    z = torch.randint(levels, (7, 4096), generator=torch.Generator().manual_seed(k)).float()
+    values, places = row_top(z, k)
+    assert torch.equal(values, z.topk(k, dim=1).values)
+    assert torch.equal(z.gather(1, places), values)
+    assert all(len(set(row)) == k for row in places.tolist()), "a place twice"
 
 
 @pytest.mark.parametrize("number", CASES)
@@ -289,6 +331,7 @@ def test_the_streamed_path_allocates_slices_only(reference: Any, temperature: fl
     head = VocabularyHead(weight, 30.0, size)
     with torch.inference_mode(), Largest(weight) as largest:
         head.predict(hidden, temperature, draws, reference=reference, top_k=8)
+        head.predict(hidden, temperature, draws, reference=reference, soft_top_k=8)
     assert rows * size <= largest.elements < 2 * rows * size
     with torch.inference_mode(), Largest(weight) as largest:
         head.token_logprob(hidden, torch.randint(vocab, (2, rows // 2)))
@@ -342,6 +385,8 @@ WEIGHT = torch.randn(6, 4)
     [
         ((0.0,), {"top_k": 7}, "0 … 6"),
         ((0.0,), {"top_k": -1}, "0 … 6"),
+        ((0.0,), {"soft_top_k": 0}, "soft_top_k must lie in 1 … 6"),
+        ((0.0,), {"soft_top_k": 7}, "soft_top_k must lie in 1 … 6"),
         ((1.0,), {}, "needs random draws"),
         ((-1.0, Uniforms(torch.rand(2, 3))), {}, "temperature"),
         ((torch.tensor([0.0, 1.0]), Uniforms(torch.rand(2, 3))), {}, "temperature"),

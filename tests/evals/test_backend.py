@@ -143,7 +143,9 @@ def test_arguments_as_a_command_line_holds_them():
         {"pretrained": "nano", "batch_size": "auto", "steps": "8", "entropy_bound": "0.3"},
     )
     settings = options.settings(GenerationDefaults(t_max=0.7))
-    assert settings.steps == 8 and options.auto_batch
+    assert settings.steps == 8 and settings.soft_top_k is None and options.auto_batch
+    few = Options.parse("diffusion", {"soft_top_k": "8"})
+    assert few.settings(GenerationDefaults()).soft_top_k == 8
     assert settings.sampler == sampler_from("entropy_bound", entropy_bound=0.3, t_max=0.7)
     refined = Options.parse("diffusion", {"sampler": "block_refinement", "temperature": "0.5"})
     assert refined.settings(GenerationDefaults()).sampler.temperature == 0.5
@@ -158,6 +160,8 @@ def test_arguments_as_a_command_line_holds_them():
         ("diffusion", {"sampler": "fast"}, "unknown sampler"),
         ("diffusion", {"steps": 0}, "at least 1"),
         ("diffusion", {"steps": 2.5}, "steps: expected int"),
+        ("diffusion", {"soft_top_k": 0}, "soft_top_k must be at least 1"),
+        ("autoregressive", {"soft_top_k": 8}, "soft_top_k has no meaning in autoregression"),
         ("diffusion", {"threshold": 0.5}, "no option 'threshold'"),
         ("autoregressive", {"steps": 8}, "steps has no meaning in autoregression"),
         ("autoregressive", {"likelihood": "nelbo"}, "of the denoiser"),

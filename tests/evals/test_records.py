@@ -160,7 +160,8 @@ def test_another_sampler_or_model_has_other_records(checkpoint, tmp_path):
         return Options.parse("diffusion", {"pretrained": str(checkpoint), **given}).identity()
 
     assert identity() == identity(batch_size=8)
-    assert len({identity(), identity(steps=3), identity(seed=1), identity(dtype="bfloat16")}) == 4
+    others = [{"steps": 3}, {"soft_top_k": 8}, {"seed": 1}, {"dtype": "bfloat16"}]
+    assert len({identity(), *(identity(**given) for given in others)}) == 5
     before = identity()
     config = checkpoint / "generation_config.json"
     text = config.read_text()
