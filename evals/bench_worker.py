@@ -53,8 +53,9 @@ def intervals(marks: Sequence[float]) -> list[float]:
 class Ours:
     """This project."""
 
-    def __init__(self, oracle_order: bool = False) -> None:
+    def __init__(self, oracle_order: bool = False, soft_top_k: int | None = None) -> None:
         self.oracle_order = oracle_order
+        self.soft_top_k = soft_top_k
 
     def load(self, folder: str, dtype: str) -> None:
         from dgemma_core.checkpoint import load_model
@@ -84,7 +85,7 @@ class Ours:
         marks, rows = [], len(prompts)
         events = denoise_canvases(
             self.model, requests, steps=count, stop_rule=None, batch_size=rows, eos=(),
-            draws=self._draws(seed),
+            draws=self._draws(seed), soft_top_k=self.soft_top_k,
         )  # fmt: skip
         seen = 0
         for event in events:
@@ -103,8 +104,8 @@ class Ours:
         ]
         found: dict[Any, list[int]] = {}
         for event in denoise_canvases(
-            self.model, requests, batch_size=len(prompts), draws=self._draws(seed)
-        ):
+            self.model, requests, batch_size=len(prompts), draws=self._draws(seed), soft_top_k=self.soft_top_k,
+        ):  # fmt: skip
             if isinstance(event, FinishEvent):
                 found[event.request] = list(event.ids)
         return [found[i] for i in range(len(prompts))]
@@ -125,6 +126,13 @@ class OursInOracleOrder(Ours):
 
     def __init__(self) -> None:
         super().__init__(oracle_order=True)
+
+
+class OursTop8(Ours):
+    """This project, self-conditioning on the 8 most probable tokens alone: other work than the others do."""
+
+    def __init__(self) -> None:
+        super().__init__(soft_top_k=8)
 
 
 class Transformers:
@@ -295,6 +303,7 @@ def kept(ids: Sequence[int], ends: set[int], limit: int) -> list[int]:
 IMPLEMENTATIONS: dict[str, type[Implementation]] = {
     "dgemma": Ours,
     "dgemma (oracle order)": OursInOracleOrder,
+    "dgemma (soft_top_k=8)": OursTop8,
     "transformers": Transformers,
     "transformers (grouped experts)": TransformersGrouped,
     "diffusers": Diffusers,

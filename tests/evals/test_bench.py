@@ -37,16 +37,12 @@ def test_peers_prove_the_same_logits_and_are_timed(folder: Path, tmp_path: Path)
     """Steps, tokens and whole texts of this project and both Hugging Face ones, in their own processes."""
     setting = Setting(threads=1, rounds=2)
     prompt = bench.random_ids(512, 9, 0)
+    own = ["dgemma", "dgemma (oracle order)", "dgemma (soft_top_k=8)"]
+    names = [*own, "transformers", "diffusers"]
     found = bench.steps(
-        folder, ["dgemma", "dgemma (oracle order)", "transformers", "diffusers"], setting,
-        prompt=prompt, canvas=bench.random_ids(512, 16, 1), count=3,
-    )  # fmt: skip
-    assert [m.name for m in found] == [
-        "dgemma",
-        "dgemma (oracle order)",
-        "transformers",
-        "diffusers",
-    ]
+        folder, names, setting, prompt=prompt, canvas=bench.random_ids(512, 16, 1), count=3
+    )
+    assert [m.name for m in found] == names
     for measured in found:
         assert len(measured.rounds) == 2 and min(measured.rounds) > 0
         assert measured.peak_bytes >= measured.loaded_bytes > 5e7
