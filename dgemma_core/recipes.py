@@ -229,6 +229,21 @@ SETTLE = replace(
 )
 """Second stage, from `walks`: as `distil`, but also what the model cannot solve is decided sooner."""
 
+CALM = replace(
+    SETTLE,
+    training=replace(SETTLE.training, steps=128, seed=24),
+    shares={
+        **SETTLE.shares,
+        "mini_sudoku": 1,
+        "chain_sum": 2,
+        "word_sorting": 5,
+        "word_sequence_reversal": 3,
+        "letter_counting": 3,
+        "json": 2,
+    },
+)
+"""From `settle`: the same of a teacher that settles sooner, with more of what still takes many steps."""
+
 RECIPES: Mapping[str, NamedRecipe] = {
     "first": FIRST,
     "copy": COPY,
@@ -241,6 +256,7 @@ RECIPES: Mapping[str, NamedRecipe] = {
     "distil": DISTIL,
     "walks": WALKS,
     "settle": SETTLE,
+    "calm": CALM,
 }
 
 

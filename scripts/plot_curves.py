@@ -23,6 +23,7 @@ LEGS = {
     "distil": "distillation",
     "walks": "walks",
     "settle": "distillation",
+    "calm": "",
 }
 GROUNDS = {"light": ("#ffffff", "#1d2330", "#d9dde3"), "dark": ("#14181f", "#e6e9ee", "#363e4a")}
 BLUE, ORANGE = "#3b82c4", "#d9822b"
