@@ -33,12 +33,18 @@ TRACED, TIMED = 40, 10
 
 
 def written(
-    loaded: dg.Loaded, problems: list[Example], mode: str, seed: int, batch: int, limit: int
+    loaded: dg.Loaded,
+    problems: list[Example],
+    mode: str,
+    seed: int,
+    batch: int,
+    limit: int,
+    **options: Any,
 ) -> list[dict[str, Any]]:
     """What each problem's text came to."""
     texts = dg.generate(
         loaded, [p.prompt for p in problems], mode=mode, seed=seed, batch_size=batch,
-        max_new_tokens=limit,
+        max_new_tokens=limit, **options,
     )  # fmt: skip
     return [
         {
@@ -52,22 +58,28 @@ def written(
     ]
 
 
-def milliseconds(loaded: dg.Loaded, problems: list[Example], mode: str, limit: int) -> float:
+def milliseconds(
+    loaded: dg.Loaded, problems: list[Example], mode: str, limit: int, **options: Any
+) -> float:
     """Median milliseconds of a whole text, one at a time."""
     found = []
     for problem in problems:
         start = time.perf_counter()
-        dg.generate(loaded, problem.prompt, mode=mode, max_new_tokens=limit)
+        dg.generate(loaded, problem.prompt, mode=mode, max_new_tokens=limit, **options)
         found.append(1000 * (time.perf_counter() - start))
     return statistics.median(found)
 
 
-def alive(loaded: dg.Loaded, problems: list[Example], limit: int) -> dict[str, float]:
+def alive(
+    loaded: dg.Loaded, problems: list[Example], limit: int, **options: Any
+) -> dict[str, float]:
     """Kendall's τ of settling step and position (EOS tail dropped) and re-melts, means over canvases and texts."""
     taus, melts = [], []
     for i, problem in enumerate(problems):
         events: list[Any] = []
-        dg.generate(loaded, problem.prompt, seed=i, max_new_tokens=limit, listen=events.append)
+        dg.generate(
+            loaded, problem.prompt, seed=i, max_new_tokens=limit, listen=events.append, **options
+        )
         trace = Trace.record(
             events, metadata={"eos_token_ids": list(loaded.model.config.eos_token_ids)}
         )
@@ -88,6 +100,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     loaded = dg.load(arguments.model, dtype=arguments.dtype, quantize=arguments.quantize)
     same = {"model": str(arguments.model), "dtype": arguments.dtype, "quantize": arguments.quantize,
             "split": arguments.split, "count": arguments.count, "seeds": arguments.seeds}  # fmt: skip
+    few = {} if arguments.soft_top_k is None else {"soft_top_k": arguments.soft_top_k}
+    same.update(few)
     record: dict[str, Any] = {"settings": same, "families": {}}
     if arguments.out.exists():
         kept = json.loads(arguments.out.read_text())
@@ -98,7 +112,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     for name in tqdm([name for name in arguments.families if name not in rows]):
         problems = examples(name, arguments.split, arguments.count)
         runs = [
-            written(loaded, problems, "diffusion", 1000 * seed, batch, limit)
+            written(loaded, problems, "diffusion", 1000 * seed, batch, limit, **few)
             for seed in range(arguments.seeds)
         ]
         every = [text for run in runs for text in run]
@@ -116,11 +130,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             "kept": statistics.mean(text["kept"] for text in every),
             "tokens_per_forward": sum(t["kept"] for t in every) / sum(t["steps"] for t in every),
             "tokens_per_pass": sum(t["kept"] for t in every) / sum(t["passes"] for t in every),
-            "milliseconds": milliseconds(loaded, problems[:TIMED], "diffusion", limit),
+            "milliseconds": milliseconds(loaded, problems[:TIMED], "diffusion", limit, **few),
             "autoregressive_milliseconds": milliseconds(
                 loaded, problems[:TIMED], "autoregressive", limit
             ),
-            **alive(loaded, problems[:TRACED], limit),
+            **alive(loaded, problems[:TRACED], limit, **few),
         }
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         part = arguments.out.with_suffix(".part")
@@ -179,6 +193,7 @@ def main() -> None:
     parser.add_argument("--model", default="nano")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--quantize", choices=("int8", "int4"))
+    parser.add_argument("--soft-top-k", type=int, help="self-condition on so many tokens alone")
     parser.add_argument("--split", choices=("test", "validation"), default="test")
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=3)
