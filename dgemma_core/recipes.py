@@ -227,22 +227,9 @@ SETTLE = replace(
     own_steps=0,
     teacher=Teacher(uses=4, block=1024, batch_size=64, decided=True),
 )
-"""Second stage, from `walks`: as `distil`, but also what the model cannot solve is decided sooner."""
-
-CALM = replace(
-    SETTLE,
-    training=replace(SETTLE.training, steps=128, seed=24),
-    shares={
-        **SETTLE.shares,
-        "mini_sudoku": 1,
-        "chain_sum": 2,
-        "word_sorting": 5,
-        "word_sequence_reversal": 3,
-        "letter_counting": 3,
-        "json": 2,
-    },
-)
-"""From `settle`: the same of a teacher that settles sooner, with more of what still takes many steps."""
+"""Second stage, from `walks`: as `distil`, but also what the model cannot solve is decided sooner. (Nano has not taken
+this way: on 100 validation problems a family the two legs left the mean accuracy where it was, 64.8 % after 64.9 %, with
+more reversals solved (91 after 83) and fewer word sortings (32 after 39), at 14.0 steps a canvas after 12.7.)"""
 
 RECIPES: Mapping[str, NamedRecipe] = {
     "first": FIRST,
@@ -256,7 +243,6 @@ RECIPES: Mapping[str, NamedRecipe] = {
     "distil": DISTIL,
     "walks": WALKS,
     "settle": SETTLE,
-    "calm": CALM,
 }
 
 

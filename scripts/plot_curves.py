@@ -21,9 +21,6 @@ LEGS = {
     "anneal": "anneal",
     "corrected": "own sampler",
     "distil": "distillation",
-    "walks": "walks",
-    "settle": "distillation",
-    "calm": "",
 }
 GROUNDS = {"light": ("#ffffff", "#1d2330", "#d9dde3"), "dark": ("#14181f", "#e6e9ee", "#363e4a")}
 BLUE, ORANGE = "#3b82c4", "#d9822b"
