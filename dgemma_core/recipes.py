@@ -228,8 +228,8 @@ SETTLE = replace(
     teacher=Teacher(uses=4, block=1024, batch_size=64, decided=True),
 )
 """Second stage, from `walks`: as `distil`, but also what the model cannot solve is decided sooner. (Nano has not taken
-this way: on 100 validation problems a family the two legs left the mean accuracy where it was, 64.8 % after 64.9 %, with
-more reversals solved (91 after 83) and fewer word sortings (32 after 39), at 14.0 steps a canvas after 12.7.)"""
+this way: on 100 validation problems a family the two legs left the mean accuracy where it was, 64.8 % after 64.9 %,
+with more reversals solved (91 after 83) and fewer word sortings (32 after 39), at 14.0 steps a canvas after 12.7.)"""
 
 RECIPES: Mapping[str, NamedRecipe] = {
     "first": FIRST,
