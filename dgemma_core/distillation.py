@@ -142,12 +142,9 @@ def trajectories(
     """The teacher's way through each problem, by its place in `problems`; where it does not solve it, the canonical
     answer, without any way or with that to the first canvas that it decided."""
     from dgemma_core.families import family
-    from dgemma_core.recipes import TURN_END
+    from dgemma_core.recipes import turn_end
 
-    end = tokenizer.token_id(TURN_END)
-    assert end is not None
-    length = teacher.config.canvas_length
-
+    end, length = turn_end(tokenizer), teacher.config.canvas_length
     requests = [
         Request(
             tokenizer.chat_ids(problem.prompt),

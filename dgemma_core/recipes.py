@@ -217,10 +217,8 @@ SETTLE = replace(
     training=replace(
         WALKS.training,
         steps=160,
-        warmup=10,
         learning_rate=5e-4,
         matrix_learning_rate=4e-3,
-        decay=None,
         noisings=1,
         seed=22,
     ),
@@ -280,6 +278,13 @@ class FamilyTexts:
             tuple(self.tokenizer.encode(example.answer)),
             steps=rng.randint(1, self.own_steps) if walked else 0,
         )
+
+
+def turn_end(tokenizer: Tokenizer) -> int:
+    """The token that ends a turn."""
+    end = tokenizer.token_id(TURN_END)
+    assert end is not None, f"the tokenizer has no {TURN_END}"
+    return end
 
 
 def nano_tokenizer() -> Tokenizer:

@@ -94,12 +94,10 @@ def make_trainer(
     from dgemma_core.checkpoint import load_model, resolve_device
     from dgemma_core.distillation import TeacherTexts
     from dgemma_core.model import DiffusionGemma
-    from dgemma_core.recipes import TURN_END, FamilyTexts, nano_tokenizer
+    from dgemma_core.recipes import FamilyTexts, nano_tokenizer, turn_end
     from dgemma_core.training import Trainer, initialise
 
     tokenizer = nano_tokenizer()
-    end = tokenizer.token_id(TURN_END)
-    assert end is not None
     model = DiffusionGemma(recipe.config)
     begun: DiffusionGemma | None = None
     texts: Callable[[int], Text] = FamilyTexts(
@@ -129,7 +127,7 @@ def make_trainer(
         texts,
         recipe.training,
         folder,
-        end=end,
+        end=turn_end(tokenizer),
         workers=min(workers, recipe.training.micro_batches),
     )
 
