@@ -107,14 +107,23 @@ def _theirs(entry: Entry) -> str:
 
 
 def _running_sums(entry: Entry) -> str:
-    """The expression worked from left to right, an equation a line."""
+    """The expression worked from left to right, an equation a line. A total is written with as many digits as any of
+    the problem's could take, so that where a digit stands does not wait for the ones before it."""
     total, *rest = entry["metadata"]["expression"].split()
+    width = entry["metadata"]["num_digits"] + 2  # a carry and a sign
     lines = []
     for sign, term in zip(rest[::2], rest[1::2], strict=True):
         found = int(total) + int(term) if sign == "+" else int(total) - int(term)
-        lines.append(f"{total} {sign} {term} = {found}")
+        lines.append(f"{int(total):0{width}} {sign} {term} = {found:0{width}}")
         total = str(found)
     return "\n".join(lines)
+
+
+def _counts(entry: Entry) -> str:
+    """How often the letter occurs in each word, and their sum."""
+    facts = entry["metadata"]
+    counts = [word.lower().count(facts["target_letter"]) for word in facts["span"]]
+    return f"{' '.join(map(str, counts))} = {sum(counts)}"
 
 
 def _last_result(text: str) -> str:
@@ -235,10 +244,11 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         name="letter_counting",
         dataset="letter_counting",
-        depends="counting: one number from all the text",
+        depends="counting: each word on its own account, then one number from all of them",
         defaults=dict(min_words=5, max_words=15),
         ask=_ask_letter_counting,
-        target=_theirs,
+        target=_counts,
+        result=_last_result,
     ),
     Family(
         name="number_filtering",

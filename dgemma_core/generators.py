@@ -27,11 +27,14 @@ class WordSum:
     """A sum in two steps, told in words; the answer shows both steps, an equation a line.
 
     The first step is a change of the number or a product ("4 bags of 12"), the second a change.
-    Numbers run to `max_number`, factors to `max_factor`; nothing falls below zero.
+    Numbers run to `max_number`, factors to `max_factor`; nothing falls below zero. In the answer every
+    number has as many digits as the largest could take, so that where a digit stands is known at once.
     """
 
     def __init__(self, min_number: int, max_number: int, max_factor: int) -> None:
         self.min_number, self.max_number, self.max_factor = min_number, max_number, max_factor
+        most = max(2 * max_number, max_factor**2) + max_number
+        self.width = len(str(most))
 
     def __getitem__(self, seed: int) -> dict[str, Any]:
         rng = Random(seed)
@@ -41,7 +44,7 @@ class WordSum:
             each = rng.randint(2, self.max_factor)
             total = holders * each
             told = f"{name} has {holders} {rng.choice(HOLDERS)} of {each} {item}."
-            steps = [f"{holders} * {each} = {total}"]
+            steps = [self._equation(holders, "*", each, total)]
         else:
             start = rng.randint(self.min_number, self.max_number)
             change, step, total = self._change(start, rng)
@@ -62,31 +65,34 @@ class WordSum:
             amount = rng.randint(self.min_number, min(total, self.max_number))
             return (
                 f"{rng.choice(LOSSES)} {amount}",
-                f"{total} - {amount} = {total - amount}",
+                self._equation(total, "-", amount, total - amount),
                 total - amount,
             )
         return (
             f"{rng.choice(GAINS)} {amount}",
-            f"{total} + {amount} = {total + amount}",
+            self._equation(total, "+", amount, total + amount),
             total + amount,
         )
 
+    def _equation(self, left: int, sign: str, right: int, found: int) -> str:
+        width = self.width
+        return f"{left:0{width}} {sign} {right:0{width}} = {found:0{width}}"
+
     def score_answer(self, answer: str | None, entry: dict[str, Any]) -> float:
         """1 if every line is a true equation, from numbers told or found, and the last line gives
-        the result; else 0."""
-        known = set(re.findall(r"\d+", entry["question"]))
+        the result; else 0. Leading zeros make no difference."""
+        known = set(map(int, re.findall(r"\d+", entry["question"])))
         result = None
         for line in (answer or "").strip().split("\n"):
             equation = re.fullmatch(r"\s*(\d+) ([-+*]) (\d+) = (\d+)\s*", line)
             if equation is None:
                 return 0.0
-            left, sign, right, result = equation.groups()
-            a, b = int(left), int(right)
-            true = {"+": a + b, "-": a - b, "*": a * b}[sign] == int(result)
-            if not true or not known >= {left, right}:
+            a, b, result = (int(equation[group]) for group in (1, 3, 4))
+            true = {"+": a + b, "-": a - b, "*": a * b}[equation[2]] == result
+            if not true or not known >= {a, b}:
                 return 0.0
             known.add(result)
-        return float(result is not None and int(result) == entry["metadata"]["result"])
+        return float(result is not None and result == entry["metadata"]["result"])
 
 
 CITIES = (

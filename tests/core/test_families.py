@@ -63,7 +63,7 @@ def test_verifiers_refuse_other_answers(name):
     for this, other in pairwise(drawn):
         assert not row.solved(this.entry, "")
         assert not row.solved(this.entry, "I do not know")
-        if other.answer != this.answer:
+        if row.result(other.answer) != row.result(this.answer):
             assert not row.solved(this.entry, other.answer)
 
 
@@ -73,6 +73,7 @@ def test_own_verifiers_decide_what_they_should():
     entry = {"question": question, "metadata": {"result": 35}}
     assert row.solved(entry, "12 + 30 = 42\n42 - 7 = 35")
     assert row.solved(entry, "12 - 7 = 5\n5 + 30 = 35")
+    assert row.solved(entry, "012 + 030 = 042\n042 - 007 = 035")
     for wrong in ("35", "12 + 30 = 41\n41 - 7 = 35", "12 + 30 = 42", "42 - 7 = 35", "30 + 5 = 35"):
         assert not row.solved(entry, wrong)
     row = family("json")
@@ -178,19 +179,41 @@ def test_a_chain_of_sums_is_worked_line_by_line():
     row = families.family("chain_sum")
     problem = families.example("chain_sum", 5)
     first, *_ = problem.entry["metadata"]["expression"].split()
-    lines = problem.answer.split("\n")
-    assert lines[0].startswith(f"{first} ") and lines[-1].endswith(f"= {problem.entry['answer']}")
-    for line in lines:
-        left, _, right = line.partition(" = ")
-        assert eval(left) == int(right)
-    for before, after in pairwise(lines):
-        assert after.split()[0] == before.split()[-1]
+    lines = [line.split() for line in problem.answer.split("\n")]
+    assert int(lines[0][0]) == int(first)
+    for left, sign, right, equals, found in lines:
+        assert equals == "=" and int(found) == int(left) + int(sign + right)
+    assert all(after[0] == before[-1] for before, after in pairwise(lines))
+    assert int(lines[-1][-1]) == int(problem.entry["answer"])
     assert row.solved(problem.entry, problem.answer)
     assert row.solved(problem.entry, problem.entry["answer"]), "the last number decides"
     wrong = int(problem.entry["answer"]) + 1
     assert not row.solved(problem.entry, f"{problem.answer}\n0 + {wrong} = {wrong}")
-    assert not row.solved(problem.entry, "\n".join(lines[:-1]))
+    assert not row.solved(problem.entry, problem.answer.rpartition("\n")[0])
     assert not row.solved(problem.entry, "")
+
+
+def test_a_digit_of_a_sum_stands_where_the_problem_alone_puts_it():
+    tokenizer = load_tokenizer(families.TEST_PROMPTS.parent)
+    for seed in range(300):
+        problem = example("chain_sum", seed)
+        digits = problem.entry["metadata"]["num_digits"]
+        for line in problem.answer.split("\n"):
+            assert len(tokenizer.encode(line)) == 3 * digits + 6
+        assert len(tokenizer.encode(example("word_sum", seed).answer)) == 23
+
+
+def test_letters_are_counted_word_by_word():
+    row = families.family("letter_counting")
+    problem = example("letter_counting", 5)
+    facts = problem.entry["metadata"]
+    counts, _, total = problem.answer.partition(" = ")
+    assert [int(count) for count in counts.split()] == [
+        word.lower().count(facts["target_letter"]) for word in facts["span"]
+    ]
+    assert total == problem.entry["answer"] == str(sum(map(int, counts.split())))
+    assert row.solved(problem.entry, total), "the last number decides"
+    assert not row.solved(problem.entry, counts)
 
 
 def test_prompts_are_short_and_some_answers_need_a_second_canvas():
