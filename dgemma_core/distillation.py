@@ -8,9 +8,6 @@ sampler leaves, not what a schedule draws.
 
 Only texts that the family's verifier accepts are learnt from: the teacher's errors are not passed on. Of a problem that
 the teacher does not solve, the canonical answer is learnt as in the first stage, so that nothing is unlearnt meanwhile.
-But what a model cannot know it also never grows sure of, and its sampler goes on to the last step. So a teacher may be
-`decided`: then the denoiser learns the first canvas of unsolved texts, too, as the teacher decided it, while the causal
-mode still learns the canonical answer.
 
 For families that are `corrected`, the same trajectories serve the stage before: whatever the canvas looked like, right
 or wrong, the problem's canonical answer is learnt from it (as in DAgger, Ross et al., arXiv 1011.0686). A schedule's
@@ -52,8 +49,6 @@ class Teacher:
     corrected: tuple[str, ...] = ()
     """Families whose canonical answers are learnt from all trajectories; the others' are noised by the schedule. None:
     the teacher's own texts are learnt, of all families, where they are solved."""
-    decided: bool = False
-    """Whether the denoiser learns the first canvas of unsolved texts as the teacher decided it."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -70,8 +65,6 @@ class Trajectory:
     """Without the end token."""
     canvases: tuple[tuple[tuple[int, ...], ...], ...]
     """Of each canvas, the tokens (C,) that each step read."""
-    decided: tuple[int, ...] | None = None
-    """What the denoiser learns of the one canvas seen (C,), where it is not the answer's."""
 
     def look(self, rng: Random) -> Text:
         """The text, seen at one of its steps, all equally likely; without a look where it has no steps."""
@@ -80,7 +73,7 @@ class Trajectory:
             return Text(self.prompt, self.answer)
         j, k = rng.choice(places)
         steps = self.canvases[j]
-        look = Look(j, steps[k], steps[k - 1] if k else None, self.decided)
+        look = Look(j, steps[k], steps[k - 1] if k else None)
         return Text(self.prompt, self.answer, look)
 
 
@@ -140,11 +133,9 @@ def trajectories(
     tokenizer: Tokenizer,
 ) -> dict[int, Trajectory]:
     """The teacher's way through each problem, by its place in `problems`; where it does not solve it, the canonical
-    answer, without any way or with that to the first canvas that it decided."""
+    answer alone."""
     from dgemma_core.families import family
-    from dgemma_core.recipes import turn_end
 
-    end, length = turn_end(tokenizer), teacher.config.canvas_length
     requests = [
         Request(
             tokenizer.chat_ids(problem.prompt),
@@ -160,10 +151,6 @@ def trajectories(
         text = tokenizer.decode(finish.ids)
         if finish.stop_reason == "eos" and family(problem.family).solved(problem.entry, text):
             found[i] = Trajectory(found[i].prompt, tuple(finish.ids[:-1]), canvases)
-        elif settings.decided:
-            first = finish.ids[:length]
-            filled = (*first, *[end] * (length - len(first)))
-            found[i] = replace(found[i], canvases=canvases[:1], decided=filled)
     return found
 
 

@@ -212,22 +212,55 @@ WALKS = replace(
 """From `distil`: one of the two canvases is learnt from after a few steps of the model's own sampler. The rate is half
 of `long`'s, and falls: at the full one, what was learnt before suffered more than a short run could mend."""
 
-SETTLE = replace(
-    WALKS,
+COLUMNS = replace(
+    LONG,
     training=replace(
-        WALKS.training,
-        steps=160,
-        learning_rate=5e-4,
-        matrix_learning_rate=4e-3,
-        noisings=1,
-        seed=22,
+        LONG.training,
+        steps=760,
+        warmup=20,
+        learning_rate=1.6e-3,
+        matrix_learning_rate=0.01,
+        decay=None,
+        seed=24,
     ),
-    own_steps=0,
-    teacher=Teacher(uses=4, block=1024, batch_size=64, decided=True),
+    shares={
+        "mini_sudoku": 1,
+        "futoshiki": 3,
+        "chain_sum": 5,
+        "word_sum": 4,
+        "number_sorting": 4,
+        "word_sorting": 3,
+        "spell_backward": 1,
+        "word_sequence_reversal": 2,
+        "letter_counting": 4,
+        "number_filtering": 4,
+        "rotate_matrix": 1,
+        "json": 2,
+        "prose": 1,
+    },
 )
-"""Second stage, from `walks`: as `distil`, but also what the model cannot solve is decided sooner. (Nano has not taken
-this way: on 100 validation problems a family the two legs left the mean accuracy where it was, 64.8 % after 64.9 %,
-with more reversals solved (91 after 83) and fewer word sortings (32 after 39), at 14.0 steps a canvas after 12.7.)"""
+"""From `walks`: sums in columns of a fixed width, and letters counted word by word, are answered from here on."""
+
+SUMS = replace(
+    COLUMNS,
+    training=replace(COLUMNS.training, steps=560, warmup=10, seed=26),
+    shares={
+        "mini_sudoku": 2,
+        "futoshiki": 3,
+        "chain_sum": 10,
+        "word_sum": 12,
+        "number_sorting": 4,
+        "word_sorting": 3,
+        "spell_backward": 1,
+        "word_sequence_reversal": 1,
+        "letter_counting": 4,
+        "number_filtering": 4,
+        "rotate_matrix": 1,
+        "json": 2,
+        "prose": 1,
+    },
+)
+"""From `columns`, which copies operands into place at once but adds only token by token: half of it sums."""
 
 RECIPES: Mapping[str, NamedRecipe] = {
     "first": FIRST,
@@ -240,7 +273,8 @@ RECIPES: Mapping[str, NamedRecipe] = {
     "corrected": CORRECTED,
     "distil": DISTIL,
     "walks": WALKS,
-    "settle": SETTLE,
+    "columns": COLUMNS,
+    "sums": SUMS,
 }
 
 

@@ -65,8 +65,6 @@ class Look:
     tokens: tuple[int, ...]
     before: tuple[int, ...] | None
     """The canvas one step earlier, whose prediction conditions this one; None at the first step."""
-    decided: tuple[int, ...] | None = None
-    """What the denoiser is to predict in place of the answer's canvas; None: that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +142,7 @@ class Batch:
     prefix: Tensor
     """(B,) clean tokens before the canvas."""
     canvas: Tensor
-    """(B, C) the clean canvas, its tail filled with the end token; or what a teacher decided in its place."""
+    """(B, C) the clean canvas, its tail filled with the end token."""
     noisy: Tensor | None = None
     """(B, C) what a sampler saw of it, −1 in rows that it did not see; None: it saw none of them."""
     before: Tensor | None = None
@@ -172,8 +170,7 @@ def collate(texts: Sequence[Text], canvas_length: int, end: int, chosen: Sequenc
         seen.append(text.look.tokens if text.look is not None else (-1,) * canvas_length)
         start = index * canvas_length
         part = text.answer[start : start + canvas_length]
-        decided = None if text.look is None else text.look.decided
-        canvases.append(decided or part + (end,) * (canvas_length - len(part)))
+        canvases.append(part + (end,) * (canvas_length - len(part)))
         ended = part if len(part) == canvas_length else (*part, end)
         rows.append(text.prompt + text.answer[:start] + ended)
         prefixes.append(len(text.prompt) + start)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from dgemma_core.checkpoint import load_model
-from dgemma_core.decoding import CanvasEvent, Request, StepEvent, denoise_canvases
+from dgemma_core.decoding import Request, StepEvent, denoise_canvases
 from dgemma_core.distillation import (
     Teacher,
     TeacherTexts,
@@ -22,7 +22,7 @@ from dgemma_core.distillation import (
 from dgemma_core.errors import RequestError
 from dgemma_core.families import family, training_example
 from dgemma_core.model import DiffusionGemma
-from dgemma_core.recipes import DISTIL, NANO, TURN_END, nano_tokenizer
+from dgemma_core.recipes import DISTIL, NANO, nano_tokenizer
 from dgemma_core.train import make_trainer
 from dgemma_core.training import Look, Recipe, Text, collate, looks, loss
 from tests.core import tiny
@@ -59,31 +59,6 @@ def test_trajectories_are_the_samplers(teacher: DiffusionGemma) -> None:
         ]
         assert trajectory.prompt == tuple(request.ids)
         assert trajectory.canvases[0] == tuple(steps)
-
-
-def test_what_a_teacher_cannot_solve_it_may_decide(teacher: DiffusionGemma) -> None:
-    """Then the denoiser learns the teacher's own first canvas, filled up with the end token, and the causal mode the
-    canonical answer."""
-    tokenizer = nano_tokenizer()
-    end = tokenizer.token_id(TURN_END)
-    problems = [training_example(i, ("spell_backward", "word_sum")) for i in range(12)]
-    plain = trajectories(teacher, SMALL, problems, tokenizer)
-    made = trajectories(teacher, replace(SMALL, decided=True), problems, tokenizer)
-    unsolved = [i for i in made if not plain[i].canvases]
-    assert unsolved and all(made[i] == plain[i] for i in made if i not in unsolved)
-    for i in unsolved:
-        request = Request(tokenizer.chat_ids(problems[i].prompt), seed=i, max_new_tokens=32)
-        events = list(denoise_canvases(teacher, [request]))
-        (first,) = [event for event in events if isinstance(event, CanvasEvent)][:1]
-        kept = list(first.ids[: first.kept])
-        assert list(made[i].decided or ()) == kept + [end] * (32 - len(kept))
-        assert len(made[i].canvases) == 1 and made[i].answer == plain[i].answer
-        text = made[i].look(Random(i))
-        assert text.look is not None and text.look.decided == made[i].decided
-        batch = collate([text], 32, END, [0])
-        assert tuple(batch.canvas[0].tolist()) == made[i].decided
-        answer = list(made[i].answer[:32])
-        assert batch.targets[0][batch.targets[0] != -100].tolist()[: len(answer)] == answer
 
 
 def test_a_look_is_at_one_step() -> None:
