@@ -18,6 +18,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from dgemma_core import mirrored
 from dgemma_core.cache import PrefixCache, RowCache, attend_all, attend_causal, check_rows
 from dgemma_core.config import LayerConfig, ModelConfig
 from dgemma_core.errors import RequestError
@@ -33,6 +34,7 @@ from dgemma_core.layers import (
     rotation,
     rounded,
 )
+from dgemma_core.mirrored import MirroredLayers
 
 Rows = Tensor | Sequence[Sequence[int]] | Sequence[Tensor]
 """Token ids: a (B, P) tensor, or a list of rows of different length."""
@@ -68,6 +70,7 @@ class DiffusionGemma(nn.Module):
         text = config.text
         self.config = config
         self.quantized: str | None = None  # the scheme, where matrices are codes and scales
+        self._mirrored: MirroredLayers | None = None
         with torch.device(device or "cpu"):
             self.embed_tokens = nn.Embedding(
                 text.vocab_size,
@@ -142,6 +145,11 @@ class DiffusionGemma(nn.Module):
         watch: Watch | None = None,
     ) -> Tensor:
         """x (…, D) at `positions` (…) through all layers and the final norm → (…, D)."""
+        if mirrored.serves(x):
+            if self._mirrored is None or not self._mirrored.current:
+                self._mirrored = MirroredLayers(self)
+            if not self._mirrored.hooked:
+                return self._mirrored(x, positions, attend, scalars, watch)
         rotations = self.rotations(positions, x.dtype)
         for i, layer in enumerate(self._typed_layers()):
             seen = None if watch is None else partial(watch.router, i)

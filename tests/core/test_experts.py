@@ -63,3 +63,12 @@ def test_the_ways_do_run(experts: Experts, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(module, "ALL_BELOW", 0)
     experts(x, torch.ones(3, 2), chosen)
     assert ran == [0, 1, 2]
+
+
+def test_gelu_is_the_tanh_form_whatever_its_way() -> None:
+    x = torch.linspace(-12, 12, 40_001)
+    exact = torch.nn.functional.gelu(x.double(), approximate="tanh")
+    with torch.no_grad():
+        many, few = module.gelu(x), torch.cat([module.gelu(part) for part in x.split(1000)])
+    for found in (many, few, module.gelu(x)):
+        torch.testing.assert_close(found.double(), exact, rtol=3e-6, atol=1e-6)
