@@ -684,8 +684,11 @@ def _decode_tokens(
         prediction = _predict_tokens(model, states, temperature, filters, draws, observe)
         tokens = prediction.sample.squeeze(1).tolist()
         # of the raw distribution, whatever the sampling one is
-        logprobs = prediction.token_logit(prediction.sample) - prediction.logsumexp
-        probabilities = logprobs.exp().squeeze(1).tolist()
+        if temperature == 0:
+            probability = prediction.argmax_probability
+        else:
+            probability = (prediction.token_logit(prediction.sample) - prediction.logsumexp).exp()
+        probabilities = probability.squeeze(1).tolist()
         entropies = prediction.entropy.squeeze(1).tolist()
         going_on: list[tuple[_Row, TokenState, int]] = []
         for i, (row, state) in enumerate(zip(rows, states, strict=True)):

@@ -33,6 +33,10 @@ from dgemma_core.quantise import Matrix, dense, linear
 
 Reference = Literal["tempered", "raw"]
 GROUP = 64
+SLICE = 8192
+"""Tokens of a slice for a canvas of the released length."""
+LOGITS = 256 * SLICE
+"""Logits of a slice: 8 MB, which a CPU's cache holds."""
 
 
 class SampleDraws(Protocol):
@@ -171,13 +175,21 @@ def row_top(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
 class VocabularyHead:
     """Logits of the tied embedding (V, D), soft-capped, a slice of the vocabulary at a time.
 
-    A quantised embedding is turned back slice by slice: never more than `slice_size` tokens of it stand as numbers.
+    slice_size: tokens of a slice; None for `SLICE`, and more of them the fewer the rows are, so that a slice's logits
+    always take about as much memory. A quantised embedding is turned back slice by slice, `SLICE` tokens of it.
     """
 
-    def __init__(self, weight: Matrix, soft_cap: float, slice_size: int = 8192) -> None:
+    def __init__(self, weight: Matrix, soft_cap: float, slice_size: int | None = None) -> None:
         self.weight = weight
         self.soft_cap = soft_cap
         self.slice_size = slice_size
+
+    def _slice_for(self, rows: int) -> int:
+        """Tokens of a slice where so many rows are computed at once."""
+        if self.slice_size is not None:
+            return self.slice_size
+        whole = isinstance(self.weight, Tensor)
+        return max(SLICE, LOGITS // rows // SLICE * SLICE) if whole else SLICE
 
     @property
     def vocab_size(self) -> int:
@@ -196,7 +208,9 @@ class VocabularyHead:
         """hidden (…, D) → (…, V) in the weights' dtype, before the soft cap."""
         if isinstance(self.weight, Tensor):
             return linear(hidden, self.weight)
-        return torch.cat([linear(hidden, part) for _, part in self._slices()], dim=-1)
+        return torch.cat(
+            [linear(hidden, part) for _, part in self._slices(self.slice_size or SLICE)], dim=-1
+        )
 
     @torch.inference_mode()
     def token_logit(self, hidden: Tensor, tokens: Tensor) -> Tensor:
@@ -219,16 +233,16 @@ class VocabularyHead:
         running = _Running(len(flat), flat.device)
         asked = torch.empty(len(flat), device=flat.device)
         ids = tokens.reshape(-1)
-        for start, weight in self._slices():
+        for start, weight in self._slices(self._slice_for(len(flat))):
             logits = self._capped(flat, weight)
             here = ((ids >= start) & (ids < start + len(weight))).nonzero().squeeze(1)
             asked[here] = logits[here, ids[here] - start]
             running.add(logits, logits.amax(dim=1, keepdim=True))
         return (asked - running.logsumexp().squeeze(1)).view(tokens.shape)
 
-    def _slices(self) -> Iterator[tuple[int, Matrix]]:
-        for start in range(0, self.vocab_size, self.slice_size):
-            yield start, self.weight[start : start + self.slice_size]
+    def _slices(self, size: int) -> Iterator[tuple[int, Matrix]]:
+        for start in range(0, self.vocab_size, size):
+            yield start, self.weight[start : start + size]
 
     @torch.inference_mode()
     def predict(
@@ -334,7 +348,8 @@ class VocabularyHead:
         )  # Σ exp(z − peak) · (z − peak): small where the entropy is
         summed = torch.zeros(rows, flat.shape[1], device=device) if soft else None
         top: tuple[Tensor, Tensor] | None = None
-        for start, weight in self._slices():
+        size = self._slice_for(rows)
+        for start, weight in self._slices(size):
             if soft:  # a second product follows: turned back once for both
                 weight = dense(weight, flat.dtype)
             z = self._capped(flat, weight)
@@ -376,11 +391,11 @@ class VocabularyHead:
         else:
             assert draws.uniform is not None
             uniform = draws.uniform.reshape(-1).to(device)
-            one_slice = self.vocab_size <= self.slice_size and not apart
+            one_slice = self.vocab_size <= size and not apart
             drawn_fields = (
                 _sampled(weights, running.mass, uniform)
                 if one_slice
-                else self._inverse_cdf(flat, temperatures, sampling, uniform)
+                else self._inverse_cdf(flat, temperatures, sampling, uniform, size)
             )
             fields["sample"], fields["sample_probability"] = drawn_fields
         return fields
@@ -416,7 +431,7 @@ class VocabularyHead:
         return fields
 
     def _inverse_cdf(
-        self, flat: Tensor, temperatures: Tensor, running: _Running, uniform: Tensor
+        self, flat: Tensor, temperatures: Tensor, running: _Running, uniform: Tensor, size: int
     ) -> tuple[Tensor, Tensor]:
         """The token at which the cumulative probability, in vocabulary order, first exceeds `uniform` (N,)."""
         logmass = torch.cat(running.slice_logmass, dim=1).double()  # (N, slices)
@@ -435,8 +450,8 @@ class VocabularyHead:
         slots = slot.squeeze(1)
         for index in slots.unique().tolist():
             chosen = (slots == index).nonzero().squeeze(1)
-            start = index * self.slice_size
-            z = self._capped(flat[chosen], self.weight[start : start + self.slice_size]).div_(
+            start = index * size
+            z = self._capped(flat[chosen], self.weight[start : start + size]).div_(
                 temperatures[chosen]
             )
             cumulative = (z - z.amax(dim=1, keepdim=True)).double().exp_().cumsum_(dim=1)
@@ -515,7 +530,7 @@ class VocabularyHead:
         if isinstance(self.weight, Tensor):
             return weights @ self.weight
         summed = torch.zeros(len(weights), self.weight.shape[1], device=weights.device)
-        for start, part in self._slices():
+        for start, part in self._slices(self.slice_size or SLICE):
             rows = dense(part, weights.dtype)
             summed += weights[:, start : start + len(rows)] @ rows
         return summed.to(weights.dtype)

@@ -14,7 +14,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dgemma_core.draws import CounterDraws, OracleDraws, RowKey
 from dgemma_core.errors import RequestError
-from dgemma_core.head import Filters, Prediction, VocabularyHead, filtered, row_top
+from dgemma_core.head import (
+    LOGITS,
+    SLICE,
+    Filters,
+    Prediction,
+    VocabularyHead,
+    filtered,
+    row_top,
+)
 from tests.core import plain_head
 
 CASES = range(80)
@@ -411,3 +419,13 @@ def test_filters_that_leave_nothing(filters: dict[str, Any]) -> None:
 def test_logprob_of_no_token_is_refused(token: int) -> None:
     with pytest.raises(RequestError, match="0 … 5"):
         VocabularyHead(WEIGHT, 30.0, 4).token_logprob(torch.randn(2, 4), torch.tensor([0, token]))
+
+
+def test_few_rows_take_larger_slices() -> None:
+    """So that a slice's logits, and not its tokens, are always as many."""
+    head = VocabularyHead(torch.zeros(4, 2), 30.0)
+    sizes = {rows: head._slice_for(rows) for rows in (1, 8, 24, 32, 256, 4096)}
+    assert sizes[256] == sizes[4096] == SLICE and sizes[32] == 8 * SLICE
+    assert all(rows * size <= LOGITS for rows, size in sizes.items() if rows <= 256)
+    assert all(size % SLICE == 0 for size in sizes.values())
+    assert VocabularyHead(torch.zeros(4, 2), 30.0, 5)._slice_for(1) == 5
