@@ -21,6 +21,12 @@ LEGS = {
     "anneal": "anneal",
     "corrected": "own sampler",
     "distil": "distillation",
+    "walks": "own steps",
+    "columns": "columns",
+    "word_sums": "",
+    "adding": "sums only",
+    "regain": "all again",
+    "round_off": "",
 }
 GROUNDS = {"light": ("#ffffff", "#1d2330", "#d9dde3"), "dark": ("#14181f", "#e6e9ee", "#363e4a")}
 BLUE, ORANGE = "#3b82c4", "#d9822b"
