@@ -11,44 +11,30 @@ import pandas as pd
 import plotly.graph_objects as go
 
 FOLDER = Path("docs/nano")
-LEGS = {
-    "first": "four families",
-    "copy": "copying",
-    "nano": "all thirteen families",
-    "finish": "falling rate",
-    "grids": "grids",
-    "long": "worked sums",
-    "anneal": "anneal",
-    "corrected": "own sampler",
-    "distil": "distillation",
-    "walks": "own steps",
-    "columns": "columns",
-    "word_sums": "",
-    "adding": "sums only",
-    "regain": "all again",
-    "round_off": "",
-}
+LEGS = (
+    "first", "copy", "nano", "finish", "grids", "long", "anneal", "corrected",
+    "distil", "walks", "columns", "word_sums", "adding", "regain", "round_off",
+)  # fmt: skip
+"""Their recipes, in the order of the model card."""
 GROUNDS = {"light": ("#ffffff", "#1d2330", "#d9dde3"), "dark": ("#14181f", "#e6e9ee", "#363e4a")}
 BLUE, ORANGE = "#3b82c4", "#d9822b"
 
 
-def curves() -> list[tuple[str, pd.DataFrame]]:
-    """The legs that are there, with their examples counted on."""
+def curves() -> list[pd.DataFrame]:
+    """All legs, with their examples counted on."""
     found, before = [], 0
     for name in LEGS:
-        path = FOLDER / f"curve_{name}.csv"
-        if path.exists():
-            curve = pd.read_csv(path)
-            curve["total"] = curve["examples"] + before
-            before = int(curve["total"].iloc[-1])
-            found.append((name, curve))
+        curve = pd.read_csv(FOLDER / f"curve_{name}.csv")
+        curve["total"] = curve["examples"] + before
+        before = int(curve["total"].iloc[-1])
+        found.append(curve)
     return found
 
 
 def figure(ground: str, ink: str, line: str) -> go.Figure:
-    """Both losses against examples, a dotted line where a leg begins."""
+    """Both losses against examples, a dotted line and its number where a leg begins."""
     drawn = go.Figure()
-    for leg, (name, curve) in enumerate(curves()):
+    for leg, curve in enumerate(curves()):
         for column, label, colour in (
             ("canvas_loss", "canvas (denoising)", BLUE),
             ("autoregressive_loss", "autoregressive", ORANGE),
@@ -60,7 +46,7 @@ def figure(ground: str, ink: str, line: str) -> go.Figure:
         start = int(curve["total"].iloc[0] - curve["examples"].iloc[0])
         drawn.add_vline(x=start, line={"dash": "dot", "color": ink, "width": 1}, opacity=0.5)
         drawn.add_annotation(
-            x=start, y=1, yref="paper", text=LEGS[name], showarrow=False, xanchor="left",
+            x=start, y=1, yref="paper", text=str(leg + 1), showarrow=False, xanchor="left",
             yanchor="bottom" if leg % 2 else "top", font={"size": 13}, xshift=4,
         )  # fmt: skip
     axis = {"gridcolor": line, "linecolor": line, "zerolinecolor": line}

@@ -41,7 +41,7 @@ def test_trajectories_are_the_samplers(teacher: DiffusionGemma) -> None:
     """Of solved problems each canvas as every step read it, and the answer without its end; of others the canonical
     answer alone."""
     tokenizer = nano_tokenizer()
-    problems = [training_example(i, ("spell_backward", "word_sum")) for i in range(12)]
+    problems = [training_example(i, ("spell_backward", "word_sorting")) for i in range(12)]
     made = trajectories(teacher, SMALL, problems, tokenizer)
     assert sorted(made) == list(range(12))
     unsolved = [i for i in made if not made[i].canvases]
