@@ -13,7 +13,7 @@ Axes: N tokens, D hidden size, H query heads, G key/value heads, d head dimensio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
@@ -23,36 +23,19 @@ from torch import Tensor
 from torch.nn.modules import module as hooks
 
 from dgemma_core.config import LayerConfig
-from dgemma_core.layers import Attend, Layer, RMSNorm, Rotation, Seen, rotation
+from dgemma_core.layers import Attend, Layer, RMSNorm, Rotation, Seen
 
 if TYPE_CHECKING:
     from dgemma_core.model import DiffusionGemma, LayerAttend, Watch
 
-POSITIONS = 512
-"""Rotary tables grow by so many positions."""
+
+FEW = 256
+"""Tokens up to which an operation's beginning counts. With more of them the plain layers take less memory."""
 
 
 def mirrored(x: Tensor) -> Tensor:
     """x (…, D) → (x, −x) (…, 2D)."""
     return torch.cat((x, x.neg()), dim=-1)
-
-
-class _Angles:
-    """cos and signed sin (`layers.Rotation`) of the positions of one kind of layer, kept (P, 1, d)."""
-
-    def __init__(self, kind: LayerConfig) -> None:
-        self.kind = kind
-        self.kept = Rotation(torch.empty(0), torch.empty(0))
-
-    def at(self, positions: Tensor, reach: int) -> Rotation:
-        """(N,) positions below `reach` → (N, 1, d)."""
-        if reach > len(self.kept.cos):
-            held = torch.arange(-(-reach // POSITIONS) * POSITIONS)
-            self.kept = rotation(self.kind, held, torch.float32)
-        return Rotation(
-            self.kept.cos.index_select(0, positions),
-            self.kept.signed_sin.index_select(0, positions),
-        )
 
 
 class MirroredLayer:
@@ -122,7 +105,6 @@ class MirroredLayers:
     def __init__(self, model: DiffusionGemma) -> None:
         layers = cast(Sequence[Layer], model.layers)
         self.layers = [MirroredLayer(layer) for layer in layers]
-        self.angles = {layer.config: _Angles(layer.config) for layer in layers}
         self.norm, self.eps = mirrored_weight(model.norm), model.norm.eps
         self.passed_over = [part for layer in self.layers for part in layer.passed_over]
         self.passed_over.append(model.norm)
@@ -147,25 +129,25 @@ class MirroredLayers:
     def __call__(
         self,
         x: Tensor,
-        positions: Tensor,
+        rotations: Mapping[LayerConfig, Rotation],
         attend: LayerAttend,
         scalars: Sequence[Tensor],
         watch: Watch | None,
     ) -> Tensor:
-        """x (N, D) at `positions` (N,) → (N, D), after the final norm."""
-        width, reach = x.shape[1], int(positions.max()) + 1
-        angles = {kind: held.at(positions, reach) for kind, held in self.angles.items()}
+        """x (N, D) → (N, D), after the final norm; `rotations` of its positions, by kind of layer."""
+        width = x.shape[1]
         x = mirrored(x)
         for i, layer in enumerate(self.layers):
             seen = None if watch is None else partial(watch.router, i)
-            x = layer(x, angles[layer.layer.config], partial(attend, i), scalars[i], seen)
+            x = layer(x, rotations[layer.layer.config], partial(attend, i), scalars[i], seen)
         return F.layer_norm(x, x.shape[1:], self.norm, None, self.eps)[:, :width]
 
 
 def serves(x: Tensor) -> bool:
-    """Whether x (N, D) may go this way: float32 on a CPU, and no gradient asked for."""
+    """Whether x (N, D) is to go this way: few tokens, float32 on a CPU, and no gradient asked for."""
     return (
         x.device.type == "cpu"
+        and len(x) <= FEW
         and x.dtype == torch.float32
         and x.dim() == 2
         and not torch.is_grad_enabled()

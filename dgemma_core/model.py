@@ -145,12 +145,12 @@ class DiffusionGemma(nn.Module):
         watch: Watch | None = None,
     ) -> Tensor:
         """x (…, D) at `positions` (…) through all layers and the final norm → (…, D)."""
+        rotations = self.rotations(positions, x.dtype)
         if mirrored.serves(x):
             if self._mirrored is None or not self._mirrored.current:
                 self._mirrored = MirroredLayers(self)
             if not self._mirrored.hooked:
-                return self._mirrored(x, positions, attend, scalars, watch)
-        rotations = self.rotations(positions, x.dtype)
+                return self._mirrored(x, rotations, attend, scalars, watch)
         for i, layer in enumerate(self._typed_layers()):
             seen = None if watch is None else partial(watch.router, i)
             x = layer(x, rotations[layer.config], partial(attend, i), scalars[i], seen)
