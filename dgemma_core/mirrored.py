@@ -99,6 +99,11 @@ def mirrored_weight(norm: RMSNorm) -> Tensor:
     return torch.cat((norm.weight, norm.weight))
 
 
+def _version(weight: Tensor) -> int:
+    """How often it has been changed in place; what was made in inference mode does not count that."""
+    return 0 if weight.is_inference() else weight._version
+
+
 class MirroredLayers:
     """All layers and the final norm. Holds copies of the norms' weights: `current` while they are the model's."""
 
@@ -109,13 +114,13 @@ class MirroredLayers:
         self.passed_over = [part for layer in self.layers for part in layer.passed_over]
         self.passed_over.append(model.norm)
         norms = [part for part in self.passed_over if isinstance(part, RMSNorm)]
-        self.copied = [(norm, norm.weight, norm.weight._version) for norm in norms]
+        self.copied = [(norm, norm.weight, _version(norm.weight)) for norm in norms]
 
     @property
     def current(self) -> bool:
         """Whether all norms' weights are those that were copied, unchanged (changes through `.data` are not seen)."""
         return all(
-            norm.weight is weight and weight._version == version
+            norm.weight is weight and _version(weight) == version
             for norm, weight, version in self.copied
         )
 
