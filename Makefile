@@ -22,7 +22,7 @@ lab: $(VENV)/.lab
 # One thread: on models this small several only wait for each other.
 test: lint tools $(AXE)
 	$(if $(JS_TESTS),node --test $(JS_TESTS))
-	OMP_NUM_THREADS=1 $(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=60 $(PYTEST_FLAGS) tests $(NOTEBOOKS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=180 $(PYTEST_FLAGS) tests $(NOTEBOOKS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
