@@ -109,13 +109,13 @@ def _theirs(entry: Entry) -> str:
 def _running_sums(entry: Entry) -> str:
     """The expression worked from left to right, an equation a line. A total is written with as many digits as any of
     the problem's could take, so that where a digit stands does not wait for the ones before it."""
-    total, *rest = entry["metadata"]["expression"].split()
-    width = entry["metadata"]["num_digits"] + 2  # a carry and a sign
+    first, *rest = entry["metadata"]["expression"].split()
+    total, width = int(first), entry["metadata"]["num_digits"] + 2  # a carry and a sign
     lines = []
     for sign, term in zip(rest[::2], rest[1::2], strict=True):
-        found = int(total) + int(term) if sign == "+" else int(total) - int(term)
-        lines.append(f"{int(total):0{width}} {sign} {term} = {found:0{width}}")
-        total = str(found)
+        found = total + int(term) if sign == "+" else total - int(term)
+        lines.append(f"{total:0{width}} {sign} {term} = {found:0{width}}")
+        total = found
     return "\n".join(lines)
 
 

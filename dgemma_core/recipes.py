@@ -214,29 +214,17 @@ of `long`'s, and falls: at the full one, what was learnt before suffered more th
 
 COLUMNS = replace(
     LONG,
-    training=replace(
-        LONG.training,
-        steps=760,
-        warmup=20,
-        learning_rate=1.6e-3,
-        matrix_learning_rate=0.01,
-        decay=None,
-        seed=24,
-    ),
+    training=replace(CORRECTED.training, steps=760, warmup=20, seed=24),
     shares={
+        **WALKS.shares,
         "mini_sudoku": 1,
-        "futoshiki": 3,
         "chain_sum": 5,
         "word_sum": 4,
-        "number_sorting": 4,
         "word_sorting": 3,
-        "spell_backward": 1,
         "word_sequence_reversal": 2,
         "letter_counting": 4,
-        "number_filtering": 4,
         "rotate_matrix": 1,
         "json": 2,
-        "prose": 1,
     },
 )
 """From `walks`: sums in columns of a fixed width, and letters counted word by word, are answered from here on."""
@@ -269,19 +257,12 @@ REGAIN = replace(
         seed=27,
     ),
     shares={
+        **COLUMNS.shares,
         "mini_sudoku": 2,
-        "futoshiki": 3,
         "chain_sum": 4,
         "word_sum": 3,
-        "number_sorting": 4,
-        "word_sorting": 3,
-        "spell_backward": 1,
-        "word_sequence_reversal": 2,
-        "letter_counting": 4,
-        "number_filtering": 4,
         "rotate_matrix": 2,
         "json": 3,
-        "prose": 1,
     },
 )
 """From weights between those of `columns` and of `adding` (scripts/interpolate.py, 0.6 of the way), which add nearly as

@@ -15,27 +15,26 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dgemma_core import RequestError
-
-WEIGHTS = "model.safetensors"
+from dgemma_core.tensorfile import SINGLE
 
 
 def interpolate(first: Path, second: Path, share: float, out: Path) -> None:
     """Writes the folder `first` to `out`, with the weights in between. RequestError where the two do not fit."""
     for folder in (first, second):
-        if not (folder / WEIGHTS).exists():
-            raise RequestError(f"{folder} holds no {WEIGHTS}: name a checkpoint folder")
-    if (out / WEIGHTS).exists():
+        if not (folder / SINGLE).exists():
+            raise RequestError(f"{folder} holds no {SINGLE}: name a checkpoint folder")
+    if (out / SINGLE).exists():
         raise RequestError(f"{out} holds a checkpoint: name another folder")
-    a, b = load_file(first / WEIGHTS), load_file(second / WEIGHTS)
+    a, b = load_file(first / SINGLE), load_file(second / SINGLE)
     if {name: t.shape for name, t in a.items()} != {name: t.shape for name, t in b.items()}:
         raise RequestError(f"{first} and {second} hold weights of different shapes")
-    shutil.copytree(first, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(WEIGHTS))
-    with safe_open(first / WEIGHTS, "pt") as file:
+    shutil.copytree(first, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(SINGLE))
+    with safe_open(first / SINGLE, "pt") as file:
         metadata = file.metadata()
     mixed = {
         name: torch.lerp(t.float(), b[name].float(), share).to(t.dtype) for name, t in a.items()
     }
-    save_file(mixed, out / WEIGHTS, metadata=metadata)
+    save_file(mixed, out / SINGLE, metadata=metadata)
 
 
 def main() -> None:

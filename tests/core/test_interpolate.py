@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from dgemma_core import RequestError
 from dgemma_core.checkpoint import load_model
 from dgemma_core.recipes import NANO
-from scripts.interpolate import WEIGHTS, interpolate
+from dgemma_core.tensorfile import SINGLE
+from scripts.interpolate import interpolate
 
 
 @pytest.fixture()
@@ -19,14 +20,14 @@ def other(tmp_path: Path) -> Path:
     """Nano's weights, each one larger by 1."""
     folder = tmp_path / "other"
     folder.mkdir()
-    save_file({name: t + 1 for name, t in load_file(NANO / WEIGHTS).items()}, folder / WEIGHTS)
+    save_file({name: t + 1 for name, t in load_file(NANO / SINGLE).items()}, folder / SINGLE)
     return folder
 
 
 @pytest.mark.parametrize("share", (0.0, 0.25, 1.0))
 def test_weights_lie_between(share: float, other: Path, tmp_path: Path) -> None:
     interpolate(NANO, other, share, tmp_path / "out")
-    first, second, found = (load_file(f / WEIGHTS) for f in (NANO, other, tmp_path / "out"))
+    first, second, found = (load_file(f / SINGLE) for f in (NANO, other, tmp_path / "out"))
     assert found.keys() == first.keys()
     for name, t in found.items():
         expected = first[name].float() + share * (second[name].float() - first[name].float())
@@ -42,8 +43,8 @@ def test_nothing_is_overwritten_or_mixed_up(other: Path, tmp_path: Path) -> None
         interpolate(NANO, other, 0.5, other)
     with pytest.raises(RequestError, match=r"holds no model\.safetensors"):
         interpolate(NANO, tmp_path, 0.5, tmp_path / "out")
-    weights = load_file(other / WEIGHTS)
+    weights = load_file(other / SINGLE)
     weights.popitem()
-    save_file(weights, other / WEIGHTS)
+    save_file(weights, other / SINGLE)
     with pytest.raises(RequestError, match="different shapes"):
         interpolate(NANO, other, 0.5, tmp_path / "out")
