@@ -26,10 +26,10 @@ FLOORS = {
     "word_sorting": 0.05,
     "spell_backward": 0.85,
     "word_sequence_reversal": 0.75,
-    "letter_counting": 0.1,
+    "letter_counting": 0.2,
     "number_filtering": 0.5,
-    "rotate_matrix": 0.8,
-    "json": 0.65,
+    "rotate_matrix": 0.85,
+    "json": 0.75,
 }
 AUTOREGRESSIVE_FLOORS = {
     "mini_sudoku": 0.55,
@@ -40,7 +40,7 @@ AUTOREGRESSIVE_FLOORS = {
     "word_sorting": 0.3,
     "spell_backward": 0.85,
     "word_sequence_reversal": 0.85,
-    "letter_counting": 0.1,
+    "letter_counting": 0.2,
     "number_filtering": 0.55,
     "rotate_matrix": 0.85,
     "json": 0.85,
