@@ -12,6 +12,7 @@ Axes: B rows, C canvas positions, V vocabulary, K routes, k chosen positions, R 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -180,7 +181,7 @@ class CounterStep:
             blocks.append(np.random.Generator(philox).random(self.canvas_length))
         return upload(torch.from_numpy(np.stack(blocks)), self.device)
 
-    @property
+    @cached_property
     def uniform(self) -> Tensor:
         return self.numbers(Stream.SAMPLE)
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgemma_core.config import TextConfig
+from dgemma_core.products import Linear, linear
 
 ALL_BELOW = 2**23
 """Multiplications up to which it is quicker to run every expert on every token than to sort tokens by expert."""
@@ -54,7 +55,7 @@ class Router(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.proj = nn.Linear(config.hidden_size, config.num_experts, bias=False)
+        self.proj = Linear(config.hidden_size, config.num_experts)
         self.scale = nn.Parameter(torch.ones(config.hidden_size))
         self.per_expert_scale = nn.Parameter(torch.ones(config.num_experts))
         self.top_k = config.top_k_experts
@@ -64,9 +65,16 @@ class Router(nn.Module):
         scores = self.proj(normed * self.scale * normed.shape[-1] ** -0.5)
         return scores.softmax(dim=-1, dtype=torch.float32)
 
+    def scaled(self) -> Tensor:
+        """(E, D) the projection with the scales of its input multiplied in."""
+        return self.proj.weight * self.scale * self.scale.shape[0] ** -0.5
+
     def forward(self, normed: Tensor) -> Routing:
         """normed (…, D), as above → the routing of every token."""
-        probabilities = self.probabilities(normed)
+        return self.choose(self.probabilities(normed))
+
+    def choose(self, probabilities: Tensor) -> Routing:
+        """The best K experts of every token: probabilities (…, E) → its routing."""
         weights, chosen = probabilities.topk(self.top_k, dim=-1)
         weights = weights / weights.sum(dim=-1, keepdim=True)
         return Routing(weights * self.per_expert_scale[chosen], chosen, probabilities)
@@ -136,10 +144,10 @@ class Experts(ExpertMixture):
         flat = x.reshape(-1, x.shape[-1])  # (N, D)
         shares = weights.new_zeros(len(flat), self.count)
         shares.scatter_(1, chosen.reshape(len(flat), -1), weights.reshape(len(flat), -1))
-        hidden = F.linear(flat, self.gate_up_proj.flatten(0, 1))  # (N, E · 2w)
+        hidden = linear(flat, self.gate_up_proj.flatten(0, 1))  # (N, E · 2w)
         inner = gated(hidden.unflatten(-1, (self.count, -1)))
         inner = inner * shares.to(x.dtype).unsqueeze(-1)
         return torch.bmm(inner.transpose(0, 1), self.down_proj.mT).sum(dim=0).view_as(x)
 
     def expert(self, index: int, rows: Tensor) -> Tensor:
-        return F.linear(gated(F.linear(rows, self.gate_up_proj[index])), self.down_proj[index])
+        return linear(gated(linear(rows, self.gate_up_proj[index])), self.down_proj[index])

@@ -26,6 +26,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from dgemma_core import products
 from dgemma_core.draws import inverse_cdf, upload
 from dgemma_core.errors import RequestError
 from dgemma_core.layers import rounded
@@ -108,31 +109,43 @@ class Prediction:
 
 
 class _Running:
-    """Softmax statistics of N rows over the slices seen so far (the online softmax)."""
+    """Softmax statistics of N rows over the slices seen so far (the online softmax).
 
-    def __init__(self, rows: int, device: torch.device) -> None:
-        # The lowest finite number, not −∞: its distance to another peak can be multiplied by a mass of 0.
-        self.peak = torch.full((rows, 1), torch.finfo(torch.float32).min, device=device)
+    Slices come as s = σ(2 · logit / cap), from which a logit, capped and divided by a temperature, is
+    (2s − 1) · cap / T: the maximum is the same one, and differences need one factor only.
+    """
+
+    def __init__(
+        self, rows: int, cap: float, temperatures: Tensor | float, device: torch.device
+    ) -> None:
+        """temperatures: (N, 1), or one for all rows."""
+        self.half = cap / temperatures  # what a sigmoid of 1 stands for
+        self.scale = 2 * self.half
+        self.peak = torch.full((rows, 1), -1.0, device=device)  # below every sigmoid
         self.mass = torch.zeros(rows, 1, device=device)
         self.slice_logmass: list[Tensor] = []
 
-    def add(self, logits: Tensor, peak: Tensor) -> tuple[Tensor, Tensor]:
+    def add(self, sigmoids: Tensor, peak: Tensor) -> tuple[Tensor, Tensor]:
         """Takes a slice (N, S) with its row maximum (N, 1), overwrites it with logits − running maximum.
 
         Returns the exponentials (N, S), and by how much (N, 1) the maximum rose: exp(−rise) is the factor by which
         sums from before must shrink.
         """
         raised = torch.maximum(self.peak, peak)
-        rise = raised - self.peak
-        weights = logits.sub_(raised).exp()
+        rise = (raised - self.peak) * self.scale
+        weights = sigmoids.sub_(raised).mul_(self.scale).exp()
         mass = weights.sum(dim=1, keepdim=True)
-        self.slice_logmass.append(mass.log().add_(raised))
+        self.slice_logmass.append(mass.log().add_(raised * self.scale))
         self.mass = self.mass * (-rise).exp_() + mass
         self.peak = raised
         return weights, rise
 
+    def logits(self, sigmoids: Tensor) -> Tensor:
+        """(N, …) → logits."""
+        return sigmoids * self.scale - self.half
+
     def logsumexp(self) -> Tensor:
-        return self.mass.log() + self.peak
+        return self.mass.log() + self.logits(self.peak)
 
 
 def soft_capped_(logits: Tensor, cap: float) -> Tensor:
@@ -199,6 +212,13 @@ class VocabularyHead:
         """The product comes out in the weights' dtype; float32 starts after it (spec §3)."""
         return soft_capped_(linear(hidden, weight).float(), self.soft_cap)
 
+    def _sigmoids(self, hidden: Tensor, weight: Matrix) -> Tensor:
+        """hidden (N, D), weight (S, D) → σ(2 · logit / cap), logits before the soft cap, (N, S) float32."""
+        factor = 2 / self.soft_cap
+        if isinstance(weight, Tensor) and hidden.dtype == torch.float32:
+            return products.sigmoid(hidden * factor, weight)
+        return linear(hidden, weight).float().mul_(factor).sigmoid_()
+
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (…, D) → (…, V) float32."""
@@ -230,14 +250,14 @@ class VocabularyHead:
                 f"log-probabilities asked of ids outside the vocabulary, 0 … {self.vocab_size - 1}"
             )
         flat = hidden.reshape(-1, hidden.shape[-1])
-        running = _Running(len(flat), flat.device)
+        running = _Running(len(flat), self.soft_cap, 1.0, flat.device)
         asked = torch.empty(len(flat), device=flat.device)
         ids = tokens.reshape(-1)
         for start, weight in self._slices(self._slice_for(len(flat))):
-            logits = self._capped(flat, weight)
+            sigmoids = self._sigmoids(flat, weight)
             here = ((ids >= start) & (ids < start + len(weight))).nonzero().squeeze(1)
-            asked[here] = logits[here, ids[here] - start]
-            running.add(logits, logits.amax(dim=1, keepdim=True))
+            asked[here] = running.logits(sigmoids[here, ids[here] - start])
+            running.add(sigmoids, sigmoids.amax(dim=1, keepdim=True))
         return (asked - running.logsumexp().squeeze(1)).view(tokens.shape)
 
     def _slices(self, size: int) -> Iterator[tuple[int, Matrix]]:
@@ -339,9 +359,11 @@ class VocabularyHead:
         apart = tempered and reference == "raw"
         if flat.is_cuda and isinstance(self.weight, Tensor) and not apart and not top_k:
             return self._folded(self.weight, flat, temperatures, draws, soft)
-        running = _Running(rows, device)  # the reference distribution
-        sampling = _Running(rows, device) if apart else running
-        best = torch.full((rows, 1), -torch.inf, device=device)
+        per_row = temperatures if tempered else 1.0
+        running = _Running(
+            rows, self.soft_cap, 1.0 if apart else per_row, device
+        )  # the reference's
+        sampling = _Running(rows, self.soft_cap, per_row, device) if apart else running
         argmax = torch.zeros(rows, 1, dtype=torch.long, device=device)
         weighted = torch.zeros(
             rows, 1, device=device
@@ -352,37 +374,33 @@ class VocabularyHead:
         for start, weight in self._slices(size):
             if soft:  # a second product follows: turned back once for both
                 weight = dense(weight, flat.dtype)
-            z = self._capped(flat, weight)
-            if apart:
-                drawn = z / temperatures
-                sampling.add(drawn, drawn.amax(dim=1, keepdim=True))
-            if tempered and not apart:
-                z = z.div_(temperatures)
+            z = self._sigmoids(flat, weight)
             peak, index = row_max(z)
-            argmax = torch.where(peak > best, index + start, argmax)
-            best = torch.maximum(best, peak)
+            argmax = torch.where(peak > running.peak, index + start, argmax)
             if top_k:
                 top = _merge_top(top, z, start, top_k)
+            if apart:
+                sampling.add(z.clone(), peak)
             before = running.mass
-            weights, rise = running.add(z, peak)
+            weights, rise = running.add(z, peak)  # from here on z are logits less their maximum
             shrink = (-rise).exp_()
             weighted = (weighted - rise * before) * shrink + torch.linalg.vecdot(
                 weights, z
             ).unsqueeze(1)
             if summed is not None:
                 assert isinstance(weight, Tensor)
-                summed = summed.mul_(shrink).add_(weights.to(weight.dtype) @ weight)
+                summed = summed.mul_(shrink).add_(linear(weights.to(weight.dtype), weight.mT))
         logsumexp = running.logsumexp()
         fields = {
             "argmax": argmax.squeeze(1),
-            "argmax_probability": (best - logsumexp).exp_().squeeze(1),
+            "argmax_probability": running.mass.reciprocal().squeeze(1),
             "entropy": (running.mass.log() - weighted / running.mass).squeeze(1).clamp_min_(0),
             "logsumexp": logsumexp.squeeze(1),
         }
         if summed is not None:
             fields["soft_embedding"] = self._scaled((summed / running.mass).to(flat.dtype))
         if top is not None:
-            fields["top_logits"], fields["top_ids"] = top
+            fields["top_logits"], fields["top_ids"] = running.logits(top[0]), top[1]
         if draws is None:
             fields["sample"], fields["sample_probability"] = (
                 fields["argmax"],
@@ -528,11 +546,11 @@ class VocabularyHead:
     def _mean_embedding(self, weights: Tensor) -> Tensor:
         """weights (N, V) → (N, D), in their dtype."""
         if isinstance(self.weight, Tensor):
-            return weights @ self.weight
+            return linear(weights, self.weight.mT)
         summed = torch.zeros(len(weights), self.weight.shape[1], device=weights.device)
         for start, part in self._slices(self.slice_size or SLICE):
             rows = dense(part, weights.dtype)
-            summed += weights[:, start : start + len(rows)] @ rows
+            summed += linear(weights[:, start : start + len(rows)], rows.mT)
         return summed.to(weights.dtype)
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from dgemma_core.config import LayerConfig, TextConfig
 from dgemma_core.experts import Experts, Router, Routing, gated, gelu
+from dgemma_core.products import Linear, linear
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(q (…, H, d), k (…, G, d), v (…, G, d)) → (…, H, d), over whatever keys the caller holds."""
@@ -73,7 +74,7 @@ class Joined:
     used one by one.
     """
 
-    def __init__(self, matrix: Tensor, parts: Sequence[nn.Linear]) -> None:
+    def __init__(self, matrix: Tensor, parts: Sequence[Linear]) -> None:
         self.matrix = matrix
         self.parts = parts
 
@@ -81,9 +82,9 @@ class Joined:
     def of(cls, *projections: nn.Module | None) -> Joined | None:
         """None where a projection is no plain matrix (a quantised one) or asks for gradients."""
         parts = [part for part in projections if part is not None]
-        if not all(type(part) is nn.Linear and not part.weight.requires_grad for part in parts):
+        if not all(type(part) is Linear and not part.weight.requires_grad for part in parts):
             return None
-        plain = cast(list[nn.Linear], parts)
+        plain = cast(list[Linear], parts)
         matrix = torch.cat([part.weight for part in plain])
         for part, rows in zip(plain, matrix.split([len(p.weight) for p in plain]), strict=True):
             part.weight.data = rows
@@ -96,7 +97,7 @@ class Joined:
             if part.weight.data_ptr() != start or part.weight.requires_grad:
                 return None
             start += part.weight.nbytes
-        return F.linear(x, self.matrix)
+        return linear(x, self.matrix)
 
 
 class GatedMLP(nn.Module):
@@ -104,9 +105,9 @@ class GatedMLP(nn.Module):
 
     def __init__(self, hidden_size: int, width: int) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(hidden_size, width, bias=False)
-        self.up_proj = nn.Linear(hidden_size, width, bias=False)
-        self.down_proj = nn.Linear(width, hidden_size, bias=False)
+        self.gate_proj = Linear(hidden_size, width)
+        self.up_proj = Linear(hidden_size, width)
+        self.down_proj = Linear(width, hidden_size)
         self._joined: Joined | None = None
 
     def join(self) -> None:
@@ -149,6 +150,16 @@ class Rotation:
         turned = x.roll(x.shape[-1] // 2, -1)  # (x2, x1)
         return x * self.cos + turned * self.signed_sin
 
+    def of(self, spans: Sequence[tuple[int, int]]) -> Rotation:
+        """The rows of (first, count) spans, where each row is a position's."""
+        if len(spans) == 1:
+            ((first, count),) = spans
+            return Rotation(self.cos[first : first + count], self.signed_sin[first : first + count])
+        parts = [self.of((span,)) for span in spans]
+        return Rotation(
+            torch.cat([part.cos for part in parts]), torch.cat([part.signed_sin for part in parts])
+        )
+
 
 def rotation(config: LayerConfig, positions: Tensor, dtype: torch.dtype) -> Rotation:
     """Rotary angles of `positions` (…) for one kind of layer.
@@ -180,10 +191,10 @@ class Attention(nn.Module):
         heads, groups, d = config.num_attention_heads, layer.num_key_value_heads, layer.head_dim
         self.heads, self.groups, self.head_dim = heads, groups, d
         self.eps = config.rms_norm_eps
-        self.q_proj = nn.Linear(config.hidden_size, heads * d, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, groups * d, bias=False)
-        self.v_proj = None if layer.full else nn.Linear(config.hidden_size, groups * d, bias=False)
-        self.o_proj = nn.Linear(heads * d, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, heads * d)
+        self.k_proj = Linear(config.hidden_size, groups * d)
+        self.v_proj = None if layer.full else Linear(config.hidden_size, groups * d)
+        self.o_proj = Linear(heads * d, config.hidden_size)
         self.q_norm = RMSNorm(d, self.eps)
         self.k_norm = RMSNorm(d, self.eps)
         self._joined: Joined | None = None

@@ -39,6 +39,12 @@ from dgemma_core.mirrored import MirroredLayers
 Rows = Tensor | Sequence[Sequence[int]] | Sequence[Tensor]
 """Token ids: a (B, P) tensor, or a list of rows of different length."""
 
+Spans = Sequence[tuple[int, int]]
+"""Of each row, the position of its first token and how many there are."""
+
+KEPT_ROTATIONS = 4096
+"""Positions whose rotary angles are kept, at most."""
+
 LayerAttend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """`layers.Attend` with the layer's index in front."""
 
@@ -71,6 +77,8 @@ class DiffusionGemma(nn.Module):
         self.config = config
         self.quantized: str | None = None  # the scheme, where matrices are codes and scales
         self._mirrored: MirroredLayers | None = None
+        self._rotations: tuple[torch.dtype | None, dict[LayerConfig, Rotation]] = (None, {})
+        self._rotated = 0
         with torch.device(device or "cpu"):
             self.embed_tokens = nn.Embedding(
                 text.vocab_size,
@@ -136,16 +144,28 @@ class DiffusionGemma(nn.Module):
         kinds = {layer.config for layer in self._typed_layers()}
         return {kind: rotation(kind, positions, dtype) for kind in kinds}
 
+    def _rotations_of(self, spans: Spans) -> dict[LayerConfig, Rotation]:
+        """Rotary angles of the positions of all rows. On a CPU the first positions' are kept: they recur in every pass,
+        and to compute them takes as long as a small layer."""
+        last = max(start + size for start, size in spans)
+        if self.device.type != "cpu" or last > KEPT_ROTATIONS:
+            positions = [torch.arange(start, start + size) for start, size in spans]
+            return self.rotations(torch.cat(positions).to(self.device), self.dtype)
+        if last > self._rotated or self._rotations[0] != self.dtype:
+            self._rotated = max(256, 1 << (last - 1).bit_length())
+            self._rotations = (self.dtype, self.rotations(torch.arange(self._rotated), self.dtype))
+        return {kind: kept.of(spans) for kind, kept in self._rotations[1].items()}
+
     def run_layers(
         self,
         x: Tensor,
-        positions: Tensor,
+        spans: Spans,
         attend: LayerAttend,
         scalars: Sequence[Tensor],
         watch: Watch | None = None,
     ) -> Tensor:
-        """x (…, D) at `positions` (…) through all layers and the final norm → (…, D)."""
-        rotations = self.rotations(positions, x.dtype)
+        """x (N, D) at the positions of `spans` through all layers and the final norm → (N, D)."""
+        rotations = self._rotations_of(spans)
         if mirrored.serves(x):
             if self._mirrored is None or not self._mirrored.current:
                 self._mirrored = MirroredLayers(self)
@@ -168,7 +188,10 @@ class DiffusionGemma(nn.Module):
         maximum length.
         """
         rows = self._rows(ids)
-        cache = PrefixCache.empty(self.config.text, len(rows)) if cache is None else cache
+        if cache is None:
+            cache = PrefixCache.empty(self.config.text, len(rows))
+            if self._mirrored is not None and not self._mirrored.unchanged:
+                self._mirrored = None
         check_rows(cache, len(rows))
         limit = self.config.text.max_position_embeddings
         for row, prefix in zip(rows, cache.lengths, strict=True):
@@ -193,17 +216,21 @@ class DiffusionGemma(nn.Module):
         sizes = [len(part) for part in parts]
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            if len(rows) == 1:
+                seen = rows[0].append(layer, keys, values)
+                return attend_causal(queries, *seen, rows[0].windows[layer])
             mixed = [
                 attend_causal(q, *row.append(layer, k, v), row.windows[layer])
                 for row, q, k, v in zip(
                     rows, queries.split(sizes), keys.split(sizes), values.split(sizes), strict=True
                 )
             ]
-            return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+            return torch.cat(mixed)
 
-        positions = self._positions(rows, sizes)
-        x = self.embed(torch.cat(parts))  # (N, D)
-        return self.run_layers(x, positions, attend, self.encoder_scalars()).split(sizes)
+        spans = [(row.length, size) for row, size in zip(rows, sizes, strict=True)]
+        x = self.embed(parts[0] if len(parts) == 1 else torch.cat(parts))  # (N, D)
+        hidden = self.run_layers(x, spans, attend, self.encoder_scalars())
+        return (hidden,) if len(sizes) == 1 else hidden.split(sizes)
 
     @torch.inference_mode()
     def denoise(
@@ -228,9 +255,10 @@ class DiffusionGemma(nn.Module):
             raise RequestError(f"a canvas is (rows, positions), got shape {tuple(canvas.shape)}")
         check_rows(cache, len(canvas))
         rows, (batch, length) = cache.rows, canvas.shape
-        sizes = [length] * batch
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            if batch == 1 and watch is None:
+                return attend_all(queries, *rows[0].overlay(layer, keys, values))
             mixed = []
             parts = zip(
                 rows, queries.split(length), keys.split(length), values.split(length), strict=True
@@ -240,7 +268,7 @@ class DiffusionGemma(nn.Module):
                 mixed.append(attend_all(q, seen_keys, seen_values))
                 if watch is not None:
                     watch.attention(layer, i, q, seen_keys)
-            return mixed[0] if batch == 1 else torch.cat(mixed)
+            return torch.cat(mixed)
 
         embedded = self.embed(canvas)
         if soft_embedding is not None and soft_embedding.shape != embedded.shape:
@@ -248,17 +276,9 @@ class DiffusionGemma(nn.Module):
                 f"the soft embedding has shape {tuple(soft_embedding.shape)}, the canvas needs {tuple(embedded.shape)}"
             )
         x = self.self_conditioning(embedded, soft_embedding).flatten(0, 1)  # (N, D)
-        positions = self._positions(rows, sizes)
-        return self.run_layers(x, positions, attend, self.decoder_scalars(), watch).unflatten(
-            0, (batch, length)
-        )
-
-    def _positions(self, rows: list[RowCache], sizes: list[int]) -> Tensor:
-        spans = [
-            torch.arange(row.length, row.length + size, device=self.device)
-            for row, size in zip(rows, sizes, strict=True)
-        ]
-        return torch.cat(spans)
+        spans = [(row.length, length) for row in rows]
+        hidden = self.run_layers(x, spans, attend, self.decoder_scalars(), watch)
+        return hidden.unflatten(0, (batch, length))
 
     def _rows(self, ids: Rows) -> list[Tensor]:
         rows = [torch.as_tensor(row, dtype=torch.long) for row in ids]

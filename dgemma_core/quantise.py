@@ -31,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dgemma_core import products
 from dgemma_core.errors import RequestError
 from dgemma_core.experts import ExpertMixture, Experts, gated
 
@@ -166,8 +167,8 @@ class Quantised:
             return product.view(*x.shape[:-1], -1)
         count = max(1, SLICE // self.columns)
         parts = (self[start : start + count] for start in range(0, len(self), count))
-        products = [F.linear(x, part.dense(x.dtype)) for part in parts]
-        return products[0] if len(products) == 1 else torch.cat(products, dim=-1)
+        found = [products.linear(x, part.dense(x.dtype)) for part in parts]
+        return found[0] if len(found) == 1 else torch.cat(found, dim=-1)
 
 
 def _kernel_serves(x: Tensor, weight: Quantised) -> bool:
@@ -197,7 +198,7 @@ def dense(weight: Matrix, dtype: torch.dtype) -> Tensor:
 
 def linear(x: Tensor, weight: Matrix) -> Tensor:
     """x (…, K) · weight (R, K) → (…, R)."""
-    return weight.linear(x) if isinstance(weight, Quantised) else F.linear(x, weight)
+    return weight.linear(x) if isinstance(weight, Quantised) else products.linear(x, weight)
 
 
 # --- modules
@@ -236,7 +237,7 @@ class Holder(nn.Module):
 
 
 class QuantisedLinear(Holder):
-    """nn.Linear without bias."""
+    """A projection without bias."""
 
     def __init__(self, plain: nn.Linear, bits: int) -> None:
         super().__init__({"weight": tuple(plain.weight.shape)}, bits)

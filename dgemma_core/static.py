@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dgemma_core import fused, grouped
 from dgemma_core.cache import PrefixCache
@@ -24,6 +24,7 @@ from dgemma_core.config import LayerConfig
 from dgemma_core.errors import RequestError
 from dgemma_core.layers import Joined, Layer, Rotation, working_dtype
 from dgemma_core.model import DiffusionGemma
+from dgemma_core.products import Linear
 
 
 class StaticPrefix:
@@ -78,7 +79,7 @@ class _Matrices:
     """(2w, D): gate and up."""
 
 
-def _joined(kept: Joined | None, *parts: nn.Linear | None) -> Tensor:
+def _joined(kept: Joined | None, *parts: Linear | None) -> Tensor:
     """The matrix of which the parts are views (`DiffusionGemma.join`), else a copy."""
     if kept is not None:
         return kept.matrix

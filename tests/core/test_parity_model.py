@@ -214,11 +214,13 @@ def _embedding_unscaled(model: DiffusionGemma, patch: pytest.MonkeyPatch) -> Non
 
 
 def _canvas_one_position_late(model: DiffusionGemma, patch: pytest.MonkeyPatch) -> None:
-    denoise, rotation = model.denoise, layers.rotation
+    denoise, rotations = model.denoise, model._rotations_of
 
     def late(*args: object, **options: object) -> torch.Tensor:
         with pytest.MonkeyPatch.context() as inner:
-            inner.setattr(model_module, "rotation", lambda c, at, dtype: rotation(c, at + 1, dtype))
+            inner.setattr(
+                model, "_rotations_of", lambda spans: rotations([(at + 1, n) for at, n in spans])
+            )
             return denoise(*args, **options)
 
     patch.setattr(model, "denoise", late)

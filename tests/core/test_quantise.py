@@ -23,6 +23,7 @@ from dgemma_core.experts import Experts, Router
 from dgemma_core.families import examples, family
 from dgemma_core.head import VocabularyHead
 from dgemma_core.model import DiffusionGemma
+from dgemma_core.products import Linear
 from dgemma_core.quantise import (
     GROUP,
     SCHEMES,
@@ -224,7 +225,7 @@ def test_what_is_quantised_and_what_stays(name: str, plain: DiffusionGemma, fold
     assert {QuantisedEmbedding, QuantisedExperts, QuantisedLinear} <= kinds
     assert Experts not in kinds and nn.Embedding not in kinds
     routers = [module for module in model.modules() if isinstance(module, Router)]
-    assert routers and all(type(router.proj) is nn.Linear for router in routers)
+    assert routers and all(type(router.proj) is Linear for router in routers)
     theirs = dict(plain.named_parameters())
     for parameter, tensor in model.named_parameters():
         assert torch.equal(tensor, theirs[parameter])

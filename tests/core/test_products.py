@@ -1,0 +1,88 @@
+"""Products x · Wᵀ: float32 all the way, whichever library multiplies."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dgemma_core import products
+from dgemma_core.products import Linear, Packed, linear
+
+needs_onednn = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN"
+)
+
+
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def worst(found: Tensor, exact: Tensor) -> float:
+    return float((found.double() - exact).abs().max())
+
+
+@pytest.fixture(params=(pytest.param(True, marks=needs_onednn), False), ids=("onednn", "mkl"))
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    monkeypatch.setattr(products, "onednn_leads", lambda: request.param)
+    return bool(request.param)
+
+
+@pytest.mark.parametrize("rows", (1, 7, 8, 33, 256))
+@pytest.mark.parametrize("layout", ("plain", "strided rows", "transposed weight", "3-D"))
+def test_as_exact_as_float32(rows: int, layout: str, library: bool) -> None:
+    x, weight = numbers(rows, 192), numbers(80, 192, seed=1)
+    if layout == "strided rows":
+        x = numbers(rows, 400)[:, 100:292]
+    elif layout == "transposed weight":
+        weight = numbers(192, 80, seed=1).mT
+    elif layout == "3-D":
+        x = numbers(rows, 2, 192)
+    exact = x.double() @ weight.double().mT
+    with torch.no_grad():
+        found = linear(x, weight)
+        assert found.shape == exact.shape and found.dtype == torch.float32
+        assert worst(found, exact) <= 6e-5 and worst(F.linear(x, weight), exact) <= 6e-5
+
+
+def test_reduced_precision_would_be_noticed() -> None:
+    x, weight = numbers(33, 192), numbers(80, 192, seed=1)
+    rough = F.linear(x.bfloat16(), weight.bfloat16())
+    assert worst(rough, x.double() @ weight.double().mT) > 1e-2
+
+
+def test_no_rows(library: bool) -> None:
+    with torch.no_grad():
+        assert linear(numbers(0, 16), numbers(4, 16)).shape == (0, 4)
+
+
+def test_gradients_and_bfloat16_go_the_usual_way(library: bool) -> None:
+    projection = Linear(16, 4)
+    x = numbers(9, 16).requires_grad_()
+    projection(x).sum().backward()
+    assert x.grad is not None and projection.weight.grad is not None
+    torch.testing.assert_close(x.grad, projection.weight.detach().sum(0).expand(9, -1))
+    a, b = numbers(9, 16).bfloat16(), numbers(4, 16).bfloat16()
+    with torch.no_grad():
+        assert torch.equal(linear(a, b), F.linear(a, b))
+
+
+@pytest.mark.parametrize("rows", (1, 8, 40))
+def test_packed(rows: int, library: bool) -> None:
+    weight, x, factor = numbers(24, 64, seed=1), numbers(rows, 130)[:, :64], numbers(rows, 24)
+    exact = x.double() @ weight.double().mT
+    packed = Packed(weight)
+    assert (packed.packed is not None) == library
+    with torch.no_grad():
+        assert worst(packed(x), exact) <= 6e-5
+        assert worst(packed.gelu(x), F.gelu(exact, approximate="tanh")) <= 2e-4
+        assert worst(packed.times(x, factor), exact * factor) <= 2e-4
+
+
+def test_packed_keeps_what_it_copied(library: bool) -> None:
+    weight, x = numbers(24, 64), numbers(9, 64)
+    packed = Packed(weight.clone())
+    before = packed(x)
+    weight.zero_()
+    assert torch.equal(packed(x), before)
