@@ -209,6 +209,10 @@ class MirroredLayers:
             if (weight := part._parameters[name]) is not None
         ]
 
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """A copy of the model makes its own."""
+        return type(None), ()
+
     @property
     def current(self) -> bool:
         """Whether all copied weights are those that were copied, unchanged; `unchanged` sees changes through `.data`,

@@ -305,6 +305,23 @@ FURTHER = replace(
 )
 """From weights between those of `regain` and of `round_off` (0.7 of the way): more of everything."""
 
+FURTHEST = replace(
+    FURTHER,
+    training=replace(FURTHER.training, steps=2200, seed=30),
+    shares={
+        **FURTHER.shares,
+        "futoshiki": 6,
+        "chain_sum": 6,
+        "word_sum": 4,
+        "word_sorting": 7,
+        "word_sequence_reversal": 3,
+        "number_filtering": 6,
+        "rotate_matrix": 1,
+        "json": 3,
+    },
+)
+"""From `further`: longer, and less of what is solved."""
+
 RECIPES: Mapping[str, NamedRecipe] = {
     "first": FIRST,
     "copy": COPY,
@@ -322,6 +339,7 @@ RECIPES: Mapping[str, NamedRecipe] = {
     "regain": REGAIN,
     "round_off": ROUND_OFF,
     "further": FURTHER,
+    "furthest": FURTHEST,
 }
 
 

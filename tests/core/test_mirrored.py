@@ -3,6 +3,7 @@ that somebody changed or listens to."""
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from typing import Any
 
@@ -110,6 +111,14 @@ def test_the_same_numbers_of_a_trained_model(packed: bool, monkeypatch: pytest.M
     model = load_model(NANO, dtype="float32", device="cpu")
     for ours, theirs in zip(passes(model), plain_passes(model, monkeypatch), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_copied_model_makes_its_own(packed: bool) -> None:
+    model = tiny.model(1)
+    before = passes(model)
+    copied = copy.deepcopy(model)
+    assert copied._mirrored is None
+    close(passes(copied), before)
 
 
 def test_fewer_operations(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
