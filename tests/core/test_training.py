@@ -446,7 +446,9 @@ def test_both_losses_meet_in_the_weights() -> None:
     parts = loss(model, batch, recipe, torch.Generator().manual_seed(7))
     of_total = gradients(model, parts.total(recipe))
     assert of_total.keys() == dict(model.named_parameters()).keys()
-    assert all(gradient.any() for gradient in of_total.values())
+    # The last layer's scalar is normed away: its gradient is what rounding leaves.
+    last = f"layers.{len(model.layers) - 1}.layer_scalar"
+    assert all(gradient.any() for name, gradient in of_total.items() if name != last)
     of_causal = gradients(model, loss(model, batch, recipe, torch.Generator()).autoregressive)
     assert not {
         name for name in of_causal if "self_conditioning" in name or "layer_scalar" in name
