@@ -1,7 +1,8 @@
 """Matrix products x · Wᵀ, from whichever library inside torch is the faster.
 
-In float32 torch asks MKL, which does without AVX-512 on AMD's processors. oneDNN, which torch brings along for
-bfloat16, uses it there: from a few rows on it takes less than half of MKL's time. Both are plain float32.
+In float32 torch asks MKL, which does without AVX-512 on AMD's processors, and reads a large matrix for a single row with
+one thread. oneDNN, which torch brings along for bfloat16, takes less than half of the time there. Both are plain
+float32.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ROWS = 8
-"""Rows from which oneDNN's longer beginning pays."""
+LONG = 2**19
+"""Multiplications from which oneDNN's longer beginning pays."""
 
 
 @cache
@@ -35,7 +36,7 @@ def _served(x: Tensor, weight: Tensor) -> bool:
         x.dtype == torch.float32
         and x.device.type == "cpu"
         and weight.dtype == torch.float32
-        and x.numel() >= ROWS * weight.shape[1] > 0
+        and x.numel() * weight.shape[0] >= LONG
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and onednn_leads()
@@ -77,7 +78,7 @@ class Packed:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, None)
 
     def _served(self, x: Tensor) -> bool:
-        return self.packed is not None and x.shape[0] >= ROWS
+        return self.packed is not None and x.numel() * self.weight.shape[0] >= LONG
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (N, K) → (N, R)."""

@@ -26,6 +26,7 @@ def worst(found: Tensor, exact: Tensor) -> float:
 @pytest.fixture(params=(pytest.param(True, marks=needs_onednn), False), ids=("onednn", "mkl"))
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     monkeypatch.setattr(products, "onednn_leads", lambda: request.param)
+    monkeypatch.setattr(products, "LONG", 8 * 192 * 80)
     return bool(request.param)
 
 
