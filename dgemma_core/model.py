@@ -145,8 +145,8 @@ class DiffusionGemma(nn.Module):
         return {kind: rotation(kind, positions, dtype) for kind in kinds}
 
     def _rotations_of(self, spans: Spans) -> dict[LayerConfig, Rotation]:
-        """Rotary angles of the positions of all rows. On a CPU the first positions' are kept for passes over few tokens:
-        they recur, and to compute them takes as long as a small layer."""
+        """Rotary angles of the positions of all rows. On a CPU those of the first positions are kept, for passes over
+        few tokens: they recur, and to compute them takes as long as a small layer."""
         last = max(start + size for start, size in spans)
         many = last > KEPT_ROTATIONS or sum(size for _, size in spans) > mirrored.FEW
         if self.device.type != "cpu" or many:

@@ -1,7 +1,7 @@
 """Matrix products x · Wᵀ, from whichever library inside torch is the faster.
 
-In float32 torch asks MKL, which does without AVX-512 on AMD's processors, and reads a large matrix for a single row with
-one thread. oneDNN, which torch brings along for bfloat16, takes less than half of the time there. Both are plain
+In float32 torch asks MKL, which does without AVX-512 on AMD's processors, and reads a large matrix for a single row
+with one thread. oneDNN, which torch brings along for bfloat16, takes less than half of the time there. Both are plain
 float32.
 """
 
