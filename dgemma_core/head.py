@@ -24,9 +24,9 @@ from functools import partial
 from typing import Literal, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from dgemma_core import products
 from dgemma_core.draws import inverse_cdf, upload
 from dgemma_core.errors import RequestError
 from dgemma_core.layers import rounded
@@ -116,29 +116,42 @@ class _Running:
     """
 
     def __init__(
-        self, rows: int, cap: float, temperatures: Tensor | float, device: torch.device
+        self,
+        rows: int,
+        cap: float,
+        temperatures: Tensor | float,
+        device: torch.device,
+        sampled: bool,
     ) -> None:
-        """temperatures: (N, 1), or one for all rows."""
+        """temperatures: (N, 1), or one for all rows. sampled: whether `VocabularyHead._inverse_cdf` will be asked."""
+        self.sampled = sampled
         self.half = cap / temperatures  # what a sigmoid of 1 stands for
         self.scale = 2 * self.half
         self.peak = torch.full((rows, 1), -1.0, device=device)  # below every sigmoid
         self.mass = torch.zeros(rows, 1, device=device)
         self.slice_logmass: list[Tensor] = []
+        self.groups: list[
+            Tensor
+        ] = []  # sums of every GROUP neighbours, slice by slice: shares of it
 
-    def add(self, sigmoids: Tensor, peak: Tensor) -> tuple[Tensor, Tensor]:
-        """Takes a slice (N, S) with its row maximum (N, 1), overwrites it with logits − running maximum.
+    def add(self, sigmoids: Tensor, peak: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Takes a slice (N, S), its row maxima and their places (N, 1); overwrites it with logits − running maximum.
 
-        Returns the exponentials (N, S), and by how much (N, 1) the maximum rose: exp(−rise) is the factor by which
-        sums from before must shrink.
+        Returns the slice's softmax (N, S), its mass (N, 1), the sum of the exponentials, and by how much (N, 1) the
+        maximum rose: exp(−rise) is the factor by which sums from before must shrink.
         """
         raised = torch.maximum(self.peak, peak)
         rise = (raised - self.peak) * self.scale
-        weights = sigmoids.sub_(raised).mul_(self.scale).exp()
-        mass = weights.sum(dim=1, keepdim=True)
-        self.slice_logmass.append(mass.log().add_(raised * self.scale))
+        weights = sigmoids.sub_(raised).mul_(self.scale).softmax(dim=1)
+        mass = sigmoids.gather(1, place).exp_().div_(weights.gather(1, place))
+        if self.sampled:
+            padding = -weights.shape[1] % GROUP
+            padded = F.pad(weights, (0, padding)) if padding else weights
+            self.groups.append(padded.unflatten(1, (-1, GROUP)).sum(dim=2))
+            self.slice_logmass.append(mass.log().add_(raised * self.scale))
         self.mass = self.mass * (-rise).exp_() + mass
         self.peak = raised
-        return weights, rise
+        return weights, mass, rise
 
     def logits(self, sigmoids: Tensor) -> Tensor:
         """(N, …) → logits."""
@@ -214,10 +227,7 @@ class VocabularyHead:
 
     def _sigmoids(self, hidden: Tensor, weight: Matrix) -> Tensor:
         """hidden (N, D), weight (S, D) → σ(2 · logit / cap), logits before the soft cap, (N, S) float32."""
-        factor = 2 / self.soft_cap
-        if isinstance(weight, Tensor) and hidden.dtype == torch.float32:
-            return products.sigmoid(hidden * factor, weight)
-        return linear(hidden, weight).float().mul_(factor).sigmoid_()
+        return linear(hidden, weight).float().mul_(2 / self.soft_cap).sigmoid_()
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
@@ -250,14 +260,14 @@ class VocabularyHead:
                 f"log-probabilities asked of ids outside the vocabulary, 0 … {self.vocab_size - 1}"
             )
         flat = hidden.reshape(-1, hidden.shape[-1])
-        running = _Running(len(flat), self.soft_cap, 1.0, flat.device)
+        running = _Running(len(flat), self.soft_cap, 1.0, flat.device, sampled=False)
         asked = torch.empty(len(flat), device=flat.device)
         ids = tokens.reshape(-1)
         for start, weight in self._slices(self._slice_for(len(flat))):
             sigmoids = self._sigmoids(flat, weight)
             here = ((ids >= start) & (ids < start + len(weight))).nonzero().squeeze(1)
             asked[here] = running.logits(sigmoids[here, ids[here] - start])
-            running.add(sigmoids, sigmoids.amax(dim=1, keepdim=True))
+            running.add(sigmoids, *row_max(sigmoids))
         return (asked - running.logsumexp().squeeze(1)).view(tokens.shape)
 
     def _slices(self, size: int) -> Iterator[tuple[int, Matrix]]:
@@ -359,18 +369,19 @@ class VocabularyHead:
         apart = tempered and reference == "raw"
         if flat.is_cuda and isinstance(self.weight, Tensor) and not apart and not top_k:
             return self._folded(self.weight, flat, temperatures, draws, soft)
+        size = self._slice_for(rows)
         per_row = temperatures if tempered else 1.0
-        running = _Running(
-            rows, self.soft_cap, 1.0 if apart else per_row, device
-        )  # the reference's
-        sampling = _Running(rows, self.soft_cap, per_row, device) if apart else running
+        one_slice = self.vocab_size <= size and not apart
+        sampled = draws is not None and not one_slice
+        statistics = partial(_Running, rows, self.soft_cap, device=device)
+        running = statistics(1.0 if apart else per_row, sampled=sampled and not apart)  # reference
+        sampling = statistics(per_row, sampled=sampled) if apart else running
         argmax = torch.zeros(rows, 1, dtype=torch.long, device=device)
         weighted = torch.zeros(
             rows, 1, device=device
         )  # Σ exp(z − peak) · (z − peak): small where the entropy is
         summed = torch.zeros(rows, flat.shape[1], device=device) if soft else None
         top: tuple[Tensor, Tensor] | None = None
-        size = self._slice_for(rows)
         for start, weight in self._slices(size):
             if soft:  # a second product follows: turned back once for both
                 weight = dense(weight, flat.dtype)
@@ -380,16 +391,16 @@ class VocabularyHead:
             if top_k:
                 top = _merge_top(top, z, start, top_k)
             if apart:
-                sampling.add(z.clone(), peak)
+                sampling.add(z.clone(), peak, index)
             before = running.mass
-            weights, rise = running.add(z, peak)  # from here on z are logits less their maximum
+            weights, mass, rise = running.add(z, peak, index)
             shrink = (-rise).exp_()
-            weighted = (weighted - rise * before) * shrink + torch.linalg.vecdot(
-                weights, z
-            ).unsqueeze(1)
+            expected = torch.linalg.vecdot(weights, z).unsqueeze(1)  # z: logits less their maximum
+            weighted = (weighted - rise * before) * shrink + mass * expected
             if summed is not None:
                 assert isinstance(weight, Tensor)
-                summed = summed.mul_(shrink).add_(linear(weights.to(weight.dtype), weight.mT))
+                mean = linear(weights.to(weight.dtype), weight.mT)
+                summed = summed.mul_(shrink).add_(mean * mass)
         logsumexp = running.logsumexp()
         fields = {
             "argmax": argmax.squeeze(1),
@@ -409,9 +420,8 @@ class VocabularyHead:
         else:
             assert draws.uniform is not None
             uniform = draws.uniform.reshape(-1).to(device)
-            one_slice = self.vocab_size <= size and not apart
             drawn_fields = (
-                _sampled(weights, running.mass, uniform)
+                _sampled(weights, uniform)
                 if one_slice
                 else self._inverse_cdf(flat, temperatures, sampling, uniform, size)
             )
@@ -451,32 +461,38 @@ class VocabularyHead:
     def _inverse_cdf(
         self, flat: Tensor, temperatures: Tensor, running: _Running, uniform: Tensor, size: int
     ) -> tuple[Tensor, Tensor]:
-        """The token at which the cumulative probability, in vocabulary order, first exceeds `uniform` (N,)."""
+        """The token at which the cumulative probability, in vocabulary order, first exceeds `uniform` (N,).
+
+        The slices' masses say which slice that is, the sums of its neighbours which GROUP tokens: only these are
+        computed again.
+        """
         logmass = torch.cat(running.slice_logmass, dim=1).double()  # (N, slices)
         share = (logmass - logmass.logsumexp(dim=1, keepdim=True)).exp_()
-        edges = share.cumsum(dim=1)
-        target = uniform.unsqueeze(1) * edges[:, -1:]
-        slot = torch.searchsorted(edges, target, right=True).clamp_max_(
-            edges.shape[1] - 1
-        )  # (N, 1)
-        inside = (target - (edges - share).gather(1, slot)) / share.gather(
-            1, slot
-        )  # within the slice, in [0, 1)
-        sample = torch.empty(len(flat), dtype=torch.long, device=flat.device)
-        probability = torch.empty(len(flat), device=flat.device)
+        slot, inside = _found(share, uniform.unsqueeze(1))
+        held = torch.cat(running.groups, dim=1)  # (N, groups)
+        per_slice = running.groups[0].shape[1]
+        places = slot * per_slice + torch.arange(per_slice, device=flat.device)
+        beyond = places >= held.shape[1]
+        groups = held.gather(1, places.clamp_max(held.shape[1] - 1)).masked_fill_(beyond, 0)
+        group, inside = _found(groups.double(), inside)
+        first = slot * size + group * GROUP
+        end = (slot * size + size).clamp_max(self.vocab_size)
         logsumexp = running.logsumexp()
-        slots = slot.squeeze(1)
-        for index in slots.unique().tolist():
-            chosen = (slots == index).nonzero().squeeze(1)
-            start = index * size
-            z = self._capped(flat[chosen], self.weight[start : start + size]).div_(
-                temperatures[chosen]
-            )
-            cumulative = (z - z.amax(dim=1, keepdim=True)).double().exp_().cumsum_(dim=1)
-            token = torch.searchsorted(cumulative, inside[chosen] * cumulative[:, -1:], right=True)
-            token = token.clamp_max_(z.shape[1] - 1)
-            sample[chosen] = token.squeeze(1) + start
-            probability[chosen] = (z.gather(1, token) - logsumexp[chosen]).exp_().squeeze(1)
+        found = []
+        rows = max(
+            1, len(flat) * size // (GROUP * flat.shape[1])
+        )  # no more numbers than a slice has
+        for part in torch.arange(len(flat), device=flat.device).split(rows):
+            ids = first[part] + torch.arange(GROUP, device=flat.device)  # (R, GROUP)
+            beyond = ids >= end[part]
+            weight = dense(self.weight[ids.clamp_max(self.vocab_size - 1)], flat.dtype)
+            products = (weight @ flat[part].unsqueeze(2)).squeeze(2)
+            z = soft_capped_(products.float(), self.soft_cap).div_(temperatures[part])
+            z.masked_fill_(beyond, -torch.inf)
+            token, _ = _found((z - z.amax(dim=1, keepdim=True)).double().exp_(), inside[part])
+            probability = (z.gather(1, token) - logsumexp[part]).exp_()
+            found.append((ids.gather(1, token), probability))
+        sample, probability = (torch.cat(parts).squeeze(1) for parts in zip(*found, strict=True))
         return sample, probability
 
     def _predict_rows(
@@ -554,10 +570,20 @@ class VocabularyHead:
         return summed.to(weights.dtype)
 
 
-def _sampled(weights: Tensor, mass: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Samples from weights (N, V) of sums `mass` (N, 1), uniform (N,): tokens and their probabilities (N,)."""
-    token = inverse_cdf(weights, uniform)
-    return token, (weights.gather(1, token.unsqueeze(1)) / mass).squeeze(1)
+def _found(masses: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the cumulative masses (N, K), float64, first exceed `target` (N, 1) of their sum: that place, and how far
+    into its mass, in [0, 1), both (N, 1)."""
+    edges = masses.cumsum(dim=1)
+    target = target * edges[:, -1:]
+    place = torch.searchsorted(edges, target, right=True).clamp_max_(masses.shape[1] - 1)
+    own = masses.gather(1, place)
+    return place, ((target - (edges.gather(1, place) - own)) / own).clamp_(0, 1)
+
+
+def _sampled(probabilities: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Samples from probabilities (N, V), uniform (N,): tokens and their probabilities (N,)."""
+    token = inverse_cdf(probabilities, uniform)
+    return token, probabilities.gather(1, token.unsqueeze(1)).squeeze(1)
 
 
 def filtered(logits: Tensor, filters: Filters) -> Tensor:

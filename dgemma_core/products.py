@@ -50,13 +50,6 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     return F.linear(x, weight)
 
 
-def sigmoid(x: Tensor, weight: Tensor) -> Tensor:
-    """x (…, K), weight (R, K) → σ(x · Wᵀ) (…, R), float32."""
-    if _served(x, weight):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, None, "sigmoid", [], "")
-    return F.linear(x, weight).float().sigmoid_()
-
-
 class Linear(nn.Linear):
     """A projection without bias."""
 
