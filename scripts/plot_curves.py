@@ -48,13 +48,13 @@ def figure(ground: str, ink: str, line: str) -> go.Figure:
         drawn.add_vline(x=start, line={"dash": "dot", "color": ink, "width": 1}, opacity=0.5)
         drawn.add_annotation(
             x=start, y=1, yref="paper", text=str(leg + 1), showarrow=False, xanchor="left",
-            yanchor="bottom" if leg % 2 else "top", font={"size": 13}, xshift=4,
+            yanchor="bottom", yshift=18 * (leg % 3), font={"size": 13}, xshift=-4,
         )  # fmt: skip
     axis = {"gridcolor": line, "linecolor": line, "zerolinecolor": line}
     drawn.update_layout(
-        width=900, height=420, paper_bgcolor=ground, plot_bgcolor=ground,
+        width=900, height=440, paper_bgcolor=ground, plot_bgcolor=ground,
         font={"color": ink, "family": "sans-serif", "size": 14},
-        margin={"l": 70, "r": 20, "t": 40, "b": 60},
+        margin={"l": 70, "r": 20, "t": 70, "b": 60},
         legend={"x": 0.6, "y": 0.95, "xanchor": "right", "bgcolor": "rgba(0,0,0,0)"},
         xaxis={"title": "examples", "rangemode": "tozero", **axis},
         yaxis={"title": "loss, nats a token", "type": "log", "dtick": 1, **axis},
