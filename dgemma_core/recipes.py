@@ -288,19 +288,15 @@ FURTHER = replace(
     COLUMNS,
     training=replace(COLUMNS.training, steps=1300, seed=29),
     shares={
-        "mini_sudoku": 2,
+        **ROUND_OFF.shares,
         "futoshiki": 5,
         "chain_sum": 7,
-        "word_sum": 7,
         "number_sorting": 7,
-        "word_sorting": 4,
-        "spell_backward": 1,
         "word_sequence_reversal": 4,
         "letter_counting": 3,
         "number_filtering": 5,
         "rotate_matrix": 2,
         "json": 4,
-        "prose": 1,
     },
 )
 """From weights between those of `regain` and of `round_off` (0.7 of the way): more of everything."""
