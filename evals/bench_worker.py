@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dgemma_evals.resident import peak_bytes
+from dgemma_evals.resident import peak_bytes, restart_peak
 
 
 class Implementation(Protocol):
@@ -329,6 +329,7 @@ def main() -> None:
             path = command.pop("path")
             np.save(path, implementation.logits(**command).numpy())
         else:
+            restart_peak()  # what loading took is another figure
             start = time.perf_counter()
             answer["result"] = getattr(implementation, do)(**command)
             answer["seconds"] = time.perf_counter() - start
