@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dgemma_core.fused import _power, linear
 from dgemma_core.grouped import on_kernels
-from dgemma_core.head import soft_capped_
+from dgemma_core.head import found_among, found_in, soft_capped_
 from dgemma_core.layers import rounded
 
 CHUNK = 64
@@ -157,18 +157,9 @@ def _sampled(
     vocab, chunks = len(weight), sums.chunk_masses.shape[1]
     shift = (sums.slice_peaks - sums.peak.unsqueeze(1)).double().exp()  # (N, slices)
     share = sums.chunk_masses.double() * shift.repeat_interleave(size // CHUNK, dim=1)[:, :chunks]
-    edges = share.cumsum(dim=1)
-    target = uniform.unsqueeze(1) * edges[:, -1:]
-    slot = torch.searchsorted(edges, target, right=True).clamp_max(chunks - 1)  # (N, 1)
-    own = share.gather(1, slot)
-    inside = (target - (edges.gather(1, slot) - own)) / own  # within the chunk, in [0, 1)
+    slot, inside = found_in(share, uniform.unsqueeze(1))
     ids = slot * CHUNK + torch.arange(CHUNK, device=hidden.device)  # (N, CHUNK)
     rows = weight[ids.clamp_max(vocab - 1)]  # (N, CHUNK, D)
-    logits = (rows @ hidden.unsqueeze(2)).squeeze(2)
-    z = soft_capped_(logits.float(), cap) / temperature.unsqueeze(1)
-    z = z.masked_fill(ids >= vocab, -torch.inf)
-    cumulative = (z - z.amax(dim=1, keepdim=True)).double().exp().cumsum(dim=1)
-    token = torch.searchsorted(cumulative, inside * cumulative[:, -1:], right=True)
-    token = torch.minimum(token, (vocab - 1 - slot * CHUNK).clamp_max(CHUNK - 1))
-    probability = (z.gather(1, token).squeeze(1) - sums.peak).exp() / sums.mass
-    return (slot * CHUNK + token).squeeze(1), probability
+    place, logit = found_among(hidden, rows, ids >= vocab, cap, temperature.unsqueeze(1), inside)
+    probability = (logit.squeeze(1) - sums.peak).exp() / sums.mass
+    return ids.gather(1, place).squeeze(1), probability

@@ -36,6 +36,8 @@ Reference = Literal["tempered", "raw"]
 GROUP = 64
 SLICE = 8192
 """Tokens of a slice for a canvas of the released length."""
+BELOW_ONE = 1 - 2.0**-53
+"""The largest float64 below 1."""
 LOGITS = 256 * SLICE
 """Logits of a slice: 8 MB, which a CPU's cache holds."""
 
@@ -130,9 +132,8 @@ class _Running:
         self.peak = torch.full((rows, 1), -1.0, device=device)  # below every sigmoid
         self.mass = torch.zeros(rows, 1, device=device)
         self.slice_logmass: list[Tensor] = []
-        self.groups: list[
-            Tensor
-        ] = []  # sums of every GROUP neighbours, slice by slice: shares of it
+        # Of each slice, sums of every GROUP neighbours, as shares of it.
+        self.groups: list[Tensor] = []
 
     def add(self, sigmoids: Tensor, peak: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Takes a slice (N, S), its row maxima and their places (N, 1); overwrites it with logits − running maximum.
@@ -161,12 +162,17 @@ class _Running:
         return self.mass.log() + self.logits(self.peak)
 
 
+def squashed_(logits: Tensor, cap: float) -> Tensor:
+    """σ(2 · logits / cap), float32, in place."""
+    return logits.mul_(2 / cap).sigmoid_()
+
+
 def soft_capped_(logits: Tensor, cap: float) -> Tensor:
     """cap · tanh(logits / cap), float32, in place.
 
     Through the sigmoid, tanh x = 2σ(2x) − 1: on a CPU an eighth of tanh's time, with an error below 2e-7 · cap.
     """
-    return logits.mul_(2 / cap).sigmoid_().mul_(2 * cap).sub_(cap)
+    return squashed_(logits, cap).mul_(2 * cap).sub_(cap)
 
 
 def row_max(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -227,7 +233,7 @@ class VocabularyHead:
 
     def _sigmoids(self, hidden: Tensor, weight: Matrix) -> Tensor:
         """hidden (N, D), weight (S, D) → σ(2 · logit / cap), logits before the soft cap, (N, S) float32."""
-        return linear(hidden, weight).float().mul_(2 / self.soft_cap).sigmoid_()
+        return squashed_(linear(hidden, weight).float(), self.soft_cap)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
@@ -468,30 +474,31 @@ class VocabularyHead:
         """
         logmass = torch.cat(running.slice_logmass, dim=1).double()  # (N, slices)
         share = (logmass - logmass.logsumexp(dim=1, keepdim=True)).exp_()
-        slot, inside = _found(share, uniform.unsqueeze(1))
+        slot, inside = found_in(share, uniform.unsqueeze(1))
         held = torch.cat(running.groups, dim=1)  # (N, groups)
         per_slice = running.groups[0].shape[1]
         places = slot * per_slice + torch.arange(per_slice, device=flat.device)
         beyond = places >= held.shape[1]
         groups = held.gather(1, places.clamp_max(held.shape[1] - 1)).masked_fill_(beyond, 0)
-        group, inside = _found(groups.double(), inside)
+        group, inside = found_in(groups.double(), inside)
         first = slot * size + group * GROUP
         end = (slot * size + size).clamp_max(self.vocab_size)
         logsumexp = running.logsumexp()
         found = []
-        rows = max(
-            1, len(flat) * size // (GROUP * flat.shape[1])
-        )  # no more numbers than a slice has
+        # No more numbers at a time than a slice has.
+        rows = max(1, len(flat) * size // (GROUP * flat.shape[1]))
         for part in torch.arange(len(flat), device=flat.device).split(rows):
             ids = first[part] + torch.arange(GROUP, device=flat.device)  # (R, GROUP)
-            beyond = ids >= end[part]
             weight = dense(self.weight[ids.clamp_max(self.vocab_size - 1)], flat.dtype)
-            products = (weight @ flat[part].unsqueeze(2)).squeeze(2)
-            z = soft_capped_(products.float(), self.soft_cap).div_(temperatures[part])
-            z.masked_fill_(beyond, -torch.inf)
-            token, _ = _found((z - z.amax(dim=1, keepdim=True)).double().exp_(), inside[part])
-            probability = (z.gather(1, token) - logsumexp[part]).exp_()
-            found.append((ids.gather(1, token), probability))
+            place, logit = found_among(
+                flat[part],
+                weight,
+                ids >= end[part],
+                self.soft_cap,
+                temperatures[part],
+                inside[part],
+            )
+            found.append((ids.gather(1, place), (logit - logsumexp[part]).exp_()))
         sample, probability = (torch.cat(parts).squeeze(1) for parts in zip(*found, strict=True))
         return sample, probability
 
@@ -570,14 +577,28 @@ class VocabularyHead:
         return summed.to(weights.dtype)
 
 
-def _found(masses: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the cumulative masses (N, K), float64, first exceed `target` (N, 1) of their sum: that place, and how far
-    into its mass, in [0, 1), both (N, 1)."""
+def found_in(masses: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the cumulative masses (N, K), float64, first exceed `target` (N, 1) of their sum, in [0, 1): that place,
+    and how far into its mass, in [0, 1) again, both (N, 1). A place of mass 0 is never found."""
     edges = masses.cumsum(dim=1)
     target = target * edges[:, -1:]
     place = torch.searchsorted(edges, target, right=True).clamp_max_(masses.shape[1] - 1)
     own = masses.gather(1, place)
-    return place, ((target - (edges.gather(1, place) - own)) / own).clamp_(0, 1)
+    return place, ((target - (edges.gather(1, place) - own)) / own).clamp_(0, BELOW_ONE)
+
+
+def found_among(
+    hidden: Tensor, weight: Tensor, beyond: Tensor, cap: float, temperatures: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`found_in` among K tokens of each row, computed again.
+
+    hidden (N, D), weight (N, K, D) their embeddings, beyond (N, K) those that do not count, temperatures and target
+    (N, 1) → the place and its logit, both (N, 1).
+    """
+    products = (weight @ hidden.unsqueeze(2)).squeeze(2)
+    z = soft_capped_(products.float(), cap).div_(temperatures).masked_fill_(beyond, -torch.inf)
+    place, _ = found_in((z - z.amax(dim=1, keepdim=True)).double().exp_(), target)
+    return place, z.gather(1, place)
 
 
 def _sampled(probabilities: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:

@@ -56,6 +56,7 @@ class MirroredLayer:
                 attention.k_norm.weight.expand(self.groups, -1),
             )
         )  # (H + G, d)
+        self.before_attention: Tensor | None = mirrored_weight(layer.input_layernorm)
         self.after_attention, self.after_dense, self.after_sparse, self.after_both = (
             mirrored_weight(norm)
             for norm in (
@@ -74,7 +75,7 @@ class MirroredLayer:
     ) -> Tensor:
         """x (N, 2D), overwritten → (N, 2D)."""
         norm, width = self.norm, x.shape[1] // 2
-        heads = self.projected(norm(x)[:, :width])
+        heads = self.projected(norm(x, self.before_attention)[:, :width])
         heads = F.rms_norm(heads, heads.shape[2:], None, self.eps)
         turned = rotate(heads[:, : self.heads + self.groups] * self.of_heads)
         # The values are the last heads: on full layers they are the keys, before norm and rotation.
@@ -91,9 +92,8 @@ class MirroredLayer:
         return torch.layer_norm(x, x.shape[1:], weight, None, self.eps)
 
     def projected(self, normed: Tensor) -> Tensor:
-        """normed (N, D), without a weight → queries, keys and, on sliding layers, values (N, H + 2G or H + G, d)."""
-        attention = self.layer.self_attn
-        return attention.projected(normed * self.layer.input_layernorm.weight)
+        """normed (N, D) → queries, keys, and values where they are no keys (N, H + 2G or H + G, d)."""
+        return self.layer.self_attn.projected(normed)
 
     def out(self, mixed: Tensor) -> Tensor:
         """mixed (N, H·d) → (N, D)."""
@@ -123,7 +123,7 @@ class PackedLayer(MirroredLayer):
         projections = [attention.q_proj, attention.k_proj]
         if attention.v_proj is not None:
             projections.append(attention.v_proj)
-        of_input = layer.input_layernorm.weight
+        of_input, self.before_attention = layer.input_layernorm.weight, None
         self.projections = Packed(torch.cat([part.weight for part in projections]) * of_input)
         self.o_proj = Packed(attention.o_proj.weight)
 
@@ -141,7 +141,7 @@ class PackedLayer(MirroredLayer):
         self.sparse_down = Packed(experts.down_proj.transpose(0, 1).flatten(1))  # (D, E·w)
         self.router = layer.router.scaled()
 
-        self.passed_over += [part for part in layer.modules() if part not in self.passed_over]
+        self.passed_over = list(layer.modules())
         self.copied += [
             *((part, "weight") for part in self.passed_over if isinstance(part, Linear)),
             (layer.router, "scale"),

@@ -77,8 +77,7 @@ class DiffusionGemma(nn.Module):
         self.config = config
         self.quantized: str | None = None  # the scheme, where matrices are codes and scales
         self._mirrored: MirroredLayers | None = None
-        self._rotations: tuple[torch.dtype | None, dict[LayerConfig, Rotation]] = (None, {})
-        self._rotated = 0
+        self._rotations: dict[torch.dtype, dict[LayerConfig, Rotation]] = {}
         with torch.device(device or "cpu"):
             self.embed_tokens = nn.Embedding(
                 text.vocab_size,
@@ -150,12 +149,13 @@ class DiffusionGemma(nn.Module):
         last = max(start + size for start, size in spans)
         many = last > KEPT_ROTATIONS or sum(size for _, size in spans) > mirrored.FEW
         if self.device.type != "cpu" or many:
-            positions = [torch.arange(start, start + size) for start, size in spans]
-            return self.rotations(torch.cat(positions).to(self.device), self.dtype)
-        if last > self._rotated or self._rotations[0] != self.dtype:
-            self._rotated = max(256, 1 << (last - 1).bit_length())
-            self._rotations = (self.dtype, self.rotations(torch.arange(self._rotated), self.dtype))
-        return {kind: kept.of(spans) for kind, kept in self._rotations[1].items()}
+            rows = [torch.arange(start, start + size) for start, size in spans]
+            return self.rotations(torch.cat(rows).to(self.device), self.dtype)
+        kept = self._rotations.get(self.dtype)
+        if kept is None or last > len(next(iter(kept.values())).cos):
+            positions = torch.arange(max(256, 1 << (last - 1).bit_length()))
+            kept = self._rotations[self.dtype] = self.rotations(positions, self.dtype)
+        return {kind: rotation.of(spans) for kind, rotation in kept.items()}
 
     def run_layers(
         self,

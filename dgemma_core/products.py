@@ -31,12 +31,16 @@ def onednn_leads() -> bool:
     return "AuthenticAMD" in vendor and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
+def _long(x: Tensor, weight: Tensor) -> bool:
+    return x.numel() * weight.shape[0] >= LONG
+
+
 def _served(x: Tensor, weight: Tensor) -> bool:
     return (
         x.dtype == torch.float32
         and x.device.type == "cpu"
         and weight.dtype == torch.float32
-        and x.numel() * weight.shape[0] >= LONG
+        and _long(x, weight)
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and onednn_leads()
@@ -64,14 +68,14 @@ class Packed:
     """A matrix (R, K) for products without gradient, copied into the order in which oneDNN reads it."""
 
     def __init__(self, weight: Tensor) -> None:
-        self.weight = weight.detach().contiguous()
+        self.weight = weight.detach().clone(memory_format=torch.contiguous_format)
         self.packed: Tensor | None = None
         plain = self.weight.dtype == torch.float32 and self.weight.device.type == "cpu"
         if plain and onednn_leads():
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, None)
 
     def _served(self, x: Tensor) -> bool:
-        return self.packed is not None and x.numel() * self.weight.shape[0] >= LONG
+        return self.packed is not None and _long(x, self.weight)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (N, K) → (N, R)."""

@@ -15,12 +15,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dgemma_core.draws import CounterDraws, OracleDraws, RowKey
 from dgemma_core.errors import RequestError
 from dgemma_core.head import (
+    BELOW_ONE,
     LOGITS,
     SLICE,
     Filters,
     Prediction,
     VocabularyHead,
     filtered,
+    found_in,
     row_top,
 )
 from tests.core import plain_head
@@ -296,6 +298,20 @@ def test_samples_do_not_depend_on_slices_and_neighbours() -> None:
         head = VocabularyHead(weight, 30.0, 33)
         alone = head.predict(hidden[row : row + 1], 0.7, CounterDraws().step([key], [4], 8))
         assert torch.equal(alone.sample[0], whole.sample[row])
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_a_place_without_mass_is_never_found(seed: int) -> None:
+    """Not even at the largest target, after as many roundings as there are levels."""
+    masses = torch.rand(64, 40, generator=torch.Generator().manual_seed(seed)).double()
+    masses[:, -7:] = 0
+    masses[:, :3] = 0
+    for target in (0.0, BELOW_ONE):
+        inside = torch.full((64, 1), target, dtype=torch.float64)
+        for _ in range(3):
+            place, inside = found_in(masses, inside)
+            assert (masses.gather(1, place) > 0).all()
+            assert ((inside >= 0) & (inside < 1)).all()
 
 
 def test_oracle_draws_take_whole_rows_in_order() -> None:
