@@ -52,7 +52,7 @@ $(AXE): tests/browser/package-lock.json | tools
 
 tools:
 	@missing=; \
-	for tool in chromium:chromium node:nodejs npm:npm; do \
+	for tool in chromium:chromium node:nodejs npm:npm cc:gcc; do \
 	  command -v $${tool%:*} >/dev/null || missing="$$missing $${tool#*:}"; \
 	done; \
 	if [ -z "$$missing" ]; then :; \

@@ -70,6 +70,11 @@ class RowCache:
             and self.length + extra <= buffer.base + buffer.keys.shape[1]
         ):
             return buffer
+        return self.own(layer, extra, like)
+
+    def own(self, layer: int, extra: int, like: Tensor) -> Buffer:
+        """A buffer of this row's own in place of what it has, with space for `extra` positions."""
+        buffer = self.buffers[layer]
         first = self.first(layer, self.length)
         needed = self.length - first + extra
         capacity = needed + max(32, needed // 8)  # growth in proportion keeps appends cheap

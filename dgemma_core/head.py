@@ -18,10 +18,10 @@ Axes: B batch, C canvas length, N = B·C rows, D hidden size, V vocabulary, S sl
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,9 @@ from dgemma_core.draws import inverse_cdf, upload
 from dgemma_core.errors import RequestError
 from dgemma_core.layers import rounded
 from dgemma_core.quantise import Matrix, dense, linear
+
+if TYPE_CHECKING:
+    from dgemma_core.native import NativeModel
 
 Reference = Literal["tempered", "raw"]
 GROUP = 64
@@ -209,12 +212,20 @@ class VocabularyHead:
 
     slice_size: tokens of a slice; None for `SLICE`, and more of them the fewer the rows are, so that a slice's logits
     always take about as much memory. A quantised embedding is turned back slice by slice, `SLICE` tokens of it.
+    native: asked for the model in native.c, which serves the head of a small one.
     """
 
-    def __init__(self, weight: Matrix, soft_cap: float, slice_size: int | None = None) -> None:
+    def __init__(
+        self,
+        weight: Matrix,
+        soft_cap: float,
+        slice_size: int | None = None,
+        native: Callable[[], NativeModel | None] | None = None,
+    ) -> None:
         self.weight = weight
         self.soft_cap = soft_cap
         self.slice_size = slice_size
+        self.native = native
 
     def _slice_for(self, rows: int) -> int:
         """Tokens of a slice where so many rows are computed at once."""
@@ -332,12 +343,17 @@ class VocabularyHead:
         whole_rows = (
             draws is not None and not greedy and (filters is not None or draws.uniform is None)
         )
-        run = self._predict_rows if whole_rows else partial(self._predict_slices, tempered)
         carried = soft_top_k if soft else None
-        fields = run(
-            flat, per_row, None if greedy else draws, reference, filters,
-            soft and carried is None, max(top_k, carried or 0),
-        )  # fmt: skip
+        plain = not whole_rows and not top_k and carried is None
+        fields = None
+        if plain and not (tempered and reference == "raw"):
+            fields = self._predict_native(flat, per_row, None if greedy else draws, soft)
+        if fields is None:
+            run = self._predict_rows if whole_rows else partial(self._predict_slices, tempered)
+            fields = run(
+                flat, per_row, None if greedy else draws, reference, filters,
+                soft and carried is None, max(top_k, carried or 0),
+            )  # fmt: skip
         if carried is not None:
             logits, ids = fields["top_logits"], fields["top_ids"]
             fields["soft_embedding"] = self._scaled(
@@ -358,6 +374,16 @@ class VocabularyHead:
     def _scaled(self, summed: Tensor) -> Tensor:
         """Times √D, rounded to the weights' dtype."""
         return summed * rounded(summed.shape[1] ** 0.5, summed.dtype)
+
+    def _predict_native(
+        self, flat: Tensor, temperatures: Tensor, draws: SampleDraws | None, soft: bool
+    ) -> dict[str, Tensor] | None:
+        """The same fields by native.c, or None where it does not serve."""
+        native = None if self.native is None else self.native()
+        if native is None or flat.dtype != torch.float32 or flat.device.type != "cpu":
+            return None
+        uniform = None if draws is None or draws.uniform is None else draws.uniform.reshape(-1)
+        return native.predict(flat, temperatures, uniform, soft)
 
     def _predict_slices(
         self,

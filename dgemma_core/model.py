@@ -18,7 +18,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from dgemma_core import mirrored
+from dgemma_core import mirrored, native
 from dgemma_core.cache import PrefixCache, RowCache, attend_all, attend_causal, check_rows
 from dgemma_core.config import LayerConfig, ModelConfig
 from dgemma_core.errors import RequestError
@@ -35,6 +35,7 @@ from dgemma_core.layers import (
     rounded,
 )
 from dgemma_core.mirrored import MirroredLayers
+from dgemma_core.native import NativeModel
 
 Rows = Tensor | Sequence[Sequence[int]] | Sequence[Tensor]
 """Token ids: a (B, P) tensor, or a list of rows of different length."""
@@ -76,6 +77,7 @@ class DiffusionGemma(nn.Module):
         text = config.text
         self.config = config
         self.quantized: str | None = None  # the scheme, where matrices are codes and scales
+        self._native: NativeModel | None = None
         self._mirrored: MirroredLayers | None = None
         self._rotations: dict[torch.dtype, dict[LayerConfig, Rotation]] = {}
         with torch.device(device or "cpu"):
@@ -116,7 +118,19 @@ class DiffusionGemma(nn.Module):
     @property
     def head(self) -> VocabularyHead:
         """The tied vocabulary head."""
-        return VocabularyHead(self.embed_tokens.weight, self.config.text.final_logit_softcapping)
+        return VocabularyHead(
+            self.embed_tokens.weight,
+            self.config.text.final_logit_softcapping,
+            native=self._in_native,
+        )
+
+    def _in_native(self) -> NativeModel | None:
+        """The same model in native.c, where it serves and no gradient is asked for."""
+        if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+            return None
+        if self._native is None or not self._native.borrowed.current:
+            self._native = NativeModel(self) if native.serves(self) else None
+        return None if self._native is None or self._native.borrowed.hooked else self._native
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids (…) → embeddings (…, D), times √D rounded to the weights' dtype."""
@@ -168,9 +182,9 @@ class DiffusionGemma(nn.Module):
         """x (N, D) at the positions of `spans` through all layers and the final norm → (N, D)."""
         rotations = self._rotations_of(spans)
         if mirrored.serves(x):
-            if self._mirrored is None or not self._mirrored.current:
+            if self._mirrored is None or not self._mirrored.borrowed.current:
                 self._mirrored = MirroredLayers(self)
-            if not self._mirrored.hooked:
+            if not self._mirrored.borrowed.hooked:
                 return self._mirrored(x, rotations, attend, scalars, watch)
         for i, layer in enumerate(self._typed_layers()):
             seen = None if watch is None else partial(watch.router, i)
@@ -191,8 +205,7 @@ class DiffusionGemma(nn.Module):
         rows = self._rows(ids)
         if cache is None:
             cache = PrefixCache.empty(self.config.text, len(rows))
-            if self._mirrored is not None and not self._mirrored.unchanged:
-                self._mirrored = None
+            self._check_copies()
         check_rows(cache, len(rows))
         limit = self.config.text.max_position_embeddings
         for row, prefix in zip(rows, cache.lengths, strict=True):
@@ -213,8 +226,19 @@ class DiffusionGemma(nn.Module):
                 views[i].length += len(output)
         return PrefixCache(views, hidden)
 
+    def _check_copies(self) -> None:
+        """Gives up copies of weights that have been changed in a way that torch does not count, through `.data`."""
+        if self._native is not None and not self._native.unchanged:
+            self._native = None
+        if self._mirrored is not None and not self._mirrored.unchanged:
+            self._mirrored = None
+
     def _encode_chunk(self, parts: list[Tensor], rows: list[RowCache]) -> tuple[Tensor, ...]:
         sizes = [len(part) for part in parts]
+        ids = parts[0] if len(parts) == 1 else torch.cat(parts)
+        in_native = self._in_native()
+        if in_native is not None:
+            return in_native.run(ids, rows, sizes, causal=True).split(sizes)
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             if len(rows) == 1:
@@ -229,7 +253,7 @@ class DiffusionGemma(nn.Module):
             return torch.cat(mixed)
 
         spans = [(row.length, size) for row, size in zip(rows, sizes, strict=True)]
-        x = self.embed(parts[0] if len(parts) == 1 else torch.cat(parts))  # (N, D)
+        x = self.embed(ids)  # (N, D)
         hidden = self.run_layers(x, spans, attend, self.encoder_scalars())
         return (hidden,) if len(sizes) == 1 else hidden.split(sizes)
 
@@ -256,6 +280,18 @@ class DiffusionGemma(nn.Module):
             raise RequestError(f"a canvas is (rows, positions), got shape {tuple(canvas.shape)}")
         check_rows(cache, len(canvas))
         rows, (batch, length) = cache.rows, canvas.shape
+        width = self.config.text.hidden_size
+        if soft_embedding is not None and soft_embedding.shape != (batch, length, width):
+            raise RequestError(
+                f"the soft embedding has shape {tuple(soft_embedding.shape)}, the canvas needs "
+                f"{(batch, length, width)}"
+            )
+        in_native = self._in_native()
+        if in_native is not None:
+            soft = None if soft_embedding is None else soft_embedding.flatten(0, 1)
+            return in_native.run(
+                canvas.flatten(), rows, [length] * batch, causal=False, soft=soft, watch=watch
+            ).unflatten(0, (batch, length))
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             if batch == 1 and watch is None:
@@ -271,12 +307,7 @@ class DiffusionGemma(nn.Module):
                     watch.attention(layer, i, q, seen_keys)
             return torch.cat(mixed)
 
-        embedded = self.embed(canvas)
-        if soft_embedding is not None and soft_embedding.shape != embedded.shape:
-            raise RequestError(
-                f"the soft embedding has shape {tuple(soft_embedding.shape)}, the canvas needs {tuple(embedded.shape)}"
-            )
-        x = self.self_conditioning(embedded, soft_embedding).flatten(0, 1)  # (N, D)
+        x = self.self_conditioning(self.embed(canvas), soft_embedding).flatten(0, 1)  # (N, D)
         spans = [(row.length, length) for row in rows]
         hidden = self.run_layers(x, spans, attend, self.decoder_scalars(), watch)
         return hidden.unflatten(0, (batch, length))

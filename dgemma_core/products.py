@@ -62,35 +62,3 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight)
-
-
-class Packed:
-    """A matrix (R, K) for products without gradient, copied into the order in which oneDNN reads it."""
-
-    def __init__(self, weight: Tensor) -> None:
-        self.weight = weight.detach().clone(memory_format=torch.contiguous_format)
-        self.packed: Tensor | None = None
-        plain = self.weight.dtype == torch.float32 and self.weight.device.type == "cpu"
-        if plain and onednn_leads():
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, None)
-
-    def _served(self, x: Tensor) -> bool:
-        return self.packed is not None and _long(x, self.weight)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """x (N, K) → (N, R)."""
-        if self._served(x):
-            return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
-        return F.linear(x, self.weight)
-
-    def gelu(self, x: Tensor) -> Tensor:
-        """x (N, K) → the tanh form of GELU of the product (N, R)."""
-        if self._served(x):
-            return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "gelu", [], "tanh")
-        return F.gelu(F.linear(x, self.weight), approximate="tanh")
-
-    def times(self, x: Tensor, factor: Tensor) -> Tensor:
-        """x (N, K) → the product times `factor` (N, R)."""
-        if self._served(x):
-            return torch.ops.mkldnn._linear_pointwise.binary(x, factor, self.packed, None, "mul")
-        return F.linear(x, self.weight).mul_(factor)

@@ -30,6 +30,8 @@ from tests.oracle.record import Knobs, OracleRun, OracleStep, generate, occurren
 from tests.oracle.ties import LOGITS, RowStep, differences, mistakes, oracle_row, race
 
 CASES = range(36)
+PARTED = 0.01
+"""Raw logits by which two runs of the oracle differ once a router has chosen otherwise; rounding takes 1e-3."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class Outcome:
 
 def own_noise(case: Case, step: OracleStep, row: int) -> float:
     """How far the oracle is, at this step, from itself with its other attention, in raw logits;
-    infinite if these two have parted before."""
+    infinite if these two have parted, here or before."""
     attention = "eager" if case.drawn.attention == "sdpa" else "sdpa"
     other = diffusion_oracle(replace(case.drawn, attention=attention))
     canvases = oracle_run(other, case).canvases
@@ -123,7 +125,7 @@ def own_noise(case: Case, step: OracleStep, row: int) -> float:
     if again.latched[row] or not torch.equal(again.tokens_in[row], step.tokens_in[row]):
         return math.inf
     apart = (again.logits[row] - step.logits[row]).abs().max()
-    return float(apart) * case.knobs.temperature(step.step)
+    return math.inf if apart > PARTED else float(apart) * case.knobs.temperature(step.step)
 
 
 def compare(events: Iterable[object], case: Case, run: OracleRun) -> Outcome:

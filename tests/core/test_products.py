@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dgemma_core import products
-from dgemma_core.products import Linear, Packed, linear
+from dgemma_core.products import Linear, linear
 
 needs_onednn = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN"
@@ -67,25 +67,3 @@ def test_gradients_and_bfloat16_go_the_usual_way(library: bool) -> None:
     a, b = numbers(9, 16).bfloat16(), numbers(4, 16).bfloat16()
     with torch.no_grad():
         assert torch.equal(linear(a, b), F.linear(a, b))
-
-
-@pytest.mark.parametrize("rows", (1, 8, 40))
-def test_packed(rows: int, library: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "LONG", 8 * 64 * 24)
-    weight, x, factor = numbers(24, 64, seed=1), numbers(rows, 130)[:, :64], numbers(rows, 24)
-    exact = x.double() @ weight.double().mT
-    packed = Packed(weight)
-    assert (packed.packed is not None) == library
-    assert packed._served(x) == (library and rows >= 8)
-    with torch.no_grad():
-        assert worst(packed(x), exact) <= 6e-5
-        assert worst(packed.gelu(x), F.gelu(exact, approximate="tanh")) <= 2e-4
-        assert worst(packed.times(x, factor), exact * factor) <= 2e-4
-
-
-def test_packed_keeps_what_it_copied(library: bool) -> None:
-    weight, x = numbers(24, 64), numbers(9, 64)
-    packed = Packed(weight)
-    before = packed(x)
-    weight.zero_()
-    assert torch.equal(packed(x), before)
