@@ -52,14 +52,14 @@ $(AXE): tests/browser/package-lock.json | tools
 
 tools:
 	@missing=; \
-	for tool in chromium:chromium node:nodejs npm:npm cc:gcc; do \
+	for tool in chromium:chromium node:nodejs npm:npm cc:build-essential; do \
 	  command -v $${tool%:*} >/dev/null || missing="$$missing $${tool#*:}"; \
 	done; \
 	if [ -z "$$missing" ]; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  apt-get update && apt-get install --yes --no-install-recommends $$missing; \
 	else \
-	  echo "The browser tests need$$missing (Debian, Ubuntu: sudo apt-get install$$missing)." >&2; exit 1; \
+	  echo "The tests need$$missing (Debian, Ubuntu: sudo apt-get install$$missing)." >&2; exit 1; \
 	fi
 
 # Runs all notebooks and keeps the outputs that a page without JavaScript shows; needed when nano changes.

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -37,19 +38,19 @@ def library(name: str) -> ctypes.CDLL | None:
         return None
 
 
-def compile_library(source: Path) -> Path:
+def compile_library(source: Path, flags: Sequence[str] = FLAGS) -> Path:
     """The compiled library of a C file, made if it is not there yet. RuntimeError says why it cannot be made."""
     compiler = shutil.which(os.environ.get("CC") or "cc") or shutil.which("gcc")
     if compiler is None:
-        raise RuntimeError("no C compiler found: install gcc, or set CC")
-    kept = cache_folder() / f"{source.stem}-{_key(source, compiler)}.so"
+        raise RuntimeError("no C compiler found: install gcc (Debian: build-essential), or set CC")
+    kept = cache_folder() / f"{source.stem}-{_key(source, compiler, flags)}.so"
     if kept.exists():
         return kept
     kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     # Made aside and moved: another process may be making it, too.
     with tempfile.TemporaryDirectory(dir=kept.parent) as aside:
         made = Path(aside) / kept.name
-        command = [compiler, *FLAGS, str(source), "-o", str(made), "-lm"]
+        command = [compiler, *flags, str(source), "-o", str(made), "-lm"]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         if done.returncode:
             raise RuntimeError(f"{compiler} failed: {done.stderr.strip() or done.returncode}")
@@ -57,9 +58,9 @@ def compile_library(source: Path) -> Path:
     return kept
 
 
-def _key(source: Path, compiler: str) -> str:
+def _key(source: Path, compiler: str, flags: Sequence[str]) -> str:
     described = Path("/proc/cpuinfo")
     lines = described.read_text(errors="replace").splitlines() if described.exists() else []
     processor = next((line for line in lines if line.startswith("flags")), "")
-    parts = (source.read_text(encoding="utf-8"), *FLAGS, os.path.realpath(compiler), processor)
+    parts = (source.read_text(encoding="utf-8"), *flags, os.path.realpath(compiler), processor)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

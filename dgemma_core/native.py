@@ -88,24 +88,27 @@ class _Found(ctypes.Structure):
 
 @cache
 def _functions() -> ctypes.CDLL | None:
-    """native.c with its signatures, or None where it cannot be compiled."""
+    """native.c, or None where it cannot be compiled."""
     found = library("native")
-    if found is not None:
-        found.scratch_size.argtypes = [POINTER(_Model), c_int64]
-        found.scratch_size.restype = c_int64
-        found.forward.argtypes = [
-            POINTER(_Model), c_int64, c_void_p, c_void_p, POINTER(_Segment), c_void_p, c_void_p, POINTER(_Watch),
-            c_int64, c_void_p, c_int64,
-        ]  # fmt: skip
-        found.forward.restype = c_int64
-        found.predict.argtypes = [
-            c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_float, c_void_p, c_void_p, c_float,
-            POINTER(_Found), c_int64, c_void_p,
-        ]  # fmt: skip
-        found.predict.restype = None
-        found.panel_width.restype = c_int64
-        found.checksum.argtypes = [c_int64, c_void_p, c_void_p, c_int64]
-        found.checksum.restype = c_int64
+    return None if found is None else _with_signatures(found)
+
+
+def _with_signatures(found: ctypes.CDLL) -> ctypes.CDLL:
+    found.scratch_size.argtypes = [POINTER(_Model), c_int64]
+    found.scratch_size.restype = c_int64
+    found.forward.argtypes = [
+        POINTER(_Model), c_int64, c_void_p, c_void_p, POINTER(_Segment), c_void_p, c_void_p, POINTER(_Watch),
+        c_int64, c_void_p, c_int64,
+    ]  # fmt: skip
+    found.forward.restype = c_int64
+    found.predict.argtypes = [
+        c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_float, c_void_p, c_void_p, c_float,
+        POINTER(_Found), c_int64, c_void_p,
+    ]  # fmt: skip
+    found.predict.restype = None
+    found.panel_width.restype = c_int64
+    found.checksum.argtypes = [c_int64, c_void_p, c_void_p, c_int64]
+    found.checksum.restype = c_int64
     return found
 
 

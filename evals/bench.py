@@ -248,31 +248,30 @@ def writing(
     folder: Path, names: Sequence[str], setting: Setting, *, prompts: list[list[int]], batch: int,
     limit: int, judge: Any,
 ) -> list[Measured]:  # fmt: skip
-    """Kept tokens a second over real prompts with natural ends, and the share of texts that `judge(i, ids)` accepts."""
+    """Kept tokens a second over real prompts with natural ends, and the share of texts that `judge(i, ids)` accepts.
+
+    Everybody gets all prompts at once and may write `batch` of them at a time.
+    """
     from tqdm.auto import tqdm
 
     with workers(folder, names, setting, prompts[0], [0]) as found:
-        batches = [prompts[i : i + batch] for i in range(0, len(prompts), batch)]
         for measured in (measured for _, measured in found):
             measured.extra = {"solved": 0, "texts": 0, "kept_tokens": 0}
+        job = {"batch": batch, "limit": limit}
         with tqdm(total=setting.rounds * len(found), desc=f"batch {batch}", leave=False) as bar:
             for worker, _ in found:
-                worker.ask("write", prompts=batches[0], limit=limit, seed=setting.seed)
+                worker.ask("write", prompts=prompts[:batch], seed=setting.seed, **job)
             for turn in range(setting.rounds):
                 for worker, measured in found:
-                    seconds, count = 0.0, 0
-                    for start, part in zip(range(0, len(prompts), batch), batches, strict=True):
-                        answer = worker.ask(
-                            "write", prompts=part, limit=limit, seed=setting.seed + turn
-                        )
-                        seconds += answer["seconds"]
-                        for i, ids in enumerate(answer["result"]):
-                            count += len(ids)
-                            measured.extra["solved"] += int(judge(start + i, ids))
-                            measured.extra["texts"] += 1
-                        measured.peak_bytes = answer["peak_bytes"]
+                    answer = worker.ask("write", prompts=prompts, seed=setting.seed + turn, **job)
+                    count = 0
+                    for i, ids in enumerate(answer["result"]):
+                        count += len(ids)
+                        measured.extra["solved"] += int(judge(i, ids))
+                        measured.extra["texts"] += 1
+                    measured.peak_bytes = answer["peak_bytes"]
                     measured.extra["kept_tokens"] += count
-                    measured.rounds.append(count / seconds)
+                    measured.rounds.append(count / answer["seconds"])
                     bar.update()
         return [measured for _, measured in found]
 

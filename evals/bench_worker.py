@@ -39,8 +39,8 @@ class Implementation(Protocol):
     def steps(self, prompts: list[list[int]], count: int, seed: int) -> list[float]:
         """Seconds of each of `count` fixed denoising steps of one canvas."""
 
-    def write(self, prompts: list[list[int]], limit: int, seed: int) -> list[list[int]]:
-        """Texts with the released sampler and natural ends: kept ids of each prompt, which form one batch."""
+    def write(self, prompts: list[list[int]], batch: int, limit: int, seed: int) -> list[list[int]]:
+        """Texts with the released sampler and natural ends, `batch` at a time: kept ids of each prompt."""
 
     def tokens(self, prompt: list[int], count: int) -> list[float]:
         """Seconds of each of `count` greedy autoregressive tokens, the ends ignored, after the prompt's pass."""
@@ -95,7 +95,7 @@ class Ours:
                     marks.append(time.perf_counter())
         return intervals(marks)
 
-    def write(self, prompts: list[list[int]], limit: int, seed: int) -> list[list[int]]:
+    def write(self, prompts: list[list[int]], batch: int, limit: int, seed: int) -> list[list[int]]:
         from dgemma_core.decoding import FinishEvent, Request, denoise_canvases
 
         requests = [
@@ -104,7 +104,7 @@ class Ours:
         ]
         found: dict[Any, list[int]] = {}
         for event in denoise_canvases(
-            self.model, requests, batch_size=len(prompts), draws=self._draws(seed), soft_top_k=self.soft_top_k,
+            self.model, requests, batch_size=batch, draws=self._draws(seed), soft_top_k=self.soft_top_k,
         ):  # fmt: skip
             if isinstance(event, FinishEvent):
                 found[event.request] = list(event.ids)
@@ -215,9 +215,13 @@ class Transformers:
             hook.remove()
         return intervals([*marks, time.perf_counter()])
 
-    def write(self, prompts: list[list[int]], limit: int, seed: int) -> list[list[int]]:
-        texts = self._generate(prompts, seed, max_new_tokens=limit).tolist()
+    def write(self, prompts: list[list[int]], batch: int, limit: int, seed: int) -> list[list[int]]:
+        """One batch after the other: `generate` knows no other way."""
         ends = set(self.model.generation_config.eos_token_id)
+        texts = []
+        for start in range(0, len(prompts), batch):
+            part = prompts[start : start + batch]
+            texts += self._generate(part, seed, max_new_tokens=limit).tolist()
         return [kept(ids, ends, limit) for ids in texts]
 
     def tokens(self, prompt: list[int], count: int) -> list[float]:

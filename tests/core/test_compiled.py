@@ -47,7 +47,7 @@ def test_errors_are_the_compilers(source: Path) -> None:
 
 def test_no_compiler(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(RuntimeError, match="no C compiler found: install gcc, or set CC"):
+    with pytest.raises(RuntimeError, match="no C compiler found: install gcc"):
         compiled.compile_library(source)
 
 

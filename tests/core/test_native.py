@@ -4,10 +4,13 @@ that somebody changed or listens to."""
 from __future__ import annotations
 
 import copy
+import ctypes
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +20,7 @@ from torch import Tensor
 from dgemma_core import native
 from dgemma_core.cache import PrefixCache
 from dgemma_core.checkpoint import load_model
+from dgemma_core.compiled import FLAGS, compile_library
 from dgemma_core.config import ModelConfig
 from dgemma_core.draws import CounterDraws, RowKey
 from dgemma_core.errors import RequestError
@@ -78,6 +82,30 @@ def test_the_same_numbers(shape: str) -> None:
 def test_the_same_numbers_of_a_trained_model() -> None:
     model = load_model(NANO, dtype="float32", device="cpu")
     close(passes(model), plain_passes(model), 1e-4)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86's instructions")
+@pytest.mark.parametrize(
+    "flags",
+    (("-march=x86-64-v3",), ("-march=x86-64",), ("-fno-openmp",)),
+    ids=("AVX2", "SSE", "one thread"),
+)
+def test_the_same_numbers_from_other_instructions(
+    flags: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    source = Path(native.__file__).with_name("native.c")
+    made = ctypes.CDLL(str(compile_library(source, (*FLAGS, *flags))))
+    monkeypatch.setattr(native, "_functions", lambda: native._with_signatures(made))
+    model = small(**SHAPES["many experts"])
+    with threads(2):
+        close(passes(model), plain_passes(model), 3e-5)
+        hidden = torch.randn(2, 37, 64, generator=torch.Generator().manual_seed(0))
+        own = VocabularyHead(model.embed_tokens.weight, 30.0)
+        with torch.inference_mode():
+            ours, theirs = (predictions(head, hidden, False, True) for head in (model.head, own))
+    assert torch.equal(ours.sample, theirs.sample)
+    torch.testing.assert_close(ours.soft_embedding, theirs.soft_embedding, rtol=1e-4, atol=1e-4)
 
 
 def test_long_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
