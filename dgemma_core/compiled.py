@@ -62,5 +62,8 @@ def _key(source: Path, compiler: str, flags: Sequence[str]) -> str:
     described = Path("/proc/cpuinfo")
     lines = described.read_text(errors="replace").splitlines() if described.exists() else []
     processor = next((line for line in lines if line.startswith("flags")), "")
-    parts = (source.read_text(encoding="utf-8"), *flags, os.path.realpath(compiler), processor)
+    texts = [
+        file.read_text(encoding="utf-8") for file in (source, *sorted(source.parent.glob("*.h")))
+    ]
+    parts = (*texts, *flags, os.path.realpath(compiler), processor)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

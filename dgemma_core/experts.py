@@ -85,21 +85,30 @@ class ExpertMixture(nn.Module):
 
     count: int
 
-    def expert(self, index: int, rows: Tensor) -> Tensor:
-        """One expert's work: rows (n, D) → (n, D)."""
+    def gate_up(self, index: int, rows: Tensor) -> Tensor:
+        """One expert's first product: rows (n, D) → (n, 2w), gate and up side by side."""
+        raise NotImplementedError
+
+    def down(self, index: int, rows: Tensor) -> Tensor:
+        """Its second: rows (n, w) → (n, D)."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """x (…, D), weights (…, K), chosen (…, K) → (…, D).
 
-        Tokens are sorted by expert once, so that each expert reads one contiguous slice.
+        Tokens are sorted by expert once, so that each expert reads one contiguous slice; between its two products all
+        experts' rows stand together.
         """
         k = chosen.shape[-1]
         flat = x.reshape(-1, x.shape[-1])  # (N, D)
         order = chosen.reshape(-1).argsort(stable=True)  # (N·K,), pairs (token, choice) by expert
         counts = torch.bincount(chosen.reshape(-1), minlength=self.count).tolist()
-        slices = flat[order // k].split(counts)
-        outputs = torch.cat([self.expert(e, rows) for e, rows in enumerate(slices) if len(rows)])
+        busy = [e for e, count in enumerate(counts) if count]
+        sizes = [counts[e] for e in busy]
+        slices = flat[order // k].split(sizes)
+        hidden = torch.cat([self.gate_up(e, rows) for e, rows in zip(busy, slices, strict=True)])
+        inner = gated(hidden).split(sizes)
+        outputs = torch.cat([self.down(e, rows) for e, rows in zip(busy, inner, strict=True)])
         placed = torch.empty_like(outputs).index_copy(
             0, order, outputs
         )  # back to (token, choice) order
@@ -134,7 +143,7 @@ class Experts(ExpertMixture):
         """The chosen experts of a single token, with nothing to sort."""
         shares = weights.flatten().to(x.dtype).tolist()  # rounded as a product with them would be
         parts = [
-            self.expert(index, x).mul_(share)
+            self.down(index, gated(self.gate_up(index, x))).mul_(share)
             for index, share in zip(chosen.flatten().tolist(), shares, strict=True)
         ]
         return sum(parts[1:], parts[0])
@@ -149,5 +158,8 @@ class Experts(ExpertMixture):
         inner = inner * shares.to(x.dtype).unsqueeze(-1)
         return torch.bmm(inner.transpose(0, 1), self.down_proj.mT).sum(dim=0).view_as(x)
 
-    def expert(self, index: int, rows: Tensor) -> Tensor:
-        return linear(gated(linear(rows, self.gate_up_proj[index])), self.down_proj[index])
+    def gate_up(self, index: int, rows: Tensor) -> Tensor:
+        return linear(rows, self.gate_up_proj[index])
+
+    def down(self, index: int, rows: Tensor) -> Tensor:
+        return linear(rows, self.down_proj[index])

@@ -24,23 +24,25 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dgemma_core.draws import inverse_cdf, upload
 from dgemma_core.errors import RequestError
 from dgemma_core.layers import rounded
 from dgemma_core.quantise import Matrix, dense, linear
+from dgemma_core.running import GROUP, Folded, Running, folds, row_max, row_top, squashed_
 
 if TYPE_CHECKING:
     from dgemma_core.native import NativeModel
 
 Reference = Literal["tempered", "raw"]
-GROUP = 64
 SLICE = 8192
 """Tokens of a slice for a canvas of the released length."""
 BELOW_ONE = 1 - 2.0**-53
 """The largest float64 below 1."""
+NEGLIGIBLE = 2.0**-32
+"""A slice's share of the mass so far that changes no digit of a soft embedding in float32: then a CPU, where the answer
+costs no waiting, spares the second product."""
 LOGITS = 256 * SLICE
 """Logits of a slice: 8 MB, which a CPU's cache holds."""
 
@@ -113,98 +115,12 @@ class Prediction:
         return self.head.token_logit(self.hidden, tokens)
 
 
-class _Running:
-    """Softmax statistics of N rows over the slices seen so far (the online softmax).
-
-    Slices come as s = σ(2 · logit / cap), from which a logit, capped and divided by a temperature, is
-    (2s − 1) · cap / T: the maximum is the same one, and differences need one factor only.
-    """
-
-    def __init__(
-        self,
-        rows: int,
-        cap: float,
-        temperatures: Tensor | float,
-        device: torch.device,
-        sampled: bool,
-    ) -> None:
-        """temperatures: (N, 1), or one for all rows. sampled: whether `VocabularyHead._inverse_cdf` will be asked."""
-        self.sampled = sampled
-        self.half = cap / temperatures  # what a sigmoid of 1 stands for
-        self.scale = 2 * self.half
-        self.peak = torch.full((rows, 1), -1.0, device=device)  # below every sigmoid
-        self.mass = torch.zeros(rows, 1, device=device)
-        self.slice_logmass: list[Tensor] = []
-        # Of each slice, sums of every GROUP neighbours, as shares of it.
-        self.groups: list[Tensor] = []
-
-    def add(self, sigmoids: Tensor, peak: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Takes a slice (N, S), its row maxima and their places (N, 1); overwrites it with logits − running maximum.
-
-        Returns the slice's softmax (N, S), its mass (N, 1), the sum of the exponentials, and by how much (N, 1) the
-        maximum rose: exp(−rise) is the factor by which sums from before must shrink.
-        """
-        raised = torch.maximum(self.peak, peak)
-        rise = (raised - self.peak) * self.scale
-        weights = sigmoids.sub_(raised).mul_(self.scale).softmax(dim=1)
-        mass = sigmoids.gather(1, place).exp_().div_(weights.gather(1, place))
-        if self.sampled:
-            padding = -weights.shape[1] % GROUP
-            padded = F.pad(weights, (0, padding)) if padding else weights
-            self.groups.append(padded.unflatten(1, (-1, GROUP)).sum(dim=2))
-            self.slice_logmass.append(mass.log().add_(raised * self.scale))
-        self.mass = self.mass * (-rise).exp_() + mass
-        self.peak = raised
-        return weights, mass, rise
-
-    def logits(self, sigmoids: Tensor) -> Tensor:
-        """(N, …) → logits."""
-        return sigmoids * self.scale - self.half
-
-    def logsumexp(self) -> Tensor:
-        return self.mass.log() + self.logits(self.peak)
-
-
-def squashed_(logits: Tensor, cap: float) -> Tensor:
-    """σ(2 · logits / cap), float32, in place."""
-    return logits.mul_(2 / cap).sigmoid_()
-
-
 def soft_capped_(logits: Tensor, cap: float) -> Tensor:
     """cap · tanh(logits / cap), float32, in place.
 
     Through the sigmoid, tanh x = 2σ(2x) − 1: on a CPU an eighth of tanh's time, with an error below 2e-7 · cap.
     """
     return squashed_(logits, cap).mul_(2 * cap).sub_(cap)
-
-
-def row_max(z: Tensor) -> tuple[Tensor, Tensor]:
-    """The maximum of each row of z (N, S) and its place, (N, 1) both; of equals, the lowest place.
-
-    First by groups, then inside the best one: a CPU finds a maximum five times as fast as a place.
-    """
-    rows, size = z.shape
-    if size % GROUP or size < GROUP**2:
-        return z.max(dim=1, keepdim=True)
-    groups = z.view(rows, -1, GROUP)
-    peak, group = groups.amax(dim=-1).max(dim=1, keepdim=True)  # (N, 1)
-    best = groups.gather(1, group.unsqueeze(-1).expand(-1, -1, GROUP)).squeeze(1)  # (N, GROUP)
-    return peak, group * GROUP + best.argmax(dim=1, keepdim=True)
-
-
-def row_top(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest numbers of each row of z (N, S), largest first, and their places, (N, k) both.
-
-    The k groups of the largest maxima hold them all: only these are looked at one by one.
-    """
-    rows, size = z.shape
-    if size % GROUP or k >= size // GROUP:
-        return z.topk(k, dim=1)
-    groups = z.view(rows, -1, GROUP)
-    best = groups.amax(dim=-1).topk(k, dim=1).indices  # (N, k)
-    few = groups.gather(1, best.unsqueeze(-1).expand(-1, -1, GROUP)).flatten(1)  # (N, k · GROUP)
-    values, place = few.topk(k, dim=1)
-    return values, best.gather(1, place // GROUP) * GROUP + place % GROUP
 
 
 class VocabularyHead:
@@ -238,14 +154,6 @@ class VocabularyHead:
     def vocab_size(self) -> int:
         return self.weight.shape[0]
 
-    def _capped(self, hidden: Tensor, weight: Matrix) -> Tensor:
-        """The product comes out in the weights' dtype; float32 starts after it (spec §3)."""
-        return soft_capped_(linear(hidden, weight).float(), self.soft_cap)
-
-    def _sigmoids(self, hidden: Tensor, weight: Matrix) -> Tensor:
-        """hidden (N, D), weight (S, D) → σ(2 · logit / cap), logits before the soft cap, (N, S) float32."""
-        return squashed_(linear(hidden, weight).float(), self.soft_cap)
-
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (…, D) → (…, V) float32."""
@@ -277,14 +185,16 @@ class VocabularyHead:
                 f"log-probabilities asked of ids outside the vocabulary, 0 … {self.vocab_size - 1}"
             )
         flat = hidden.reshape(-1, hidden.shape[-1])
-        running = _Running(len(flat), self.soft_cap, 1.0, flat.device, sampled=False)
+        kind = Folded if folds(flat) else Running
+        running = kind(len(flat), self.soft_cap, 1.0, flat.device, sampled=False)
         asked = torch.empty(len(flat), device=flat.device)
         ids = tokens.reshape(-1)
         for start, weight in self._slices(self._slice_for(len(flat))):
-            sigmoids = self._sigmoids(flat, weight)
+            products = linear(flat, weight)
             here = ((ids >= start) & (ids < start + len(weight))).nonzero().squeeze(1)
-            asked[here] = running.logits(sigmoids[here, ids[here] - start])
-            running.add(sigmoids, *row_max(sigmoids))
+            few = products[here, ids[here] - start].float()
+            asked[here] = soft_capped_(few, self.soft_cap)
+            running.add(products, start, keep=False)
         return (asked - running.logsumexp().squeeze(1)).view(tokens.shape)
 
     def _slices(self, size: int) -> Iterator[tuple[int, Matrix]]:
@@ -344,16 +254,14 @@ class VocabularyHead:
             draws is not None and not greedy and (filters is not None or draws.uniform is None)
         )
         carried = soft_top_k if soft else None
-        plain = not whole_rows and not top_k and carried is None
+        asked = (soft and carried is None, max(top_k, carried or 0))
+        drawn = None if greedy else draws
         fields = None
-        if plain and not (tempered and reference == "raw"):
-            fields = self._predict_native(flat, per_row, None if greedy else draws, soft)
+        if not whole_rows and not (tempered and reference == "raw"):
+            fields = self._predict_native(flat, per_row, drawn, *asked)
         if fields is None:
             run = self._predict_rows if whole_rows else partial(self._predict_slices, tempered)
-            fields = run(
-                flat, per_row, None if greedy else draws, reference, filters,
-                soft and carried is None, max(top_k, carried or 0),
-            )  # fmt: skip
+            fields = run(flat, per_row, drawn, reference, filters, *asked)
         if carried is not None:
             logits, ids = fields["top_logits"], fields["top_ids"]
             fields["soft_embedding"] = self._scaled(
@@ -376,14 +284,19 @@ class VocabularyHead:
         return summed * rounded(summed.shape[1] ** 0.5, summed.dtype)
 
     def _predict_native(
-        self, flat: Tensor, temperatures: Tensor, draws: SampleDraws | None, soft: bool
+        self,
+        flat: Tensor,
+        temperatures: Tensor,
+        draws: SampleDraws | None,
+        soft: bool,
+        top_k: int,
     ) -> dict[str, Tensor] | None:
         """The same fields by native.c, or None where it does not serve."""
         native = None if self.native is None else self.native()
         if native is None or flat.dtype != torch.float32 or flat.device.type != "cpu":
             return None
         uniform = None if draws is None or draws.uniform is None else draws.uniform.reshape(-1)
-        return native.predict(flat, temperatures, uniform, soft)
+        return native.predict(flat, temperatures, uniform, soft, top_k)
 
     def _predict_slices(
         self,
@@ -403,47 +316,33 @@ class VocabularyHead:
             return self._folded(self.weight, flat, temperatures, draws, soft)
         size = self._slice_for(rows)
         per_row = temperatures if tempered else 1.0
-        one_slice = self.vocab_size <= size and not apart
+        folded = folds(flat)
+        one_slice = self.vocab_size <= size and not apart and not folded
         sampled = draws is not None and not one_slice
-        statistics = partial(_Running, rows, self.soft_cap, device=device)
-        running = statistics(1.0 if apart else per_row, sampled=sampled and not apart)  # reference
+        statistics = partial(Folded if folded else Running, rows, self.soft_cap, device=device)
+        running = statistics(  # of the reference distribution
+            1.0 if apart else per_row, sampled=sampled and not apart, top_k=top_k
+        )
         sampling = statistics(per_row, sampled=sampled) if apart else running
-        argmax = torch.zeros(rows, 1, dtype=torch.long, device=device)
-        weighted = torch.zeros(
-            rows, 1, device=device
-        )  # Σ exp(z − peak) · (z − peak): small where the entropy is
         summed = torch.zeros(rows, flat.shape[1], device=device) if soft else None
-        top: tuple[Tensor, Tensor] | None = None
         for start, weight in self._slices(size):
             if soft:  # a second product follows: turned back once for both
                 weight = dense(weight, flat.dtype)
-            z = self._sigmoids(flat, weight)
-            peak, index = row_max(z)
-            argmax = torch.where(peak > running.peak, index + start, argmax)
-            if top_k:
-                top = _merge_top(top, z, start, top_k)
+            # The product comes out in the weights' dtype; float32 starts after it (spec §3).
+            products = linear(flat, weight)
             if apart:
-                sampling.add(z.clone(), peak, index)
-            before = running.mass
-            weights, mass, rise = running.add(z, peak, index)
-            shrink = (-rise).exp_()
-            expected = torch.linalg.vecdot(weights, z).unsqueeze(1)  # z: logits less their maximum
-            weighted = (weighted - rise * before) * shrink + mass * expected
+                sampling.add(products.clone(), start, keep=False)
+            weights, mass, shrink = running.add(products, start, keep=soft or one_slice)
             if summed is not None:
                 assert isinstance(weight, Tensor)
+                if not flat.is_cuda and bool((mass <= NEGLIGIBLE * running.mass).all()):
+                    summed.mul_(shrink)
+                    continue
                 mean = linear(weights.to(weight.dtype), weight.mT)
                 summed = summed.mul_(shrink).add_(mean * mass)
-        logsumexp = running.logsumexp()
-        fields = {
-            "argmax": argmax.squeeze(1),
-            "argmax_probability": running.mass.reciprocal().squeeze(1),
-            "entropy": (running.mass.log() - weighted / running.mass).squeeze(1).clamp_min_(0),
-            "logsumexp": logsumexp.squeeze(1),
-        }
+        fields = running.fields()
         if summed is not None:
             fields["soft_embedding"] = self._scaled((summed / running.mass).to(flat.dtype))
-        if top is not None:
-            fields["top_logits"], fields["top_ids"] = running.logits(top[0]), top[1]
         if draws is None:
             fields["sample"], fields["sample_probability"] = (
                 fields["argmax"],
@@ -491,7 +390,7 @@ class VocabularyHead:
         return fields
 
     def _inverse_cdf(
-        self, flat: Tensor, temperatures: Tensor, running: _Running, uniform: Tensor, size: int
+        self, flat: Tensor, temperatures: Tensor, running: Running, uniform: Tensor, size: int
     ) -> tuple[Tensor, Tensor]:
         """The token at which the cumulative probability, in vocabulary order, first exceeds `uniform` (N,).
 
@@ -647,16 +546,3 @@ def filtered(logits: Tensor, filters: Filters) -> Tensor:
         )
         logits = logits.masked_fill(outside, -torch.inf)
     return logits
-
-
-def _merge_top(
-    top: tuple[Tensor, Tensor] | None, z: Tensor, start: int, k: int
-) -> tuple[Tensor, Tensor]:
-    """The k best logits (N, k) and their ids of what was seen before and this slice (N, S)."""
-    values, index = row_top(z, min(k, z.shape[1]))
-    index = index + start
-    if top is None:
-        return values, index
-    values, index = torch.cat((top[0], values), dim=1), torch.cat((top[1], index), dim=1)
-    values, order = values.topk(min(k, values.shape[1]), dim=1)
-    return values, index.gather(1, order)

@@ -1,4 +1,4 @@
-/* Passes of a small model on a CPU, float32: every layer in one call (native.py), the head in another (native_head.py).
+/* Passes of a small model on a CPU, float32: every layer in one call (native.py), the head in another.
  *
  * Notable:
  * - a token's numbers do not depend on which other tokens stand beside it: every sum runs in one order, so a text is
@@ -12,24 +12,14 @@
  * the widths of the dense MLP and of an expert, V vocabulary, S keys.
  */
 
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+#include "lanes.h"
 
 #ifdef __AVX512F__
-enum { LANES = 16, TILE = 8 };
+enum { TILE = 8 };
 #else
-enum { LANES = 8, TILE = 6 };
+enum { TILE = 6 };
 #endif
 enum { PANEL = 2 * LANES, BLOCK = 64, HEAD_BLOCK = 16 };
-
-typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int32_t whole __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-
-#define INLINE static inline __attribute__((always_inline))
 
 typedef struct { /* weights: matrices in panels, norms before a product multiplied in */
     const float *projections, *out, *gate, *up, *dense_down, *router, *expert_gate, *expert_up, *expert_down;
@@ -59,41 +49,6 @@ typedef struct { /* what is watched, a layer after the other; null where nothing
     float *queries, *probabilities, *weights; /* (N, row), (N, E), (N, K) */
     int64_t *chosen;
 } Watch;
-
-/* ---- numbers ---- */
-
-INLINE vec load(const float *from) { return *(const vec *)from; }
-INLINE void store(float *to, vec x) { *(vec *)to = x; }
-INLINE vec all(float x) { return x - (vec){0}; }
-INLINE vec pick(whole mask, vec a, vec b) { return (vec)(((whole)a & mask) | ((whole)b & ~mask)); }
-INLINE vec larger(vec a, vec b) { return pick(a > b, a, b); }
-
-INLINE float sum(vec x) {
-    float total[LANES];
-    memcpy(total, &x, sizeof x);
-    for (int half = LANES / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) total[i] += total[i + half];
-    return total[0];
-}
-
-/* e to the x, within 2 units of the last place; 0 below -87, and nan stays nan */
-INLINE vec exponential(vec x) {
-    whole counts = ~(x < all(-87.0f));
-    x = pick(x > all(88.0f), all(88.0f), x);
-    x = pick(counts, x, all(-87.0f));
-    vec n = (x * 1.44269504f + 12582912.0f) - 12582912.0f; /* to the nearest whole number */
-    vec r = x - n * 0.693145752f - n * 1.42860677e-6f;
-    vec y = all(1.0f / 5040);
-    y = y * r + 1.0f / 720;
-    y = y * r + 1.0f / 120;
-    y = y * r + 1.0f / 24;
-    y = y * r + 1.0f / 6;
-    y = y * r + 0.5f;
-    y = y * r + 1.0f;
-    y = y * r + 1.0f;
-    whole power = (__builtin_convertvector(n, whole) + 127) << 23;
-    return (vec)((whole)(y * (vec)power) & counts);
-}
 
 /* the tanh form of GELU: x times the sigmoid of 2 sqrt(2/pi) (x + 0.044715 x^3) */
 INLINE vec gelu(vec x) {
@@ -165,15 +120,7 @@ INLINE void gated(long n, float *gate, const float *up, float factor) {
     for (long i = 0; i < n; i += LANES) store(gate + i, gelu(load(gate + i)) * load(up + i) * factor);
 }
 
-/* ---- a thread's number and memory ---- */
-
-#ifdef _OPENMP
-static long own_number(void) { return omp_get_thread_num(); }
-static long number_of_threads(void) { return omp_get_num_threads(); }
-#else
-static long own_number(void) { return 0; }
-static long number_of_threads(void) { return 1; }
-#endif
+/* ---- a thread's memory ---- */
 
 typedef struct {
     float *normed, *wide, *second, *out, *dense, *sparse; /* a block of rows each */
@@ -474,9 +421,9 @@ int64_t forward(const Model *model, int64_t tokens, const int64_t *ids, const fl
 typedef double wide __attribute__((vector_size(8 * LANES)));
 enum { GROUP = 4 * LANES };
 
-typedef struct { /* of each of N rows; sample_probability, soft may be null */
+typedef struct { /* of each of N rows; soft (N, D) and sigmas (N, V; lanes.h: squash) may be null */
     int64_t *argmax, *sample;
-    float *argmax_probability, *sample_probability, *entropy, *logsumexp, *soft;
+    float *argmax_probability, *sample_probability, *entropy, *logsumexp, *soft, *sigmas;
 } Found;
 
 /* Where the cumulative weights (V) first exceed `share` of their sum; never a place of weight 0. */
@@ -519,21 +466,9 @@ void predict(int64_t tokens, int64_t width, int64_t vocabulary, const float *hid
         linear(n, width, vocabulary, hidden + from * width, panels, z);
         for (long t = 0; t < n; t++) {
             float *row = z + t * vocabulary, half = cap / temperatures[from + t];
-            vec best = all(-INFINITY);
-            whole places = {0}, here;
-            for (int i = 0; i < LANES; i++) here[i] = i;
-            /* s = sigma(2 logit / cap) stands for the logit (2 s - 1) cap / temperature */
-            for (long v = 0; v < vocabulary; v += LANES, here += LANES) {
-                vec s = 1.0f / (1.0f + exponential(load(row + v) * (-2.0f / cap)));
-                store(row + v, s);
-                whole risen = s > best;
-                best = pick(risen, s, best);
-                places = (here & risen) | (places & ~risen);
-            }
-            float peak = best[0];
-            int64_t argmax = places[0];
-            for (int i = 1; i < LANES; i++)
-                if (best[i] > peak || (best[i] == peak && places[i] < argmax)) peak = best[i], argmax = places[i];
+            int64_t argmax;
+            float peak = squash(row, vocabulary, cap, &argmax);
+            if (found->sigmas) memcpy(found->sigmas + (from + t) * vocabulary, row, vocabulary * sizeof(float));
             vec mass = all(0), weighted = all(0);
             for (long v = 0; v < vocabulary; v += LANES) {
                 vec below = (load(row + v) - peak) * (2.0f * half), weight = exponential(below);

@@ -28,6 +28,7 @@ from dgemma_core.errors import RequestError
 from dgemma_core.experts import Routing
 from dgemma_core.layers import Layer, rounded
 from dgemma_core.quantise import Holder
+from dgemma_core.running import row_top
 
 if TYPE_CHECKING:
     from dgemma_core.model import DiffusionGemma, Watch
@@ -81,7 +82,7 @@ class _Found(ctypes.Structure):
     _fields_ = [
         (name, c_void_p)
         for name in (
-            "argmax", "sample", "argmax_probability", "sample_probability", "entropy", "logsumexp", "soft",
+            "argmax", "sample", "argmax_probability", "sample_probability", "entropy", "logsumexp", "soft", "sigmas",
         )
     ]  # fmt: skip
 
@@ -381,30 +382,38 @@ class NativeModel:
         return found
 
     def predict(
-        self, hidden: Tensor, temperatures: Tensor, uniform: Tensor | None, soft: bool
+        self,
+        hidden: Tensor,
+        temperatures: Tensor,
+        uniform: Tensor | None,
+        soft: bool,
+        top_k: int = 0,
     ) -> dict[str, Tensor]:
-        """hidden (N, D), temperatures (N, 1), uniform (N,) float64, None for the argmax → the fields of a `Prediction`
-        but for its top tokens, (N, …)."""
+        """hidden (N, D), temperatures (N, 1), uniform (N,) float64, None for the argmax → the fields of a `Prediction`,
+        (N, …)."""
         tokens, vocabulary = len(hidden), self.config.text.vocab_size
+        cap = self.config.text.final_logit_softcapping
         hidden, temperatures = hidden.contiguous(), temperatures.contiguous()
+        drawn = None if uniform is None else uniform.contiguous()
         whole, real = torch.empty(2, tokens, dtype=torch.long), torch.empty(4, tokens)
-        embedding = torch.empty(tokens, self.width) if soft else None
         fields = dict(zip(("argmax", "sample"), whole.unbind(), strict=True))
         names = ("argmax_probability", "sample_probability", "entropy", "logsumexp")
         fields |= zip(names, real.unbind(), strict=True)
-        if embedding is not None:
-            fields["soft_embedding"] = embedding
-        found = _Found(
-            **{name: value.data_ptr() for name, value in fields.items() if name != "soft_embedding"}
-        )
-        if embedding is not None:
-            found.soft = embedding.data_ptr()
+        found = _Found(**{name: value.data_ptr() for name, value in fields.items()})
+        if soft:
+            fields["soft_embedding"] = torch.empty(tokens, self.width)
+            found.soft = fields["soft_embedding"].data_ptr()
+        sigmas = torch.empty(tokens, vocabulary) if top_k else None
+        if sigmas is not None:
+            found.sigmas = sigmas.data_ptr()
         threads = self._threads(tokens)
         scratch = torch.empty(threads * 16 * vocabulary)
-        drawn = None if uniform is None else uniform.contiguous()
         self.functions.predict(
-            tokens, self.width, vocabulary, hidden.data_ptr(), self.vocabulary, self.embedding,
-            self.config.text.final_logit_softcapping, temperatures.data_ptr(),
-            None if drawn is None else drawn.data_ptr(), self.scale, byref(found), threads, scratch.data_ptr(),
+            tokens, self.width, vocabulary, hidden.data_ptr(), self.vocabulary, self.embedding, cap,
+            temperatures.data_ptr(), None if drawn is None else drawn.data_ptr(), self.scale, byref(found), threads,
+            scratch.data_ptr(),
         )  # fmt: skip
+        if sigmas is not None:
+            best, fields["top_ids"] = row_top(sigmas, top_k)
+            fields["top_logits"] = (2 * best - 1) * cap / temperatures
         return fields

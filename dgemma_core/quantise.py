@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from dgemma_core import products
 from dgemma_core.errors import RequestError
-from dgemma_core.experts import ExpertMixture, Experts, gated
+from dgemma_core.experts import ExpertMixture, Experts
 
 if TYPE_CHECKING:
     from dgemma_core.model import DiffusionGemma
@@ -269,9 +269,11 @@ class QuantisedExperts(Holder, ExpertMixture):
         super().__init__(shapes, bits)
         self.count = plain.count
 
-    def expert(self, index: int, rows: Tensor) -> Tensor:
-        inner = gated(self.matrix("gate_up_proj")[index].linear(rows))
-        return self.matrix("down_proj")[index].linear(inner)
+    def gate_up(self, index: int, rows: Tensor) -> Tensor:
+        return self.matrix("gate_up_proj")[index].linear(rows)
+
+    def down(self, index: int, rows: Tensor) -> Tensor:
+        return self.matrix("down_proj")[index].linear(rows)
 
 
 class Kept(nn.Parameter):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dgemma_core import head as head_module
 from dgemma_core.draws import CounterDraws, OracleDraws, RowKey
 from dgemma_core.errors import RequestError
 from dgemma_core.head import (
@@ -23,11 +24,21 @@ from dgemma_core.head import (
     VocabularyHead,
     filtered,
     found_in,
-    row_top,
 )
+from dgemma_core.running import folds, row_top
 from tests.core import plain_head
 
 CASES = range(80)
+
+
+@pytest.fixture(autouse=True, params=("fold.c", "torch"))
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways to the statistics of a slice."""
+    if request.param == "torch":
+        monkeypatch.setattr(head_module, "folds", lambda hidden: False)
+    else:
+        assert folds(torch.zeros(1)), "no C compiler"
+    return str(request.param)
 
 
 @dataclass(frozen=True)
@@ -279,6 +290,42 @@ def test_samples_are_fair(temperature: float, filters: Filters | None) -> None:
     freedom = len(p) - 1
     statistic = ((counts - count * p) ** 2 / (count * p)).sum()
     assert abs(statistic - freedom) / math.sqrt(2 * freedom) < 5
+
+
+def test_slices_without_mass_need_no_second_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where every position is sure of a token of the first slice, the others add nothing to the soft embedding."""
+    generator = torch.Generator().manual_seed(0)
+    weight, hidden = torch.randn(100, 8, generator=generator), torch.zeros(2, 3, 8)
+    weight[:, 0] = torch.where(torch.arange(100) < 10, 1.0, -1.0)
+    hidden[..., 0] = 40.0
+    products = []
+    own = head_module.linear
+    monkeypatch.setattr(
+        head_module, "linear", lambda x, w: (products.append(w.shape), own(x, w))[1]
+    )
+    sure = VocabularyHead(weight, 30.0, 10).predict(hidden, 0.7, Uniforms(torch.rand(2, 3)))
+    assert products == [(10, 8), (8, 10)] + 9 * [(10, 8)]
+    shares = (weight.double() @ hidden[0, 0].double()).div(30).tanh().mul(30 / 0.7).softmax(0)
+    close(sure.soft_embedding[0, 0], shares @ weight.double() * 8**0.5, 1e-6)
+    del products[:]
+    VocabularyHead(weight, 30.0, 10).predict(0 * hidden, 0.7, Uniforms(torch.rand(2, 3)))
+    assert len(products) == 20
+
+
+def test_what_is_reported_changes_nothing() -> None:
+    """Bit for bit: to watch a run is not to change it."""
+    generator = torch.Generator().manual_seed(0)
+    weight, hidden = (
+        torch.randn(1000, 8, generator=generator),
+        torch.randn(2, 9, 8, generator=generator),
+    )
+    uniforms = Uniforms(torch.rand(2, 9, generator=generator))
+    for slice_size in (100, 1000):
+        head = VocabularyHead(weight, 30.0, slice_size)
+        plain, watched = head.predict(hidden, 0.7, uniforms), head.predict(hidden, 0.7, uniforms, top_k=5)  # fmt: skip
+        for name in ("sample", "argmax", "entropy", "sample_probability", "soft_embedding"):
+            assert torch.equal(getattr(plain, name), getattr(watched, name))
+        assert torch.equal(watched.top_ids[..., 0], watched.argmax)
 
 
 def test_samples_do_not_depend_on_slices_and_neighbours() -> None:

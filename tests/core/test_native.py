@@ -209,6 +209,22 @@ def test_the_head(scale: float, greedy: bool, soft: bool) -> None:
             torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5)
 
 
+def test_what_is_reported_changes_nothing() -> None:
+    """Bit for bit: to watch a run is not to change it."""
+    model = small()
+    hidden = torch.randn(2, 37, 64, generator=torch.Generator().manual_seed(0))
+    draws = CounterDraws().step([RowKey(3, 1), RowKey(4, 0)], [2, 5], 37)
+    temperatures = torch.tensor([0.4, 1.7])
+    with torch.inference_mode():
+        plain = model.head.predict(hidden, temperatures, draws)
+        watched = model.head.predict(hidden, temperatures, draws, top_k=7)
+    for name in FIELDS:
+        assert torch.equal(getattr(plain, name), getattr(watched, name)), name
+    top = (model.logits(hidden) / temperatures.view(2, 1, 1)).topk(7)
+    torch.testing.assert_close(watched.top_logits, top.values, rtol=1e-5, atol=1e-5)
+    assert torch.equal(watched.top_ids[..., 0], watched.argmax)
+
+
 def test_samples_follow_the_distribution() -> None:
     """A sweep of uniform numbers gives each token as often as it is probable, and none of probability 0."""
     model = small()

@@ -1,0 +1,221 @@
+"""Softmax statistics of rows whose logits come in slices (the online softmax, arXiv 1805.02867).
+
+Two ways to the same numbers: plain torch, which makes about ten passes over a slice, and fold.c, which goes over it
+once. The latter serves float32 and bfloat16 on a CPU that has a C compiler.
+
+Axes: N rows, S tokens of a slice, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, byref, c_float, c_int64, c_void_p
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dgemma_core.compiled import library
+
+GROUP = 64
+"""Neighbouring tokens of which sums are kept, to sample from."""
+
+
+def squashed_(logits: Tensor, cap: float) -> Tensor:
+    """σ(2 · logits / cap), float32, in place."""
+    return logits.mul_(2 / cap).sigmoid_()
+
+
+def row_max(z: Tensor) -> tuple[Tensor, Tensor]:
+    """The maximum of each row of z (N, S) and its place, (N, 1) both; of equals, the lowest place.
+
+    First by groups, then inside the best one: a CPU finds a maximum five times as fast as a place.
+    """
+    rows, size = z.shape
+    if size % GROUP or size < GROUP**2:
+        return z.max(dim=1, keepdim=True)
+    groups = z.view(rows, -1, GROUP)
+    peak, group = groups.amax(dim=-1).max(dim=1, keepdim=True)  # (N, 1)
+    best = groups.gather(1, group.unsqueeze(-1).expand(-1, -1, GROUP)).squeeze(1)  # (N, GROUP)
+    return peak, group * GROUP + best.argmax(dim=1, keepdim=True)
+
+
+def row_top(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest numbers of each row of z (N, S), largest first, and their places, (N, k) both.
+
+    The k groups of the largest maxima hold them all: only these are looked at one by one.
+    """
+    rows, size = z.shape
+    if size % GROUP or k >= size // GROUP:
+        return z.topk(k, dim=1)
+    groups = z.view(rows, -1, GROUP)
+    best = groups.amax(dim=-1).topk(k, dim=1).indices  # (N, k)
+    few = groups.gather(1, best.unsqueeze(-1).expand(-1, -1, GROUP)).flatten(1)  # (N, k · GROUP)
+    values, place = few.topk(k, dim=1)
+    return values, best.gather(1, place // GROUP) * GROUP + place % GROUP
+
+
+class Running:
+    """What the slices so far say of N rows.
+
+    A slice comes as logits before the soft cap. σ(2 · logit / cap) stands for a logit that is capped and divided by a
+    temperature, (2σ − 1) · cap / T: the maximum is the same one, and differences need one factor only.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        cap: float,
+        temperatures: Tensor | float,
+        device: torch.device,
+        sampled: bool,
+        top_k: int = 0,
+    ) -> None:
+        """temperatures: (N, 1), or one for all rows. sampled: keep what samples are found from. top_k: keep so many of
+        the most probable tokens."""
+        self.cap, self.sampled, self.top_k = cap, sampled, top_k
+        self.top: tuple[Tensor, Tensor] | None = (
+            None  # sigmoids and tokens, (N, k), the largest first
+        )
+        self.half = cap / temperatures  # what a sigmoid of 1 stands for
+        self.scale = 2 * self.half
+        self.peak = torch.full((rows, 1), -1.0, device=device)  # below every sigmoid
+        self.mass = torch.zeros(rows, 1, device=device)
+        # Σ exp(z − peak) · (z − peak): small where the entropy is
+        self.weighted = torch.zeros(rows, 1, device=device)
+        self.argmax = torch.zeros(rows, 1, dtype=torch.long, device=device)
+        self.slice_logmass: list[Tensor] = []
+        # Of each slice, sums of every GROUP neighbours, as shares of it.
+        self.groups: list[Tensor] = []
+
+    def add(self, products: Tensor, start: int, keep: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """Takes the logits (N, S), before the soft cap, of tokens from `start` on, and overwrites them.
+
+        Returns the slice's softmax (N, S), float32 or in the logits' dtype (anything if not `keep`), its mass (N, 1),
+        the sum of the exponentials, and the factor (N, 1) by which sums from before it must shrink.
+        """
+        sigmoids = squashed_(products.float(), self.cap)
+        self._take_top(sigmoids, start)
+        peak, place = row_max(sigmoids)
+        self.argmax = torch.where(peak > self.peak, place + start, self.argmax)
+        raised = torch.maximum(self.peak, peak)
+        rise = (raised - self.peak) * self.scale
+        shrink = (-rise).exp()
+        z = sigmoids.sub_(raised).mul_(self.scale)  # logits less their maximum
+        weights = z.softmax(dim=1)
+        mass = z.gather(1, place).exp_().div_(weights.gather(1, place))
+        if self.sampled:
+            padding = -weights.shape[1] % GROUP
+            padded = F.pad(weights, (0, padding)) if padding else weights
+            self.groups.append(padded.unflatten(1, (-1, GROUP)).sum(dim=2))
+            self.slice_logmass.append(mass.log().add_(raised * self.scale))
+        expected = torch.linalg.vecdot(weights, z).unsqueeze(1)
+        self.weighted = (self.weighted - rise * self.mass) * shrink + mass * expected
+        self.mass = self.mass * shrink + mass
+        self.peak = raised
+        return weights, mass, shrink
+
+    def _take_top(self, sigmoids: Tensor, start: int) -> None:
+        """The k best of what was seen before and this slice (N, S)."""
+        if not self.top_k:
+            return
+        values, index = row_top(sigmoids, min(self.top_k, sigmoids.shape[1]))
+        index = index + start
+        if self.top is not None:
+            seen, before = self.top
+            both, indices = torch.cat((seen, values), dim=1), torch.cat((before, index), dim=1)
+            values, order = both.topk(min(self.top_k, both.shape[1]), dim=1)
+            index = indices.gather(1, order)
+        self.top = values, index
+
+    def logits(self, sigmoids: Tensor) -> Tensor:
+        """(N, …) → logits."""
+        return sigmoids * self.scale - self.half
+
+    def logsumexp(self) -> Tensor:
+        """(N, 1)"""
+        return self.mass.log() + self.logits(self.peak)
+
+    def fields(self) -> dict[str, Tensor]:
+        """What a `Prediction` has of them, (N,) each, and the top tokens (N, k)."""
+        found = {
+            "argmax": self.argmax,
+            "argmax_probability": self.mass.reciprocal(),
+            "entropy": (self.mass.log() - self.weighted / self.mass).clamp_min_(0),
+            "logsumexp": self.logsumexp(),
+        }
+        found = {name: value.squeeze(1) for name, value in found.items()}
+        if self.top is not None:
+            found["top_logits"], found["top_ids"] = self.logits(self.top[0]), self.top[1]
+        return found
+
+
+class _Sums(ctypes.Structure):
+    _fields_ = [(name, c_void_p) for name in ("peak", "mass", "weighted", "argmax", "scale")]
+
+
+@cache
+def _fold() -> ctypes.CDLL | None:
+    """fold.c, or None where it cannot be compiled."""
+    found = library("fold")
+    if found is not None:
+        found.fold.argtypes = [
+            c_int64, c_int64, c_int64, c_void_p, c_int64, c_int64, c_float, POINTER(_Sums), c_void_p, c_void_p,
+            c_void_p, c_void_p, c_void_p, c_int64, c_void_p,
+        ]  # fmt: skip
+        found.fold.restype = None
+    return found
+
+
+def folds(hidden: Tensor) -> bool:
+    """Whether `Folded` serves the logits of these hidden states."""
+    return (
+        hidden.device.type == "cpu"
+        and hidden.dtype in (torch.float32, torch.bfloat16)
+        and _fold() is not None
+    )
+
+
+class Folded(Running):
+    """The same by fold.c."""
+
+    def __init__(
+        self,
+        rows: int,
+        cap: float,
+        temperatures: Tensor | float,
+        device: torch.device,
+        sampled: bool,
+        top_k: int = 0,
+    ) -> None:
+        super().__init__(rows, cap, temperatures, device, sampled, top_k)
+        self.scales = torch.as_tensor(self.scale, dtype=torch.float32).expand(rows, 1).contiguous()
+        self.sums = _Sums(
+            *(
+                numbers.data_ptr()
+                for numbers in (self.peak, self.mass, self.weighted, self.argmax, self.scales)
+            )
+        )
+
+    def add(self, products: Tensor, start: int, keep: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        products = products.contiguous()
+        rows, size = products.shape
+        groups = torch.empty(rows, -(-size // GROUP)) if self.sampled else None
+        mass, shrink, logmass = torch.empty(3, rows, 1).unbind()
+        sigmoids = torch.empty(rows, size) if self.top_k else None
+        threads = min(torch.get_num_threads(), rows)
+        scratch = torch.empty(threads * -(-size // GROUP) * GROUP)
+        functions = _fold()
+        assert functions is not None
+        functions.fold(
+            rows, size, start, products.data_ptr(), products.dtype == torch.bfloat16, keep, self.cap,
+            byref(self.sums), mass.data_ptr(), shrink.data_ptr(), None if groups is None else groups.data_ptr(),
+            logmass.data_ptr(), None if sigmoids is None else sigmoids.data_ptr(), threads, scratch.data_ptr(),
+        )  # fmt: skip
+        if sigmoids is not None:
+            self._take_top(sigmoids, start)
+        if groups is not None:
+            self.groups.append(groups)
+            self.slice_logmass.append(logmass)
+        return products, mass, shrink
