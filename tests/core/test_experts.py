@@ -53,10 +53,8 @@ def test_all_ways_agree(
 def test_the_ways_do_run(experts: Experts, monkeypatch: pytest.MonkeyPatch) -> None:
     """Few multiplications: all experts at once. Many: expert by expert."""
     ran = []
-    expert = Experts.expert
-    monkeypatch.setattr(
-        Experts, "expert", lambda self, e, rows: ran.append(e) or expert(self, e, rows)
-    )
+    down = Experts.down
+    monkeypatch.setattr(Experts, "down", lambda self, e, rows: ran.append(e) or down(self, e, rows))
     x, chosen = torch.randn(3, 16), torch.tensor([[0, 1], [0, 2], [0, 1]])
     experts(x, torch.ones(3, 2), chosen)
     assert ran == []
