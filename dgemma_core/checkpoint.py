@@ -32,6 +32,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dgemma_core import native
 from dgemma_core.config import GEMMA_4, JSON, GenerationDefaults, ModelConfig
 from dgemma_core.errors import CheckpointError, DeviceError, RequestError
 from dgemma_core.model import DiffusionGemma
@@ -82,14 +83,17 @@ def load(
     """Loads "nano", a folder, or a checkpoint of the Hugging Face hub ("owner/name").
 
     Hub files are taken from its cache, or downloaded; for `dtype`, `device`, `quantize` and errors
-    see `load_model`.
+    see `load_model`. On a CPU "auto" takes a small model as float32, however it is stored: that is
+    quicker there (`native`), and a text stays the same, bit for bit, whatever its batch.
     """
     from dgemma_core.text import load_tokenizer
 
-    resolve_device(device)  # before a download
+    target = resolve_device(device)  # before a download
     if quantize is not None:
         scheme(quantize)
     folder = find_folder(name_or_path)
+    if dtype == "auto" and target.type == "cpu" and quantize is None:
+        dtype = "float32" if native.fits(read_config(folder)[0]) else dtype
     model = load_model(folder, dtype=dtype, device=device, quantize=quantize)
     name = os.fspath(name_or_path)
     return Loaded(model, load_tokenizer(folder), read_config(folder)[1], name)

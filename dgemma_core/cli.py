@@ -151,7 +151,9 @@ Stop = Annotated[
     list[str] | None,
     typer.Option(metavar="TEXT", help="End the text where this would begin. May be repeated."),
 ]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16, …; auto: as stored.")]
+Dtype = Annotated[
+    str, typer.Option(help="float32, bfloat16, …; auto: as stored (nano on a CPU: float32).")
+]
 Quantize = Annotated[
     str | None,
     typer.Option(metavar="SCHEME", help="int8 or int4: weights as whole numbers with scales."),

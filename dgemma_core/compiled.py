@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -17,7 +18,8 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC", "-shared")
+PROCESSOR = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
+FLAGS = ("-std=gnu11", "-O3", PROCESSOR, "-fno-math-errno", "-fopenmp", "-fPIC", "-shared")
 
 
 def cache_folder() -> Path:
@@ -27,15 +29,21 @@ def cache_folder() -> Path:
 
 @cache
 def library(name: str) -> ctypes.CDLL | None:
-    """The library of the C file `name`.c beside this one. None, with one warning, where it cannot be made."""
+    """The library of the C file `name`.c beside this one. None, with a warning, where it cannot be made."""
     try:
         return ctypes.CDLL(str(compile_library(Path(__file__).with_name(f"{name}.c"))))
     except (OSError, RuntimeError) as error:
-        warnings.warn(
-            f"small models run several times slower here: {name}.c could not be compiled ({error})",
-            stacklevel=2,
-        )
+        _warn(str(error))
         return None
+
+
+@cache
+def _warn(reason: str) -> None:
+    """Once for a reason."""
+    warnings.warn(
+        f"C files are not used, so that small models run several times slower: {reason}",
+        stacklevel=3,
+    )
 
 
 def compile_library(source: Path, flags: Sequence[str] = FLAGS) -> Path:
@@ -51,11 +59,19 @@ def compile_library(source: Path, flags: Sequence[str] = FLAGS) -> Path:
     with tempfile.TemporaryDirectory(dir=kept.parent) as aside:
         made = Path(aside) / kept.name
         command = [compiler, *flags, str(source), "-o", str(made), "-lm"]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        done = _run(command)
+        if done.returncode and "-fopenmp" in command:  # a compiler without it: one thread then
+            command.remove("-fopenmp")
+            again = _run(command)
+            done = done if again.returncode else again
         if done.returncode:
             raise RuntimeError(f"{compiler} failed: {done.stderr.strip() or done.returncode}")
         made.replace(kept)
     return kept
+
+
+def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, errors="replace")
 
 
 def _key(source: Path, compiler: str, flags: Sequence[str]) -> str:

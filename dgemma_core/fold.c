@@ -89,3 +89,47 @@ void fold(int64_t rows, int64_t size, int64_t start, void *products, int64_t nar
         }
     }
 }
+
+/* summed (N, D) = summed shrink + mean mass, mean (N, D) bfloat16 if `narrow`; D a multiple of LANES */
+void blend(int64_t rows, int64_t width, float *summed, const void *mean, int64_t narrow, const float *shrink,
+           const float *mass, int64_t threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long r = 0; r < rows; r++)
+        for (long i = r * width; i < (r + 1) * width; i += LANES) {
+            vec x = narrow ? widened((const uint16_t *)mean + i) : load((const float *)mean + i);
+            store(summed + i, load(summed + i) * shrink[r] + x * mass[r]);
+        }
+}
+
+/* Of each row the token at which the cumulative probability of its tokens first ... end - 1, at most GROUP of them, first
+ * exceeds `target` of their sum, and its logit: hidden (N, D), embedding (V, D), bfloat16 if `narrow`. */
+void among(int64_t rows, int64_t width, const void *hidden, const void *embedding, int64_t narrow, float cap,
+           const float *temperatures, const int64_t *first, const int64_t *end, const double *target, int64_t *token,
+           float *logit, int64_t threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long r = 0; r < rows; r++) {
+        long count = end[r] - first[r] < GROUP ? end[r] - first[r] : GROUP;
+        float z[GROUP] = {0}, peak = -INFINITY;
+        for (long j = 0; j < count; j++) {
+            long x = r * width, y = (first[r] + j) * width;
+            vec dot = all(0);
+            for (long i = 0; i < width; i += LANES)
+                dot += narrow ? widened((const uint16_t *)hidden + x + i) * widened((const uint16_t *)embedding + y + i)
+                              : load((const float *)hidden + x + i) * load((const float *)embedding + y + i);
+            z[j] = sum(dot);
+        }
+        for (long j = 0; j < GROUP; j += LANES) { /* rounded as the product of a whole slice is */
+            uint16_t half[LANES];
+            if (narrow) narrowed(half, load(z + j)), store(z + j, widened(half));
+            store(z + j, (2.0f * sigmoid(load(z + j) * (2.0f / cap)) - 1.0f) * cap / temperatures[r]);
+        }
+        for (long j = 0; j < count; j++) peak = z[j] > peak ? z[j] : peak;
+        double masses[GROUP], total = 0, reached = 0;
+        for (long j = 0; j < count; j++) total += masses[j] = exp((double)z[j] - peak);
+        long found = 0;
+        for (long j = 0; j < count && reached <= target[r] * total; reached += masses[j++])
+            if (masses[j] > 0) found = j;
+        token[r] = first[r] + found;
+        logit[r] = z[found];
+    }
+}

@@ -30,7 +30,7 @@ from dgemma_core.draws import inverse_cdf, upload
 from dgemma_core.errors import RequestError
 from dgemma_core.layers import rounded
 from dgemma_core.quantise import Matrix, dense, linear
-from dgemma_core.running import GROUP, Folded, Running, folds, row_max, row_top, squashed_
+from dgemma_core.running import GROUP, Folded, Running, among, folds, row_max, row_top, squashed_
 
 if TYPE_CHECKING:
     from dgemma_core.native import NativeModel
@@ -325,11 +325,14 @@ class VocabularyHead:
         )
         sampling = statistics(per_row, sampled=sampled) if apart else running
         summed = torch.zeros(rows, flat.shape[1], device=device) if soft else None
+        # Half-precision products are of one library, which can write where it is told to.
+        reused = folded and isinstance(self.weight, Tensor) and flat.dtype == torch.bfloat16
+        buffer = flat.new_empty(rows, min(size, self.vocab_size)) if reused else None
         for start, weight in self._slices(size):
             if soft:  # a second product follows: turned back once for both
                 weight = dense(weight, flat.dtype)
             # The product comes out in the weights' dtype; float32 starts after it (spec §3).
-            products = linear(flat, weight)
+            products = self._product(flat, weight, buffer)
             if apart:
                 sampling.add(products.clone(), start, keep=False)
             weights, mass, shrink = running.add(products, start, keep=soft or one_slice)
@@ -339,7 +342,7 @@ class VocabularyHead:
                     summed.mul_(shrink)
                     continue
                 mean = linear(weights.to(weight.dtype), weight.mT)
-                summed = summed.mul_(shrink).add_(mean * mass)
+                summed = running.blend(summed, mean, mass, shrink)
         fields = running.fields()
         if summed is not None:
             fields["soft_embedding"] = self._scaled((summed / running.mass).to(flat.dtype))
@@ -389,6 +392,13 @@ class VocabularyHead:
             fields["soft_embedding"] = found.soft_embedding
         return fields
 
+    def _product(self, flat: Tensor, weight: Matrix, buffer: Tensor | None) -> Tensor:
+        """The logits of a slice, in `buffer` where there is one of their shape."""
+        if buffer is None or len(weight) != buffer.shape[1]:
+            return linear(flat, weight)
+        assert isinstance(weight, Tensor)
+        return torch.mm(flat, weight.mT, out=buffer)
+
     def _inverse_cdf(
         self, flat: Tensor, temperatures: Tensor, running: Running, uniform: Tensor, size: int
     ) -> tuple[Tensor, Tensor]:
@@ -409,6 +419,11 @@ class VocabularyHead:
         first = slot * size + group * GROUP
         end = (slot * size + size).clamp_max(self.vocab_size)
         logsumexp = running.logsumexp()
+        if isinstance(self.weight, Tensor):
+            quick = among(flat, self.weight, self.soft_cap, temperatures, first, end, inside)
+            if quick is not None:
+                token, logit = quick
+                return token.squeeze(1), (logit - logsumexp).exp_().squeeze(1)
         found = []
         # No more numbers at a time than a slice has.
         rows = max(1, len(flat) * size // (GROUP * flat.shape[1]))

@@ -41,11 +41,9 @@ INLINE float sum(vec x) { /* halves onto each other */
     return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
-/* e to the x, within 2 units of the last place; 0 below -87, and nan stays nan */
+/* e to the x for x up to 88, within 2 units of the last place; 0 below -87, and nan stays nan */
 INLINE vec exponential(vec x) {
     whole counts = ~(x < all(-87.0f));
-    x = pick(x > all(88.0f), all(88.0f), x);
-    x = pick(counts, x, all(-87.0f));
     vec n = (x * 1.44269504f + 12582912.0f) - 12582912.0f; /* to the nearest whole number */
     vec r = x - n * 0.693145752f - n * 1.42860677e-6f;
     vec y = all(1.0f / 5040);
@@ -60,6 +58,11 @@ INLINE vec exponential(vec x) {
     return (vec)((whole)(y * (vec)power) & counts);
 }
 
+/* 1 / (1 + e to the -x) */
+INLINE vec sigmoid(vec x) {
+    return 1.0f / (1.0f + exponential(-pick(x < all(-88.0f), all(-88.0f), x)));
+}
+
 /* Turns a row of n logits, a multiple of LANES, into sigma(2 logit / cap), which stands for the capped logit
  * (2 sigma - 1) cap. Returns the largest, and its first place in *argmax. */
 static inline float squash(float *row, long n, float cap, int64_t *argmax) {
@@ -67,7 +70,7 @@ static inline float squash(float *row, long n, float cap, int64_t *argmax) {
     whole places = {0}, here;
     for (int i = 0; i < LANES; i++) here[i] = i;
     for (long v = 0; v < n; v += LANES, here += LANES) {
-        vec s = 1.0f / (1.0f + exponential(load(row + v) * (-2.0f / cap)));
+        vec s = sigmoid(load(row + v) * (2.0f / cap));
         store(row + v, s);
         whole risen = s > best;
         best = pick(risen, s, best);

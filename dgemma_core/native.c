@@ -52,8 +52,7 @@ typedef struct { /* what is watched, a layer after the other; null where nothing
 
 /* the tanh form of GELU: x times the sigmoid of 2 sqrt(2/pi) (x + 0.044715 x^3) */
 INLINE vec gelu(vec x) {
-    vec doubled = x * (1.59576912f + 0.0713548163f * x * x);
-    return x / (1.0f + exponential(-doubled));
+    return x * sigmoid(x * (1.59576912f + 0.0713548163f * x * x));
 }
 
 /* ---- products ---- */

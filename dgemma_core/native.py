@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from dgemma_core.borrowed import Borrowed
 from dgemma_core.cache import Buffer, RowCache
 from dgemma_core.compiled import library
+from dgemma_core.config import ModelConfig
 from dgemma_core.errors import RequestError
 from dgemma_core.experts import Routing
 from dgemma_core.layers import Layer, rounded
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from dgemma_core.model import DiffusionGemma, Watch
 
 SMALL = 2**20
-"""Numbers of a layer up to which it is copied."""
+"""Numbers of a layer, about, up to which it is copied."""
 VOCABULARY = 2**13
 """Tokens up to which a head is."""
 UNIT = 32
@@ -113,13 +114,16 @@ def _with_signatures(found: ctypes.CDLL) -> ctypes.CDLL:
     return found
 
 
-def serves(model: DiffusionGemma) -> bool:
-    """Whether the model is small, plain float32 numbers on a CPU, of widths that fit; and native.c can be compiled."""
-    text = model.config.text
+def fits(config: ModelConfig) -> bool:
+    """Whether a model is small, and of widths that go into panels."""
+    text = config.text
     widths = [text.hidden_size, text.intermediate_size, text.moe_intermediate_size]
     widths += [layer.head_dim for layer in text.layers]
-    fits = (
-        all(width % UNIT == 0 for width in widths)
+    of_attention = 2 * max(layer.head_dim for layer in text.layers) * text.num_attention_heads
+    of_mlps = 3 * (text.intermediate_size + text.num_experts * text.moe_intermediate_size)
+    return (
+        text.hidden_size * (of_attention + of_mlps) <= SMALL
+        and all(width % UNIT == 0 for width in widths)
         and text.vocab_size % (2 * UNIT) == 0
         and text.vocab_size <= VOCABULARY
         and all(
@@ -128,13 +132,16 @@ def serves(model: DiffusionGemma) -> bool:
             for layer in text.layers
         )
     )
-    if not fits or any(isinstance(part, Holder) for part in model.modules()):
-        return False
-    plain = all(_plain(weight) for weight in model.parameters())
-    small = all(
-        sum(weight.numel() for weight in layer.parameters()) <= SMALL for layer in model.layers
+
+
+def serves(model: DiffusionGemma) -> bool:
+    """Whether the model fits, is plain float32 numbers on a CPU, and native.c can be compiled."""
+    return (
+        fits(model.config)
+        and not any(isinstance(part, Holder) for part in model.modules())
+        and all(map(_plain, model.parameters()))
+        and _functions() is not None
     )
-    return plain and small and _functions() is not None
 
 
 def _plain(weight: Tensor) -> bool:

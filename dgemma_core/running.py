@@ -20,6 +20,8 @@ from dgemma_core.compiled import library
 
 GROUP = 64
 """Neighbouring tokens of which sums are kept, to sample from."""
+LANES = 16
+"""Numbers of a row that fold.c may take at once."""
 
 
 def squashed_(logits: Tensor, cap: float) -> Tensor:
@@ -116,6 +118,10 @@ class Running:
         self.peak = raised
         return weights, mass, shrink
 
+    def blend(self, summed: Tensor, mean: Tensor, mass: Tensor, shrink: Tensor) -> Tensor:
+        """summed (N, D) float32, overwritten, times `shrink`, plus the slice's mean (N, D) times its mass."""
+        return summed.mul_(shrink).add_(mean * mass)
+
     def _take_top(self, sigmoids: Tensor, start: int) -> None:
         """The k best of what was seen before and this slice (N, S)."""
         if not self.top_k:
@@ -165,6 +171,15 @@ def _fold() -> ctypes.CDLL | None:
             c_void_p, c_void_p, c_void_p, c_int64, c_void_p,
         ]  # fmt: skip
         found.fold.restype = None
+        found.blend.argtypes = [
+            c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int64,
+        ]  # fmt: skip
+        found.blend.restype = None
+        found.among.argtypes = [
+            c_int64, c_int64, c_void_p, c_void_p, c_int64, c_float, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p,
+            c_void_p, c_int64,
+        ]  # fmt: skip
+        found.among.restype = None
     return found
 
 
@@ -219,3 +234,37 @@ class Folded(Running):
             self.groups.append(groups)
             self.slice_logmass.append(logmass)
         return products, mass, shrink
+
+    def blend(self, summed: Tensor, mean: Tensor, mass: Tensor, shrink: Tensor) -> Tensor:
+        rows, width = mean.shape
+        if width % LANES:
+            return super().blend(summed, mean, mass, shrink)
+        functions, mean = _fold(), mean.contiguous()
+        assert functions is not None
+        functions.blend(
+            rows, width, summed.data_ptr(), mean.data_ptr(), mean.dtype == torch.bfloat16, shrink.data_ptr(),
+            mass.data_ptr(), min(torch.get_num_threads(), rows),
+        )  # fmt: skip
+        return summed
+
+
+def among(
+    hidden: Tensor, weight: Tensor, cap: float, temperatures: Tensor, first: Tensor, end: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor] | None:  # fmt: skip
+    """Where, among the GROUP tokens from `first` on and before `end`, the cumulative probability first exceeds `target`
+    of their sum. hidden (N, D), weight (V, D), all others (N, 1) → tokens and logits (N, 1); None where fold.c does not
+    serve."""
+    rows, width = hidden.shape
+    if not folds(hidden) or width % LANES or not weight.is_contiguous():
+        return None
+    functions = _fold()
+    assert functions is not None
+    hidden, temperatures = hidden.contiguous(), temperatures.float().contiguous()
+    first, end, target = first.contiguous(), end.contiguous(), target.double().contiguous()
+    token, logit = torch.empty_like(first), torch.empty(rows, 1)
+    functions.among(
+        rows, width, hidden.data_ptr(), weight.data_ptr(), hidden.dtype == torch.bfloat16, cap,
+        temperatures.data_ptr(), first.data_ptr(), end.data_ptr(), target.data_ptr(), token.data_ptr(),
+        logit.data_ptr(), min(torch.get_num_threads(), rows),
+    )  # fmt: skip
+    return token, logit

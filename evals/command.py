@@ -191,7 +191,9 @@ def compare(
     chat: Annotated[
         bool, typer.Option(help="Wrap prompts in each model's own chat template.")
     ] = True,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, …; auto: as stored.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, …; auto: as stored (nano on a CPU: float32).")
+    ] = "auto",
     quantize: Quantize = None,
     baseline_quantize: Annotated[
         str | None,

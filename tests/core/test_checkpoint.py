@@ -28,6 +28,7 @@ from transformers import (
 from dgemma_core import checkpoint
 from dgemma_core.checkpoint import (
     available_memory,
+    describe,
     find_folder,
     load,
     load_model,
@@ -180,6 +181,17 @@ def test_a_dtype_that_is_asked_for(dtype: str | torch.dtype, tmp_path: Path) -> 
     expected = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     assert {parameter.dtype for parameter in model.parameters()} == {expected}
     assert same(model, random_model().to(expected))
+
+
+def test_a_small_model_is_taken_as_float32_on_a_cpu(tmp_path: Path) -> None:
+    """Unless somebody says otherwise; one that native.c does not serve stays as it is stored."""
+    assert list(describe("nano").stored) == ["bfloat16"]
+    assert load("nano", device="cpu").model.dtype == torch.float32
+    assert load("nano", device="cpu", dtype="bfloat16").model.dtype == torch.bfloat16
+    assert load("nano", device="cpu", quantize="int4").model.dtype == torch.bfloat16
+    assert load_model(find_folder("nano"), device="cpu").dtype == torch.bfloat16
+    folder = write(tmp_path, random_model().to(torch.bfloat16))
+    assert load(folder, device="cpu").model.dtype == torch.bfloat16
 
 
 def test_the_dtype_is_that_of_most_weights_where_a_few_are_stored_otherwise(tmp_path: Path) -> None:

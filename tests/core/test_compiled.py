@@ -45,6 +45,15 @@ def test_errors_are_the_compilers(source: Path) -> None:
     assert not list(compiled.cache_folder().iterdir())
 
 
+def test_a_compiler_without_openmp(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As macOS brings it: one thread is better than none."""
+    lacking = source.with_name("cc")
+    lacking.write_text('#!/bin/sh\ncase "$*" in *-fopenmp*) exit 1;; esac\nexec gcc "$@"\n')
+    lacking.chmod(0o755)
+    monkeypatch.setenv("CC", str(lacking))
+    assert ctypes.CDLL(str(compiled.compile_library(source))).answer() == 42
+
+
 def test_no_compiler(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(RuntimeError, match="no C compiler found: install gcc"):
@@ -57,7 +66,8 @@ def test_without_a_library_one_warning_and_the_same_text(tmp_path: Path) -> None
         "import warnings, torch; warnings.simplefilter('error', RuntimeWarning);"
         "from dgemma_core.checkpoint import load_model; from dgemma_core.recipes import NANO;"
         "model = load_model(NANO, dtype='float32', device='cpu');"
-        "model.encode([[1, 2, 3]]); model.encode([[1, 2, 3]]); assert model._native is None; print('done')"
+        "hidden = [model.encode([[1, 2, 3]]).hidden for _ in range(2)]; model.head.predict(hidden[0], 0.0);"
+        "assert model._native is None; print('done')"
     )
     environment = {"PATH": "", "XDG_CACHE_HOME": str(tmp_path)}
     done = subprocess.run(
