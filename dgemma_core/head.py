@@ -335,14 +335,14 @@ class VocabularyHead:
             products = self._product(flat, weight, buffer)
             if apart:
                 sampling.add(products.clone(), start, keep=False)
-            weights, mass, shrink = running.add(products, start, keep=soft or one_slice)
+            added = running.add(products, start, keep=soft or one_slice)
             if summed is not None:
                 assert isinstance(weight, Tensor)
-                if not flat.is_cuda and bool((mass <= NEGLIGIBLE * running.mass).all()):
-                    summed.mul_(shrink)
+                if not flat.is_cuda and bool((added.mass <= NEGLIGIBLE * running.mass).all()):
+                    summed.mul_(added.shrink)
                     continue
-                mean = linear(weights.to(weight.dtype), weight.mT)
-                summed = running.blend(summed, mean, mass, shrink)
+                mean = linear(added.weights.to(weight.dtype), weight.mT)
+                summed = running.blend(summed, mean, added)
         fields = running.fields()
         if summed is not None:
             fields["soft_embedding"] = self._scaled((summed / running.mass).to(flat.dtype))
@@ -355,7 +355,7 @@ class VocabularyHead:
             assert draws.uniform is not None
             uniform = draws.uniform.reshape(-1).to(device)
             drawn_fields = (
-                _sampled(weights, uniform)
+                _sampled(added.weights, uniform)
                 if one_slice
                 else self._inverse_cdf(flat, temperatures, sampling, uniform, size)
             )

@@ -63,14 +63,32 @@ INLINE vec sigmoid(vec x) {
     return 1.0f / (1.0f + exponential(-pick(x < all(-88.0f), all(-88.0f), x)));
 }
 
-/* Turns a row of n logits, a multiple of LANES, into sigma(2 logit / cap), which stands for the capped logit
- * (2 sigma - 1) cap. Returns the largest, and its first place in *argmax. */
-static inline float squash(float *row, long n, float cap, int64_t *argmax) {
+typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+
+/* bfloat16 is the upper half of a float32 */
+INLINE vec widened(const uint16_t *from) {
+    return (vec)(__builtin_convertvector(*(const halves *)from, whole) << 16);
+}
+
+INLINE void narrowed(uint16_t *to, vec x) { /* to the nearest, ties to even */
+    whole bits = (whole)x;
+    *(halves *)to = __builtin_convertvector(((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) & 0xffff, halves);
+}
+
+/* numbers from `place` on, of float32 or, if `narrow`, bfloat16 ones */
+INLINE vec load_either(const void *from, long place, int narrow) {
+    return narrow ? widened((const uint16_t *)from + place) : load((const float *)from + place);
+}
+
+/* Logits (n, a multiple of LANES; bfloat16 if `narrow`) -> row: sigma(2 logit / cap), which stands for the capped logit
+ * (2 sigma - 1) cap. From `end` on, another multiple, logits are read from the row itself. Returns the largest, and its
+ * first place in *argmax. */
+INLINE float squash(const void *logits, int narrow, long end, long n, float *row, float cap, int64_t *argmax) {
     vec best = all(-INFINITY);
     whole places = {0}, here;
     for (int i = 0; i < LANES; i++) here[i] = i;
     for (long v = 0; v < n; v += LANES, here += LANES) {
-        vec s = sigmoid(load(row + v) * (2.0f / cap));
+        vec s = sigmoid((v < end ? load_either(logits, v, narrow) : load(row + v)) * (2.0f / cap));
         store(row + v, s);
         whole risen = s > best;
         best = pick(risen, s, best);

@@ -466,7 +466,7 @@ void predict(int64_t tokens, int64_t width, int64_t vocabulary, const float *hid
         for (long t = 0; t < n; t++) {
             float *row = z + t * vocabulary, half = cap / temperatures[from + t];
             int64_t argmax;
-            float peak = squash(row, vocabulary, cap, &argmax);
+            float peak = squash(row, 0, vocabulary, vocabulary, row, cap, &argmax);
             if (found->sigmas) memcpy(found->sigmas + (from + t) * vocabulary, row, vocabulary * sizeof(float));
             vec mass = all(0), weighted = all(0);
             for (long v = 0; v < vocabulary; v += LANES) {

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 from ctypes import POINTER, byref, c_float, c_int64, c_void_p
 from functools import cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +59,19 @@ def row_top(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, best.gather(1, place // GROUP) * GROUP + place % GROUP
 
 
+class Slice(NamedTuple):
+    """What a slice adds, all (N, …)."""
+
+    weights: Tensor
+    """(N, S) its exponentials, by any scale of a row; float32 or in the logits' dtype."""
+    factor: Tensor
+    """(N, 1) what makes them relative to the largest logit so far."""
+    mass: Tensor
+    """(N, 1) their sum, relative to that."""
+    shrink: Tensor
+    """(N, 1) by what sums from before must shrink."""
+
+
 class Running:
     """What the slices so far say of N rows.
 
@@ -88,15 +102,12 @@ class Running:
         self.weighted = torch.zeros(rows, 1, device=device)
         self.argmax = torch.zeros(rows, 1, dtype=torch.long, device=device)
         self.slice_logmass: list[Tensor] = []
-        # Of each slice, sums of every GROUP neighbours, as shares of it.
+        # Of each slice, sums of every GROUP neighbours, by any scale of a row.
         self.groups: list[Tensor] = []
 
-    def add(self, products: Tensor, start: int, keep: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-        """Takes the logits (N, S), before the soft cap, of tokens from `start` on, and overwrites them.
-
-        Returns the slice's softmax (N, S), float32 or in the logits' dtype (anything if not `keep`), its mass (N, 1),
-        the sum of the exponentials, and the factor (N, 1) by which sums from before it must shrink.
-        """
+    def add(self, products: Tensor, start: int, keep: bool = True) -> Slice:
+        """Takes the logits (N, S), before the soft cap, of tokens from `start` on, and overwrites them. Without `keep`
+        nobody may use the slice's weights."""
         sigmoids = squashed_(products.float(), self.cap)
         self._take_top(sigmoids, start)
         peak, place = row_max(sigmoids)
@@ -116,11 +127,12 @@ class Running:
         self.weighted = (self.weighted - rise * self.mass) * shrink + mass * expected
         self.mass = self.mass * shrink + mass
         self.peak = raised
-        return weights, mass, shrink
+        return Slice(weights, mass, mass, shrink)
 
-    def blend(self, summed: Tensor, mean: Tensor, mass: Tensor, shrink: Tensor) -> Tensor:
-        """summed (N, D) float32, overwritten, times `shrink`, plus the slice's mean (N, D) times its mass."""
-        return summed.mul_(shrink).add_(mean * mass)
+    def blend(self, summed: Tensor, mean: Tensor, added: Slice) -> Tensor:
+        """summed (N, D) float32, overwritten: what was in it, shrunk, plus `mean` (N, D), the slice's weights times
+        something."""
+        return summed.mul_(added.shrink).add_(mean * added.factor)
 
     def _take_top(self, sigmoids: Tensor, start: int) -> None:
         """The k best of what was seen before and this slice (N, S)."""
@@ -168,7 +180,7 @@ def _fold() -> ctypes.CDLL | None:
     if found is not None:
         found.fold.argtypes = [
             c_int64, c_int64, c_int64, c_void_p, c_int64, c_int64, c_float, POINTER(_Sums), c_void_p, c_void_p,
-            c_void_p, c_void_p, c_void_p, c_int64, c_void_p,
+            c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_void_p,
         ]  # fmt: skip
         found.fold.restype = None
         found.blend.argtypes = [
@@ -213,11 +225,11 @@ class Folded(Running):
             )
         )
 
-    def add(self, products: Tensor, start: int, keep: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    def add(self, products: Tensor, start: int, keep: bool = True) -> Slice:
         products = products.contiguous()
         rows, size = products.shape
         groups = torch.empty(rows, -(-size // GROUP)) if self.sampled else None
-        mass, shrink, logmass = torch.empty(3, rows, 1).unbind()
+        mass, factor, shrink, logmass = torch.empty(4, rows, 1).unbind()
         sigmoids = torch.empty(rows, size) if self.top_k else None
         threads = min(torch.get_num_threads(), rows)
         scratch = torch.empty(threads * -(-size // GROUP) * GROUP)
@@ -225,25 +237,26 @@ class Folded(Running):
         assert functions is not None
         functions.fold(
             rows, size, start, products.data_ptr(), products.dtype == torch.bfloat16, keep, self.cap,
-            byref(self.sums), mass.data_ptr(), shrink.data_ptr(), None if groups is None else groups.data_ptr(),
-            logmass.data_ptr(), None if sigmoids is None else sigmoids.data_ptr(), threads, scratch.data_ptr(),
+            byref(self.sums), mass.data_ptr(), factor.data_ptr(), shrink.data_ptr(),
+            None if groups is None else groups.data_ptr(), logmass.data_ptr(),
+            None if sigmoids is None else sigmoids.data_ptr(), threads, scratch.data_ptr(),
         )  # fmt: skip
         if sigmoids is not None:
             self._take_top(sigmoids, start)
         if groups is not None:
             self.groups.append(groups)
             self.slice_logmass.append(logmass)
-        return products, mass, shrink
+        return Slice(products, factor, mass, shrink)
 
-    def blend(self, summed: Tensor, mean: Tensor, mass: Tensor, shrink: Tensor) -> Tensor:
+    def blend(self, summed: Tensor, mean: Tensor, added: Slice) -> Tensor:
         rows, width = mean.shape
         if width % LANES:
-            return super().blend(summed, mean, mass, shrink)
+            return super().blend(summed, mean, added)
         functions, mean = _fold(), mean.contiguous()
         assert functions is not None
         functions.blend(
-            rows, width, summed.data_ptr(), mean.data_ptr(), mean.dtype == torch.bfloat16, shrink.data_ptr(),
-            mass.data_ptr(), min(torch.get_num_threads(), rows),
+            rows, width, summed.data_ptr(), mean.data_ptr(), mean.dtype == torch.bfloat16, added.shrink.data_ptr(),
+            added.factor.data_ptr(), min(torch.get_num_threads(), rows),
         )  # fmt: skip
         return summed
 
