@@ -27,7 +27,7 @@ from dgemma_core.compiled import library
 from dgemma_core.config import ModelConfig
 from dgemma_core.errors import RequestError
 from dgemma_core.experts import Routing
-from dgemma_core.layers import Layer, rounded
+from dgemma_core.layers import Layer, rotation, rounded
 from dgemma_core.quantise import Holder
 from dgemma_core.running import row_top
 
@@ -184,7 +184,6 @@ class NativeModel:
         self.row = text.num_attention_heads * max(layer.head_dim for layer in text.layers)
         self.positions = 0
         self.growing = threading.Lock()
-        self.rotations = model.rotations
         self.scale = rounded(self.width**0.5, torch.float32)
         self.embedding = self._keep(model.embed_tokens.weight)
         self.vocabulary = self._panels(model.embed_tokens.weight)
@@ -293,11 +292,10 @@ class NativeModel:
             if positions <= self.positions:
                 return
             grown = max(256, 1 << (positions - 1).bit_length())
-            turned = self.rotations(torch.arange(grown), torch.float32)
-            kept = {
-                kind: (self._keep(rotation.cos), self._keep(rotation.signed_sin))
-                for kind, rotation in turned.items()
-            }
+            positions_held, kept = torch.arange(grown), {}
+            for kind in set(self.config.text.layers):
+                turned = rotation(kind, positions_held, torch.float32)
+                kept[kind] = self._keep(turned.cos), self._keep(turned.signed_sin)
             for held, kind in zip(self.layers, self.config.text.layers, strict=True):
                 held.cos, held.sin = kept[kind]
             self.positions = grown
