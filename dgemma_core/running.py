@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import POINTER, byref, c_float, c_int64, c_void_p
-from functools import cache
+from functools import cache, cached_property
 from typing import NamedTuple
 
 import torch
@@ -207,23 +207,16 @@ def folds(hidden: Tensor) -> bool:
 class Folded(Running):
     """The same by fold.c."""
 
-    def __init__(
-        self,
-        rows: int,
-        cap: float,
-        temperatures: Tensor | float,
-        device: torch.device,
-        sampled: bool,
-        top_k: int = 0,
-    ) -> None:
-        super().__init__(rows, cap, temperatures, device, sampled, top_k)
-        self.scales = torch.as_tensor(self.scale, dtype=torch.float32).expand(rows, 1).contiguous()
-        self.sums = _Sums(
-            *(
-                numbers.data_ptr()
-                for numbers in (self.peak, self.mass, self.weighted, self.argmax, self.scales)
-            )
-        )
+    @cached_property
+    def scales(self) -> Tensor:
+        """(N, 1)"""
+        return torch.as_tensor(self.scale, dtype=torch.float32).expand_as(self.peak).contiguous()
+
+    @cached_property
+    def sums(self) -> _Sums:
+        """Where C finds, and changes, what is known of the rows."""
+        arrays = (self.peak, self.mass, self.weighted, self.argmax, self.scales)
+        return _Sums(*(numbers.data_ptr() for numbers in arrays))
 
     def add(self, products: Tensor, start: int, keep: bool = True) -> Slice:
         products = products.contiguous()
