@@ -92,11 +92,12 @@ def load(
     if quantize is not None:
         scheme(quantize)
     folder = find_folder(name_or_path)
-    if dtype == "auto" and target.type == "cpu" and quantize is None:
-        dtype = "float32" if native.fits(read_config(folder)[0]) else dtype
+    config, generation = read_config(folder)
+    if dtype == "auto" and target.type == "cpu" and quantize is None and native.fits(config):
+        dtype = "float32"
     model = load_model(folder, dtype=dtype, device=device, quantize=quantize)
     name = os.fspath(name_or_path)
-    return Loaded(model, load_tokenizer(folder), read_config(folder)[1], name)
+    return Loaded(model, load_tokenizer(folder), generation, name)
 
 
 @dataclass(frozen=True)

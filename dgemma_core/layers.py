@@ -11,7 +11,7 @@ Axes: N tokens, D hidden size, H query heads, G key/value heads, d head dimensio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple, cast
@@ -177,6 +177,13 @@ def rotation(config: LayerConfig, positions: Tensor, dtype: torch.dtype) -> Rota
         torch.cat((cos, cos), dim=-1).to(dtype).unsqueeze(-2),
         torch.cat((-sin, sin), dim=-1).to(dtype).unsqueeze(-2),
     )
+
+
+def rotations(
+    kinds: Iterable[LayerConfig], positions: Tensor, dtype: torch.dtype
+) -> dict[LayerConfig, Rotation]:
+    """Rotary angles of `positions` (…), once for each kind of layer."""
+    return {kind: rotation(kind, positions, dtype) for kind in set(kinds)}
 
 
 class Attention(nn.Module):

@@ -31,7 +31,7 @@ from dgemma_core.layers import (
     RMSNorm,
     Rotation,
     SelfConditioning,
-    rotation,
+    rotations,
     rounded,
 )
 from dgemma_core.mirrored import MirroredLayers
@@ -154,8 +154,7 @@ class DiffusionGemma(nn.Module):
 
     def rotations(self, positions: Tensor, dtype: torch.dtype) -> dict[LayerConfig, Rotation]:
         """Rotary angles of `positions` (…), once for each kind of layer."""
-        kinds = {layer.config for layer in self._typed_layers()}
-        return {kind: rotation(kind, positions, dtype) for kind in kinds}
+        return rotations((layer.config for layer in self._typed_layers()), positions, dtype)
 
     def _rotations_of(self, spans: Spans) -> dict[LayerConfig, Rotation]:
         """Rotary angles of the positions of all rows. On a CPU those of the first positions are kept, for passes over

@@ -385,7 +385,7 @@ static void embed(const Model *model, const Segment *segments, long from, long t
 /* ids (N) through all layers and the final norm -> x (N, D). queries (N, row): room for them where they are not
  * watched. scratch: `size` floats a thread. Returns the place of an id outside the vocabulary, or -1. */
 int64_t forward(const Model *model, int64_t tokens, const int64_t *ids, const float *soft, const Segment *segments,
-             float *x, float *queries, const Watch *watch, int64_t threads, float *scratch, int64_t size) {
+                float *x, float *queries, const Watch *watch, int64_t threads, float *scratch, int64_t size) {
     for (long t = 0; t < tokens; t++)
         if (ids[t] < 0 || ids[t] >= model->vocabulary) return t;
     long block = (tokens + threads - 1) / threads;
@@ -449,9 +449,12 @@ static int64_t draw(const float *weights, long count, double share) {
     return place;
 }
 
+/* Floats of memory that a thread needs. */
+int64_t predict_scratch_size(int64_t vocabulary) { return HEAD_BLOCK * vocabulary; }
+
 /* hidden (N, D) -> what one pass says of each row (head.py). panels: the embedding's rows as columns; embedding
  * (V, D); V a multiple of GROUP. temperatures (N); uniform (N) in [0, 1), or null: the sample is the argmax.
- * scratch: 16 V floats a thread. */
+ * scratch: `predict_scratch_size` floats a thread. */
 void predict(int64_t tokens, int64_t width, int64_t vocabulary, const float *hidden, const float *panels,
              const float *embedding, float cap, const float *temperatures, const double *uniform, float scale,
              const Found *found, int64_t threads, float *scratch) {
@@ -460,7 +463,7 @@ void predict(int64_t tokens, int64_t width, int64_t vocabulary, const float *hid
     long blocks = (tokens + block - 1) / block;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long b = 0; b < blocks; b++) {
-        float *z = scratch + own_number() * HEAD_BLOCK * vocabulary;
+        float *z = scratch + own_number() * predict_scratch_size(vocabulary);
         long from = b * block, n = from + block < tokens ? block : tokens - from;
         linear(n, width, vocabulary, hidden + from * width, panels, z);
         for (long t = 0; t < n; t++) {

@@ -27,7 +27,7 @@ from dgemma_core.compiled import library
 from dgemma_core.config import ModelConfig
 from dgemma_core.errors import RequestError
 from dgemma_core.experts import Routing
-from dgemma_core.layers import Layer, rotation, rounded
+from dgemma_core.layers import Layer, rotations, rounded
 from dgemma_core.quantise import Holder
 from dgemma_core.running import row_top
 
@@ -103,6 +103,8 @@ def _with_signatures(found: ctypes.CDLL) -> ctypes.CDLL:
         c_int64, c_void_p, c_int64,
     ]  # fmt: skip
     found.forward.restype = c_int64
+    found.predict_scratch_size.argtypes = [c_int64]
+    found.predict_scratch_size.restype = c_int64
     found.predict.argtypes = [
         c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_float, c_void_p, c_void_p, c_float,
         POINTER(_Found), c_int64, c_void_p,
@@ -138,8 +140,8 @@ def serves(model: DiffusionGemma) -> bool:
     """Whether the model fits, is plain float32 numbers on a CPU, and native.c can be compiled."""
     return (
         fits(model.config)
-        and not any(isinstance(part, Holder) for part in model.modules())
         and all(map(_plain, model.parameters()))
+        and not any(isinstance(part, Holder) for part in model.modules())
         and _functions() is not None
     )
 
@@ -159,7 +161,7 @@ class NativeModel:
         self.panel = int(functions.panel_width())
         self.config = model.config
         text = model.config.text
-        self.width, self.eps = text.hidden_size, text.rms_norm_eps
+        self.width = text.hidden_size
         self.borrowed = Borrowed(
             [(part, name) for part in model.modules() for name in part._parameters],
             list(model.modules()),
@@ -201,7 +203,7 @@ class NativeModel:
             expert_inner=text.moe_intermediate_size,
             count=len(layers),
             row=self.row,
-            eps=self.eps,
+            eps=text.rms_norm_eps,
             scale=self.scale,
         )
         if conditioning is not None:
@@ -292,11 +294,12 @@ class NativeModel:
             if positions <= self.positions:
                 return
             grown = max(256, 1 << (positions - 1).bit_length())
-            positions_held, kept = torch.arange(grown), {}
-            for kind in set(self.config.text.layers):
-                turned = rotation(kind, positions_held, torch.float32)
-                kept[kind] = self._keep(turned.cos), self._keep(turned.signed_sin)
-            for held, kind in zip(self.layers, self.config.text.layers, strict=True):
+            kinds = self.config.text.layers
+            kept = {
+                kind: (self._keep(turned.cos), self._keep(turned.signed_sin))
+                for kind, turned in rotations(kinds, torch.arange(grown), torch.float32).items()
+            }
+            for held, kind in zip(self.layers, kinds, strict=True):
                 held.cos, held.sin = kept[kind]
             self.positions = grown
 
@@ -412,7 +415,7 @@ class NativeModel:
         if sigmas is not None:
             found.sigmas = sigmas.data_ptr()
         threads = self._threads(tokens)
-        scratch = torch.empty(threads * 16 * vocabulary)
+        scratch = torch.empty(threads * self.functions.predict_scratch_size(vocabulary))
         self.functions.predict(
             tokens, self.width, vocabulary, hidden.data_ptr(), self.vocabulary, self.embedding, cap,
             temperatures.data_ptr(), None if drawn is None else drawn.data_ptr(), self.scale, byref(found), threads,

@@ -174,24 +174,24 @@ class _Sums(ctypes.Structure):
 
 
 @cache
-def _fold() -> ctypes.CDLL | None:
-    """fold.c, or None where it cannot be compiled."""
+def _fold() -> ctypes.CDLL:
+    """fold.c, where `folds` says that there is one."""
     found = library("fold")
-    if found is not None:
-        found.fold.argtypes = [
-            c_int64, c_int64, c_int64, c_void_p, c_int64, c_int64, c_float, POINTER(_Sums), c_void_p, c_void_p,
-            c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_void_p,
-        ]  # fmt: skip
-        found.fold.restype = None
-        found.blend.argtypes = [
-            c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int64,
-        ]  # fmt: skip
-        found.blend.restype = None
-        found.among.argtypes = [
-            c_int64, c_int64, c_void_p, c_void_p, c_int64, c_float, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p,
-            c_void_p, c_int64,
-        ]  # fmt: skip
-        found.among.restype = None
+    assert found is not None
+    found.fold.argtypes = [
+        c_int64, c_int64, c_int64, c_void_p, c_int64, c_int64, c_float, POINTER(_Sums), c_void_p, c_void_p,
+        c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_void_p,
+    ]  # fmt: skip
+    found.fold.restype = None
+    found.blend.argtypes = [
+        c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int64,
+    ]  # fmt: skip
+    found.blend.restype = None
+    found.among.argtypes = [
+        c_int64, c_int64, c_void_p, c_void_p, c_int64, c_float, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p,
+        c_void_p, c_int64,
+    ]  # fmt: skip
+    found.among.restype = None
     return found
 
 
@@ -200,7 +200,7 @@ def folds(hidden: Tensor) -> bool:
     return (
         hidden.device.type == "cpu"
         and hidden.dtype in (torch.float32, torch.bfloat16)
-        and _fold() is not None
+        and library("fold") is not None
     )
 
 
@@ -226,9 +226,7 @@ class Folded(Running):
         sigmoids = torch.empty(rows, size) if self.top_k else None
         threads = min(torch.get_num_threads(), rows)
         scratch = torch.empty(threads * -(-size // GROUP) * GROUP)
-        functions = _fold()
-        assert functions is not None
-        functions.fold(
+        _fold().fold(
             rows, size, start, products.data_ptr(), products.dtype == torch.bfloat16, keep, self.cap,
             byref(self.sums), mass.data_ptr(), factor.data_ptr(), shrink.data_ptr(),
             None if groups is None else groups.data_ptr(), logmass.data_ptr(),
@@ -245,9 +243,8 @@ class Folded(Running):
         rows, width = mean.shape
         if width % LANES:
             return super().blend(summed, mean, added)
-        functions, mean = _fold(), mean.contiguous()
-        assert functions is not None
-        functions.blend(
+        mean = mean.contiguous()
+        _fold().blend(
             rows, width, summed.data_ptr(), mean.data_ptr(), mean.dtype == torch.bfloat16, added.shrink.data_ptr(),
             added.factor.data_ptr(), min(torch.get_num_threads(), rows),
         )  # fmt: skip
@@ -263,12 +260,10 @@ def among(
     rows, width = hidden.shape
     if not folds(hidden) or width % LANES or not weight.is_contiguous():
         return None
-    functions = _fold()
-    assert functions is not None
     hidden, temperatures = hidden.contiguous(), temperatures.float().contiguous()
     first, end, target = first.contiguous(), end.contiguous(), target.double().contiguous()
     token, logit = torch.empty_like(first), torch.empty(rows, 1)
-    functions.among(
+    _fold().among(
         rows, width, hidden.data_ptr(), weight.data_ptr(), hidden.dtype == torch.bfloat16, cap,
         temperatures.data_ptr(), first.data_ptr(), end.data_ptr(), target.data_ptr(), token.data_ptr(),
         logit.data_ptr(), min(torch.get_num_threads(), rows),
