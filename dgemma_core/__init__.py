@@ -11,32 +11,30 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dgemma_core.autoregression import decode_tokens as decode_tokens
     from dgemma_core.cache import PrefixCache as PrefixCache
-    from dgemma_core.checkpoint import Loaded as Loaded
-    from dgemma_core.checkpoint import load as load
-    from dgemma_core.checkpoint import load_model as load_model
-    from dgemma_core.checkpoint import read_config as read_config
-    from dgemma_core.checkpoint import save_model as save_model
     from dgemma_core.config import GenerationDefaults as GenerationDefaults
     from dgemma_core.config import LayerConfig as LayerConfig
     from dgemma_core.config import ModelConfig as ModelConfig
     from dgemma_core.config import TextConfig as TextConfig
-    from dgemma_core.decoding import CanvasEvent as CanvasEvent
-    from dgemma_core.decoding import DecodeState as DecodeState
-    from dgemma_core.decoding import FinishEvent as FinishEvent
-    from dgemma_core.decoding import PromptEvent as PromptEvent
-    from dgemma_core.decoding import Request as Request
-    from dgemma_core.decoding import StepEvent as StepEvent
-    from dgemma_core.decoding import TokenEvent as TokenEvent
-    from dgemma_core.decoding import TokenState as TokenState
-    from dgemma_core.decoding import decode_tokens as decode_tokens
-    from dgemma_core.decoding import denoise_canvases as denoise_canvases
+    from dgemma_core.diffusion import denoise_canvases as denoise_canvases
     from dgemma_core.draws import CounterDraws as CounterDraws
     from dgemma_core.draws import OracleDraws as OracleDraws
     from dgemma_core.errors import CheckpointError as CheckpointError
     from dgemma_core.errors import DeviceError as DeviceError
     from dgemma_core.errors import DgemmaError as DgemmaError
     from dgemma_core.errors import RequestError as RequestError
+    from dgemma_core.events import CanvasEvent as CanvasEvent
+    from dgemma_core.events import FinishEvent as FinishEvent
+    from dgemma_core.events import PromptEvent as PromptEvent
+    from dgemma_core.events import StepEvent as StepEvent
+    from dgemma_core.events import TokenEvent as TokenEvent
+    from dgemma_core.files.checkpoint import Loaded as Loaded
+    from dgemma_core.files.checkpoint import load as load
+    from dgemma_core.files.checkpoint import load_model as load_model
+    from dgemma_core.files.checkpoint import read_config as read_config
+    from dgemma_core.files.checkpoint import save_model as save_model
+    from dgemma_core.files.trace import Trace as Trace
     from dgemma_core.generation import Chat as Chat
     from dgemma_core.generation import Generation as Generation
     from dgemma_core.generation import Settings as Settings
@@ -46,37 +44,31 @@ if TYPE_CHECKING:
     from dgemma_core.model import DiffusionGemma as DiffusionGemma
     from dgemma_core.observe import Observe as Observe
     from dgemma_core.observe import Observed as Observed
+    from dgemma_core.request import DecodeState as DecodeState
+    from dgemma_core.request import Request as Request
+    from dgemma_core.request import TokenState as TokenState
     from dgemma_core.samplers import BlockRefinement as BlockRefinement
     from dgemma_core.samplers import DiscreteDDIM as DiscreteDDIM
     from dgemma_core.samplers import EntropyBound as EntropyBound
     from dgemma_core.samplers import StopRule as StopRule
     from dgemma_core.samplers import sampler_from as sampler_from
-    from dgemma_core.trace import Trace as Trace
 
 _HOMES = {
+    "autoregression": ("decode_tokens",),
     "cache": ("PrefixCache",),
-    "checkpoint": ("Loaded", "load", "load_model", "read_config", "save_model"),
     "config": ("GenerationDefaults", "LayerConfig", "ModelConfig", "TextConfig"),
-    "decoding": (
-        "CanvasEvent",
-        "DecodeState",
-        "FinishEvent",
-        "PromptEvent",
-        "Request",
-        "StepEvent",
-        "TokenEvent",
-        "TokenState",
-        "decode_tokens",
-        "denoise_canvases",
-    ),
+    "diffusion": ("denoise_canvases",),
     "draws": ("CounterDraws", "OracleDraws"),
     "errors": ("CheckpointError", "DeviceError", "DgemmaError", "RequestError"),
+    "events": ("CanvasEvent", "FinishEvent", "PromptEvent", "StepEvent", "TokenEvent"),
+    "files.checkpoint": ("Loaded", "load", "load_model", "read_config", "save_model"),
+    "files.trace": ("Trace",),
     "generation": ("Chat", "Generation", "Settings", "generate", "prompt_ids"),
     "head": ("Prediction",),
     "model": ("DiffusionGemma",),
     "observe": ("Observe", "Observed"),
+    "request": ("DecodeState", "Request", "TokenState"),
     "samplers": ("BlockRefinement", "DiscreteDDIM", "EntropyBound", "StopRule", "sampler_from"),
-    "trace": ("Trace",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dgemma_core.backends.cpu.products import Linear, linear
 from dgemma_core.config import TextConfig
-from dgemma_core.products import Linear, linear
 
 ALL_BELOW = 2**23
 """Multiplications up to which it is quicker to run every expert on every token than to sort tokens by expert."""
@@ -129,7 +129,7 @@ class Experts(ExpertMixture):
     def forward(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """x (…, D), weights (…, K), chosen (…, K) → (…, D)."""
         if x.is_cuda:
-            from dgemma_core import grouped
+            from dgemma_core.backends.cuda import experts as grouped
 
             if grouped.serves(self, x):
                 return grouped.mixture(self, x, weights, chosen)

@@ -8,21 +8,14 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from dgemma_core.autoregression import decode_tokens
 from dgemma_core.cache import PrefixCache
-from dgemma_core.checkpoint import Loaded
-from dgemma_core.decoding import (
-    CanvasEvent,
-    Event,
-    FinishEvent,
-    PromptEvent,
-    Request,
-    StopReason,
-    TokenEvent,
-    decode_tokens,
-    denoise_canvases,
-)
+from dgemma_core.diffusion import denoise_canvases
 from dgemma_core.errors import RequestError
+from dgemma_core.events import CanvasEvent, Event, FinishEvent, PromptEvent, StopReason, TokenEvent
+from dgemma_core.files.checkpoint import Loaded
 from dgemma_core.observe import Observe
+from dgemma_core.request import Request
 from dgemma_core.samplers import EntropyBound, Sampler, StopRule
 
 Mode = Literal["diffusion", "autoregressive"]

@@ -26,14 +26,23 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import torch
 from torch import Tensor
 
+from dgemma_core.backends.cpu.running import (
+    GROUP,
+    Folded,
+    Running,
+    among,
+    folds,
+    row_max,
+    row_top,
+    squashed_,
+)
 from dgemma_core.draws import inverse_cdf, upload
 from dgemma_core.errors import RequestError
+from dgemma_core.files.quantised import Matrix, dense, linear
 from dgemma_core.layers import rounded
-from dgemma_core.quantise import Matrix, dense, linear
-from dgemma_core.running import GROUP, Folded, Running, among, folds, row_max, row_top, squashed_
 
 if TYPE_CHECKING:
-    from dgemma_core.native import NativeModel
+    from dgemma_core.backends.cpu.native import NativeModel
 
 Reference = Literal["tempered", "raw"]
 SLICE = 8192
@@ -371,7 +380,7 @@ class VocabularyHead:
         soft: bool,
     ) -> dict[str, Tensor]:
         """The same fields by one kernel a slice, and with nothing asked of the host: the way of a GPU."""
-        from dgemma_core.fused_head import fold
+        from dgemma_core.backends.cuda.head import fold
 
         uniform = None
         if draws is not None:

@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dgemma_core.backends.cpu.products import Linear, linear
 from dgemma_core.config import LayerConfig, TextConfig
 from dgemma_core.experts import Experts, Router, Routing, gated, gelu
-from dgemma_core.products import Linear, linear
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(q (…, H, d), k (…, G, d), v (…, G, d)) → (…, H, d), over whatever keys the caller holds."""

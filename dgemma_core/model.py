@@ -18,7 +18,9 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from dgemma_core import mirrored, native
+from dgemma_core.backends.cpu import mirrored, native
+from dgemma_core.backends.cpu.mirrored import MirroredLayers
+from dgemma_core.backends.cpu.native import NativeModel
 from dgemma_core.cache import PrefixCache, RowCache, attend_all, attend_causal, check_rows
 from dgemma_core.config import LayerConfig, ModelConfig
 from dgemma_core.errors import RequestError
@@ -34,8 +36,6 @@ from dgemma_core.layers import (
     rotations,
     rounded,
 )
-from dgemma_core.mirrored import MirroredLayers
-from dgemma_core.native import NativeModel
 
 Rows = Tensor | Sequence[Sequence[int]] | Sequence[Tensor]
 """Token ids: a (B, P) tensor, or a list of rows of different length."""

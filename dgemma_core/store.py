@@ -13,8 +13,8 @@ from dataclasses import fields
 from torch import Tensor
 
 from dgemma_core.cache import PrefixCache
-from dgemma_core.decoding import DecodeState
 from dgemma_core.errors import RequestError
+from dgemma_core.request import DecodeState
 
 MEBIBYTE = 1 << 20
 

@@ -28,10 +28,10 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from dgemma_core import FinishEvent, Generation, Loaded, Request, RequestError, Settings, load
-from dgemma_core.checkpoint import available_memory
-from dgemma_core.decoding import Event
+from dgemma_core.events import Event
+from dgemma_core.files.checkpoint import available_memory
+from dgemma_core.files.quantised import held_sizes
 from dgemma_core.generation import Mode, drain
-from dgemma_core.quantise import held_sizes
 from dgemma_core.samplers import describe
 from dgemma_core.text import Tokenizer
 from dgemma_evals import likelihood

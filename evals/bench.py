@@ -309,8 +309,8 @@ def random_checkpoint(
     """
     import torch
 
-    from dgemma_core.checkpoint import save_model, tiny_vision
     from dgemma_core.config import GenerationDefaults, LayerConfig, ModelConfig, TextConfig
+    from dgemma_core.files.checkpoint import save_model, tiny_vision
     from dgemma_core.model import DiffusionGemma
     from dgemma_evals.export import export_autoregressive
 

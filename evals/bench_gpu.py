@@ -3,8 +3,8 @@
 Notable:
 - first the card proves itself: experts, logits, sampled ids and autoregressive ids of small models equal those of the
   CPU, or nothing is timed;
-- the step and the autoregressive token are recorded CUDA graphs (`dgemma_core.graphs`); a part of the step (attention,
-  experts, …) is timed as a graph of that part of all layers, so that no kernel is timed from a warm cache;
+- the step and the autoregressive token are recorded CUDA graphs (`backends.cuda.graphs`); a part of the step (attention
+  or experts, say) is timed as a graph of that part of all layers, so that no kernel is timed from a warm cache;
 - the floor of a pass is the time to read every touched weight once at the bandwidth that a copy reaches on this card,
   or to compute its products at the rate that a large matrix product reaches, whichever is longer;
 - `--device cpu` runs all of it on small shapes, for tests: such results say so and mean nothing about a GPU.
@@ -31,22 +31,20 @@ import torch
 import typer
 from torch import Tensor
 
-from dgemma_core import fused, grouped
+from dgemma_core.autoregression import decode_tokens
+from dgemma_core.backends.cuda import experts as grouped
+from dgemma_core.backends.cuda import fused
+from dgemma_core.backends.cuda.graphs import CanvasGraph, Replay, TokenGraph
 from dgemma_core.cache import PrefixCache
 from dgemma_core.config import LayerConfig, ModelConfig
-from dgemma_core.decoding import (
-    CanvasEvent,
-    FinishEvent,
-    Request,
-    decode_tokens,
-    denoise_canvases,
-)
+from dgemma_core.diffusion import denoise_canvases
 from dgemma_core.draws import CounterDraws, RowKey
 from dgemma_core.errors import DeviceError, RequestError
+from dgemma_core.events import CanvasEvent, FinishEvent
 from dgemma_core.experts import ExpertMixture, Experts
-from dgemma_core.graphs import CanvasGraph, Replay, TokenGraph
 from dgemma_core.layers import Layer
 from dgemma_core.model import DiffusionGemma
+from dgemma_core.request import Request
 from dgemma_evals import bench_gpu_public, gpu_model
 from dgemma_evals.gpu_model import Shape
 

@@ -31,7 +31,7 @@ def build(config: ModelConfig, device: torch.device, dtype: torch.dtype, seed: i
     from transformers import AutoConfig, DiffusionGemmaForBlockDiffusion
     from transformers.initialization import no_init_weights
 
-    from dgemma_core.checkpoint import tiny_vision
+    from dgemma_core.files.checkpoint import tiny_vision
 
     written = {**config.to_json(), "vision_config": tiny_vision(config)[0]}
     theirs = AutoConfig.for_model(**written)

@@ -1,4 +1,4 @@
-"""The memory of a long prompt: predicted by `dgemma_core.plan`, measured in a fresh process.
+"""The memory of a long prompt: predicted by `dgemma_core.command.plan`, measured in a fresh process.
 
 Notable:
 - what is measured is the rise of resident memory while one prompt is encoded: at its peak, and of what
@@ -43,8 +43,8 @@ def measure(
     """One row: predicted and measured bytes, held and at the peak. The model is made if need be."""
     import torch
 
-    from dgemma_core.checkpoint import read_config
-    from dgemma_core.plan import encoding
+    from dgemma_core.command.plan import encoding
+    from dgemma_core.files.checkpoint import read_config
 
     bench.random_checkpoint(folder, autoregressive=False, **shape)
     config, _ = read_config(folder)
@@ -114,7 +114,7 @@ def main() -> None:
     """The fresh process: a folder and a dtype as arguments, token ids as JSON on standard input."""
     import time
 
-    from dgemma_core.checkpoint import load_model
+    from dgemma_core.files.checkpoint import load_model
 
     folder, dtype = sys.argv[1:]
     ids: list[int] = json.loads(sys.stdin.read())

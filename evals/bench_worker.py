@@ -58,7 +58,7 @@ class Ours:
         self.soft_top_k = soft_top_k
 
     def load(self, folder: str, dtype: str) -> None:
-        from dgemma_core.checkpoint import load_model
+        from dgemma_core.files.checkpoint import load_model
 
         self.model = load_model(Path(folder), dtype=dtype, device="cpu")
 
@@ -78,7 +78,9 @@ class Ours:
         return CounterDraws()
 
     def steps(self, prompts: list[list[int]], count: int, seed: int) -> list[float]:
-        from dgemma_core.decoding import PromptEvent, Request, StepEvent, denoise_canvases
+        from dgemma_core.diffusion import denoise_canvases
+        from dgemma_core.events import PromptEvent, StepEvent
+        from dgemma_core.request import Request
 
         length = self.model.config.canvas_length
         requests = [Request(prompt, seed=seed, max_new_tokens=length) for prompt in prompts]
@@ -96,7 +98,9 @@ class Ours:
         return intervals(marks)
 
     def write(self, prompts: list[list[int]], batch: int, limit: int, seed: int) -> list[list[int]]:
-        from dgemma_core.decoding import FinishEvent, Request, denoise_canvases
+        from dgemma_core.diffusion import denoise_canvases
+        from dgemma_core.events import FinishEvent
+        from dgemma_core.request import Request
 
         requests = [
             Request(prompt, seed=seed, max_new_tokens=limit, id=i)
@@ -111,7 +115,9 @@ class Ours:
         return [found[i] for i in range(len(prompts))]
 
     def tokens(self, prompt: list[int], count: int) -> list[float]:
-        from dgemma_core.decoding import PromptEvent, Request, TokenEvent, decode_tokens
+        from dgemma_core.autoregression import decode_tokens
+        from dgemma_core.events import PromptEvent, TokenEvent
+        from dgemma_core.request import Request
 
         marks = []
         request = Request(prompt, max_new_tokens=count)

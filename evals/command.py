@@ -239,7 +239,7 @@ def _quantized(
     model: str, baseline: str, both: str | None, other: str | None
 ) -> tuple[str | None, str | None]:
     """The schemes of the two, judged before a long load."""
-    from dgemma_core.quantise import scheme
+    from dgemma_core.files.quantised import scheme
     from dgemma_evals.options import FOREIGN
 
     own = [not name.startswith(FOREIGN) for name in (model, baseline)]
@@ -326,7 +326,7 @@ def flips(
     confirm_run_unsafe_code: Unsafe = False,
 ) -> None:
     """Measure which share of answers changes with the batch that they are written in."""
-    from dgemma_core.quantise import scheme
+    from dgemma_core.files.quantised import scheme
     from dgemma_evals.flips import RESULTS, measure
     from dgemma_evals.options import FOREIGN
 

@@ -24,7 +24,7 @@ from lm_eval.api.task import Task
 from tqdm import tqdm
 
 from dgemma_core import DgemmaError, RequestError
-from dgemma_core.machine import cores
+from dgemma_core.facts.machine import cores
 from dgemma_evals.counting import Counts
 from dgemma_evals.harness import Tasks
 from dgemma_evals.options import Options

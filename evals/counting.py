@@ -19,7 +19,7 @@ from dgemma_core import (
     StepEvent,
     TokenEvent,
 )
-from dgemma_core.decoding import Event
+from dgemma_core.events import Event
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from dgemma_core.config import ModelConfig
 from dgemma_core.errors import RequestError
+from dgemma_core.facts.released import CONFIGS, DIFFUSION_26B
 from dgemma_core.layers import Layer
 from dgemma_core.model import DiffusionGemma
-from dgemma_core.released import CONFIGS, DIFFUSION_26B
 
 SHRUNK: Mapping[str, float] = {
     "q_norm.weight": 0.2,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dgemma_core import families
+from dgemma_core.nano import families
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -21,8 +21,8 @@ from dgemma_core import (
     StopRule,
     sampler_from,
 )
+from dgemma_core.files.quantised import scheme
 from dgemma_core.generation import Mode
-from dgemma_core.quantise import scheme
 from dgemma_core.samplers import SAMPLERS
 from dgemma_evals.records import digest
 
@@ -203,7 +203,7 @@ class Options:
 
     def folder(self) -> Path:
         """The checkpoint's folder; a hub checkpoint is downloaded if need be."""
-        from dgemma_core.checkpoint import find_folder
+        from dgemma_core.files.checkpoint import find_folder
 
         if self.revision is None:
             return find_folder(self.pretrained)

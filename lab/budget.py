@@ -20,7 +20,7 @@ import traitlets
 from numpy.typing import NDArray
 
 from dgemma_core.errors import DgemmaError
-from dgemma_core.trace import Trace
+from dgemma_core.files.trace import Trace
 from dgemma_lab import theme
 from dgemma_lab.canvas import Canvas
 from dgemma_lab.export import visible

@@ -41,7 +41,7 @@ import traitlets
 from numpy.typing import NDArray
 
 from dgemma_core.errors import DgemmaError
-from dgemma_core.trace import KINDS, Trace, as_array
+from dgemma_core.files.trace import KINDS, Trace, as_array
 from dgemma_lab import export
 from dgemma_lab.packing import Pass, TokenTable, joined, marks, pack, pack_trace, pass_from_event
 from dgemma_lab.scripts import bundled, style

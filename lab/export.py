@@ -21,7 +21,16 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dgemma_core.errors import DgemmaError
-from dgemma_core.trace import ACCEPTED, AFTER_EOS, CANDIDATE, NOISE, PINNED, REMELTED, STATES, Trace
+from dgemma_core.files.trace import (
+    ACCEPTED,
+    AFTER_EOS,
+    CANDIDATE,
+    NOISE,
+    PINNED,
+    REMELTED,
+    STATES,
+    Trace,
+)
 from dgemma_lab.scripts import bundled, style
 
 # The colours of run.js, unsure to sure.

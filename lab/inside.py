@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgemma_core.errors import DgemmaError
-from dgemma_core.trace import Trace
+from dgemma_core.files.trace import Trace
 from dgemma_lab import theme
 from dgemma_lab.export import visible
 from dgemma_lab.theme import Figure

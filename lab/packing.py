@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dgemma_core.trace import KINDS, STATES, Trace, as_array
+from dgemma_core.files.trace import KINDS, STATES, Trace, as_array
 
 HEADER = struct.Struct("<IHBBHHIIfffBBxx")
 MAX_ENTROPY = 16.0  # nats; e^16 is more tokens than any vocabulary has
@@ -156,7 +156,7 @@ def joined(passes: Sequence[Pass]) -> Pass:
 
 
 def pass_from_event(event: Any, canvas_length: int, alternatives: int) -> Pass:
-    """A StepEvent or TokenEvent of `dgemma_core.decoding` as a Pass with at most `alternatives`."""
+    """A StepEvent or TokenEvent of `dgemma_core.events` as a Pass with at most `alternatives`."""
     if type(event).__name__ == "TokenEvent":
         token, probability = np.array([event.token]), np.array([float(event.probability)])
         yes, no = np.array([True]), np.array([False])

@@ -14,8 +14,8 @@ from dataclasses import MISSING, fields
 from typing import Any, get_args, get_type_hints
 
 from dgemma_core.errors import DgemmaError, RequestError
+from dgemma_core.files.trace import Trace
 from dgemma_core.samplers import SAMPLERS, StopRule, sampler_from
-from dgemma_core.trace import Trace
 from dgemma_lab.canvas import Canvas
 from dgemma_lab.form import Columns, Field, Form, Stack, button
 from dgemma_lab.session import Run, Session

@@ -22,10 +22,10 @@ import numpy as np
 import traitlets
 from numpy.typing import NDArray
 
-from dgemma_core.checkpoint import Loaded
 from dgemma_core.errors import DgemmaError
+from dgemma_core.files.checkpoint import Loaded
+from dgemma_core.files.trace import Trace
 from dgemma_core.generation import Prompt
-from dgemma_core.trace import Trace
 from dgemma_lab.export import visible, write_page
 from dgemma_lab.scripts import bundled, style
 from dgemma_lab.session import record

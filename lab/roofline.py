@@ -23,21 +23,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from dgemma_core.checkpoint import Loaded
+from dgemma_core.autoregression import decode_tokens
 from dgemma_core.config import TextConfig
-from dgemma_core.decoding import (
-    Event,
-    Request,
-    StepEvent,
-    TokenEvent,
-    decode_tokens,
-    denoise_canvases,
-)
+from dgemma_core.diffusion import denoise_canvases
 from dgemma_core.errors import RequestError
+from dgemma_core.events import Event, StepEvent, TokenEvent
+from dgemma_core.files.checkpoint import Loaded
+from dgemma_core.files.quantised import held_sizes
 from dgemma_core.generation import Prompt, prompt_ids
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.observe import Observe
-from dgemma_core.quantise import held_sizes
+from dgemma_core.request import Request
 from dgemma_core.samplers import StopRule
 from dgemma_lab import theme
 from dgemma_lab.theme import Figure

@@ -18,14 +18,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
-from dgemma_core.checkpoint import Loaded
-from dgemma_core.decoding import DecodeState, Event, PromptEvent, Request, StepEvent
 from dgemma_core.errors import DgemmaError, RequestError
+from dgemma_core.events import Event, PromptEvent, StepEvent
+from dgemma_core.files.checkpoint import Loaded
+from dgemma_core.files.trace import Trace, TraceRecorder
 from dgemma_core.generation import Generation, Mode, Prompt, Settings, drain, prompt_ids
 from dgemma_core.observe import Observe
+from dgemma_core.request import DecodeState, Request
 from dgemma_core.samplers import Sampler, StopRule, describe
 from dgemma_core.store import MEBIBYTE, StateStore
-from dgemma_core.trace import Trace, TraceRecorder
 from dgemma_lab.canvas import Canvas
 from dgemma_lab.form import Form, Stack, button
 from dgemma_lab.theme import static_wanted

@@ -26,12 +26,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dgemma_core.decoding import CanvasEvent, DecodeState, Event, PromptEvent, Request, StepEvent
 from dgemma_core.errors import DgemmaError, RequestError
+from dgemma_core.events import CanvasEvent, Event, PromptEvent, StepEvent
+from dgemma_core.files.trace import KINDS, Trace
 from dgemma_core.generation import Prompt
 from dgemma_core.observe import Observed
+from dgemma_core.request import DecodeState, Request
 from dgemma_core.samplers import Sampler, describe
-from dgemma_core.trace import KINDS, Trace
 from dgemma_lab.canvas import Canvas, Steer
 from dgemma_lab.export import visible
 from dgemma_lab.form import Columns, Form, Stack

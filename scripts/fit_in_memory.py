@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from dgemma_core.command.plan import find_config, make_plan, parse_memory
 from dgemma_core.draws import CounterDraws, RowKey
+from dgemma_core.facts.released import DIFFUSION_26B
+from dgemma_core.files.quantised import SCHEMES, fill, scheme
 from dgemma_core.model import DiffusionGemma
-from dgemma_core.plan import find_config, make_plan, parse_memory
-from dgemma_core.quantise import SCHEMES, fill, scheme
-from dgemma_core.released import DIFFUSION_26B
 
 BLOCK = 2**22  # numbers
 

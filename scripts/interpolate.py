@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dgemma_core import RequestError
-from dgemma_core.tensorfile import SINGLE
+from dgemma_core.files.tensors import SINGLE
 
 
 def interpolate(first: Path, second: Path, share: float, out: Path) -> None:

@@ -23,8 +23,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 import dgemma_core as dg
-from dgemma_core.families import TASKS, Example, examples, family
-from dgemma_core.trace import Trace
+from dgemma_core.files.trace import Trace
+from dgemma_core.nano.families import TASKS, Example, examples, family
 from dgemma_evals.stats import mean_difference, paired_bootstrap
 from dgemma_lab.order import orders, remelt_counts
 

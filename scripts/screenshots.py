@@ -30,7 +30,7 @@ STEADY = """async (node) => {
 
 SETUP = """
 from dgemma_core import Observe, load
-from dgemma_core.families import examples
+from dgemma_core.nano.families import examples
 from dgemma_lab import theme
 from dgemma_lab.budget import Budget
 from dgemma_lab.canvas import Canvas

@@ -2,7 +2,7 @@
 
 import os
 
-from dgemma_core.grouped import has_triton
+from dgemma_core.backends.cuda.experts import has_triton
 
 # Triton's own library is read once, for its interpreter or for a GPU; other libraries import it, too, so it must be
 # read for the interpreter first. Kernels are interpreted only in tests that ask for it (test_grouped.py).

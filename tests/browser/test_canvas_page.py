@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
 
-from dgemma_core.trace import Trace
+from dgemma_core.files.trace import Trace
 from dgemma_lab import Canvas
 
 from ..core.fake_events import EOS, StepEvent, diffusion_events, token_events

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from dgemma_core.trace import Trace
+from dgemma_core.files.trace import Trace
 from dgemma_lab.race import Race
 
 from ..core.fake_events import EOS, diffusion_events, token_events

@@ -14,26 +14,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgemma_core.decoding import (
-    CanvasEvent,
-    DecodeState,
-    Event,
-    FinishEvent,
-    PromptEvent,
-    Request,
-    StepEvent,
-    TokenEvent,
-    TokenState,
-    decode_tokens,
-    denoise_canvases,
-)
+from dgemma_core.autoregression import decode_tokens
+from dgemma_core.diffusion import denoise_canvases
 from dgemma_core.draws import CounterDraws, OracleDraws, RowKey, inverse_cdf
 from dgemma_core.errors import DeviceError, RequestError
+from dgemma_core.events import CanvasEvent, Event, FinishEvent, PromptEvent, StepEvent, TokenEvent
+from dgemma_core.files.trace import Trace
 from dgemma_core.head import Filters, VocabularyHead
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.observe import Observe, Watcher
+from dgemma_core.request import DecodeState, Request, TokenState
 from dgemma_core.samplers import BlockRefinement, DiscreteDDIM, EntropyBound, Sampler, StopRule
-from dgemma_core.trace import Trace
 from tests.core import plain_head, tiny
 
 SAMPLERS: dict[str, Sampler] = {

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dgemma_core import experts as module
-from dgemma_core.dense_pass import run_experts
 from dgemma_core.experts import Experts
+from dgemma_core.train.dense_pass import run_experts
 from tests.core import tiny
 
 

@@ -8,19 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from dgemma_core.checkpoint import Loaded
-from dgemma_core.decoding import (
-    CanvasEvent,
-    Event,
-    FinishEvent,
-    PromptEvent,
-    Request,
-    StepEvent,
-    TokenEvent,
-)
 from dgemma_core.errors import RequestError
+from dgemma_core.events import CanvasEvent, Event, FinishEvent, PromptEvent, StepEvent, TokenEvent
+from dgemma_core.files.checkpoint import Loaded
 from dgemma_core.generation import Chat, Generation, Settings, drain, generate, prompt_ids
 from dgemma_core.observe import Observe
+from dgemma_core.request import Request
 from dgemma_core.samplers import BlockRefinement, EntropyBound, StopRule
 from tests.core import tiny
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dgemma_core import head as head_module
+from dgemma_core.backends.cpu.running import folds, row_top
 from dgemma_core.draws import CounterDraws, OracleDraws, RowKey
 from dgemma_core.errors import RequestError
 from dgemma_core.head import (
@@ -25,7 +26,6 @@ from dgemma_core.head import (
     filtered,
     found_in,
 )
-from dgemma_core.running import folds, row_top
 from tests.core import plain_head
 
 CASES = range(80)

@@ -12,9 +12,11 @@ import torch
 from transformers import Gemma4ForCausalLM, Gemma4ForConditionalGeneration
 
 from dgemma_core import RequestError
-from dgemma_core.checkpoint import load_model, read_config
-from dgemma_core.decoding import FinishEvent, Request, TokenEvent, decode_tokens
+from dgemma_core.autoregression import decode_tokens
+from dgemma_core.events import FinishEvent, TokenEvent
+from dgemma_core.files.checkpoint import load_model, read_config
 from dgemma_core.model import DiffusionGemma
+from dgemma_core.request import Request
 from tests.oracle.build import Drawn, diffusion_oracle, draw, gemma4_oracle, random_ids, save
 from tests.oracle.ties import LOGITS
 

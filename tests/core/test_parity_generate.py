@@ -20,10 +20,12 @@ import pytest
 import torch
 from transformers import DiffusionGemmaForBlockDiffusion
 
-from dgemma_core.checkpoint import load_model
-from dgemma_core.decoding import FinishEvent, Request, StepEvent, denoise_canvases
+from dgemma_core.diffusion import denoise_canvases
 from dgemma_core.draws import OracleDraws
+from dgemma_core.events import FinishEvent, StepEvent
+from dgemma_core.files.checkpoint import load_model
 from dgemma_core.model import DiffusionGemma
+from dgemma_core.request import Request
 from dgemma_core.samplers import EntropyBound, StopRule
 from tests.oracle.build import Drawn, diffusion_oracle, draw, random_ids, resized, save
 from tests.oracle.record import Knobs, OracleRun, OracleStep, generate, occurrences

@@ -16,7 +16,7 @@ from transformers import DiffusionGemmaForBlockDiffusion
 from dgemma_core import GenerationDefaults, experts, layers, load
 from dgemma_core import model as model_module
 from dgemma_core.cache import attend_causal
-from dgemma_core.checkpoint import load_model, read_config, save_model
+from dgemma_core.files.checkpoint import load_model, read_config, save_model
 from dgemma_core.model import DiffusionGemma
 from tests.oracle.build import Drawn, diffusion_oracle, draw, reloaded, resized, save
 from tests.oracle.passes import Passes, Tokens, oracle_passes, our_passes

@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dgemma_core.decoding import DecodeState, Request, StepEvent, denoise_canvases
+from dgemma_core.diffusion import denoise_canvases
 from dgemma_core.errors import RequestError
+from dgemma_core.events import StepEvent
+from dgemma_core.request import DecodeState, Request
 from dgemma_core.store import StateStore
 from tests.core import tiny
 

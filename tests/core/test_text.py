@@ -7,11 +7,12 @@ import sys
 
 import pytest
 
-from dgemma_core import families, nano_tokenizer
 from dgemma_core.errors import CheckpointError, RequestError
+from dgemma_core.nano import families
+from dgemma_core.nano import tokenizer as nano_tokenizer
 from dgemma_core.text import Tokenizer, load_tokenizer, strip_thought
 
-NANO = families.TEST_PROMPTS.parent
+NANO = families.TEST_PROMPTS.parent / "weights"
 CHATS = [
     [{"role": "user", "content": "Compute 4 - 1 - 7"}],
     [

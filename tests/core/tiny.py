@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dgemma_core import families
 from dgemma_core.cache import PrefixCache, RowCache
-from dgemma_core.checkpoint import Loaded
 from dgemma_core.config import GenerationDefaults, LayerConfig, ModelConfig, TextConfig
+from dgemma_core.files.checkpoint import NANO, Loaded
 from dgemma_core.head import VocabularyHead
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.text import Tokenizer, load_tokenizer
@@ -63,7 +62,7 @@ def model(seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> 
 @cache
 def tokenizer() -> Tokenizer:
     """Nano's."""
-    found = load_tokenizer(families.TEST_PROMPTS.parent)
+    found = load_tokenizer(NANO)
     assert found is not None
     return found
 

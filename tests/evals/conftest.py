@@ -11,7 +11,8 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
-    from dgemma_core import GenerationDefaults, families, save_model
+    from dgemma_core import GenerationDefaults, save_model
+    from dgemma_core.nano import families
     from tests.core import tiny
 
     folder = tmp_path_factory.mktemp("tiny")
@@ -20,5 +21,5 @@ def checkpoint(tmp_path_factory):
     )
     save_model(tiny.text_model(), folder, generation=generation)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(families.TEST_PROMPTS.parent / name, folder / name)
+        shutil.copy(families.TEST_PROMPTS.parent / "weights" / name, folder / name)
     return folder

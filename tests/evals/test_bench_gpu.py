@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from dgemma_core import grouped
+from dgemma_core.backends.cuda import experts as grouped
+from dgemma_core.backends.cuda.graphs import CanvasGraph
 from dgemma_core.errors import DeviceError, RequestError
-from dgemma_core.graphs import CanvasGraph
 from dgemma_evals import bench_gpu, bench_gpu_public, bench_page, gpu_model
 from dgemma_evals.bench_command import bench_app
 from dgemma_evals.gpu_model import Shape

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from dgemma_core import families
-from dgemma_core.cli import app
+from dgemma_core.command.cli import app
+from dgemma_core.nano import families
 from dgemma_evals import harness
 from dgemma_evals.backend import DGemma
 
@@ -205,7 +205,7 @@ def test_two_processes_give_the_results_of_one(dgemma, checkpoint, tmp_path, lau
     assert dgemma(*arguments, "--output_path", tmp_path / "one")[0] == 0
     ran = subprocess.run(
         [sys.executable, "-m", *LAUNCHERS[launcher],
-         "-m", "dgemma_core.cli", *arguments, "--output_path", tmp_path / "two"],
+         "-m", "dgemma_core.command.cli", *arguments, "--output_path", tmp_path / "two"],
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
              "HF_HOME": str(tmp_path)},  # where accelerate would find someone's configuration
         capture_output=True,

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from dgemma_core import DgemmaError, RequestError
-from dgemma_core.cli import app
+from dgemma_core.command.cli import app
 from dgemma_evals import compare as comparing
 from dgemma_evals import gguf, harness
 from dgemma_evals.compare import compare as run_compare

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from dgemma_core.cli import app
+from dgemma_core.command.cli import app
 from dgemma_evals import flips as flipping
 from dgemma_evals import harness
 from dgemma_evals.backend import DGemma

@@ -18,7 +18,7 @@ from contextlib import closing
 import pandas as pd
 import pytest
 
-from dgemma_core.cli import app
+from dgemma_core.command.cli import app
 from dgemma_evals.compare import documents, load_tasks
 from dgemma_evals.writers import writer
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from dgemma_core.checkpoint import Loaded
+from dgemma_core.files.checkpoint import Loaded
+from dgemma_core.files.trace import Trace
 from dgemma_core.observe import Observe
-from dgemma_core.trace import Trace
 from dgemma_lab.session import record
 
 from ..core import tiny

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from dgemma_core.errors import DgemmaError
+from dgemma_core.files.trace import Trace
 from dgemma_core.samplers import BlockRefinement, EntropyBound
-from dgemma_core.trace import Trace
 from dgemma_lab.budget import Budget, entropy_budget, packed, ranking, reasons
 from dgemma_lab.canvas import Canvas
 

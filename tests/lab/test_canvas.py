@@ -18,10 +18,10 @@ import pytest
 from PIL import Image
 
 from dgemma_core.errors import DgemmaError
-from dgemma_core.trace import STATES, Trace
+from dgemma_core.files.trace import STATES, Trace
 from dgemma_lab import Canvas, Steer, canvas, export, packing
 
-from ..core.fake_events import EOS, StepEvent, diffusion_events, token_events
+from ..files.fake_events import EOS, StepEvent, diffusion_events, token_events
 
 LAB = Path(canvas.__file__).parent
 ANSWER = [*range(10, 34), EOS]

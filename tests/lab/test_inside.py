@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from dgemma_core.errors import DgemmaError
+from dgemma_core.files.trace import Trace
 from dgemma_core.observe import Observe
-from dgemma_core.trace import Trace
 from dgemma_lab.inside import (
     attention,
     balance,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dgemma_core.errors import DgemmaError
-from dgemma_core.trace import Trace
+from dgemma_core.files.trace import Trace
 from dgemma_lab.order import (
     convergence,
     divergence,
@@ -23,7 +23,7 @@ from dgemma_lab.order import (
     settling,
 )
 
-from ..core.fake_events import (
+from ..files.fake_events import (
     CanvasEvent,
     FinishEvent,
     Observed,

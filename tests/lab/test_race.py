@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from dgemma_core.errors import DgemmaError
-from dgemma_core.trace import Trace
+from dgemma_core.files.trace import Trace
 from dgemma_lab.race import DRAFT, HIDDEN, STANDING, Race, lane, record_race
 
-from ..core.fake_events import EOS, diffusion_events, token_events
+from ..files.fake_events import EOS, diffusion_events, token_events
 from . import runs
 from .runs import PROMPT
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dgemma_core.checkpoint import load_model, save_model
 from dgemma_core.errors import RequestError
+from dgemma_core.files.checkpoint import load_model, save_model
 from dgemma_lab.roofline import PUBLISHED, Machine, StepCost, break_even, measure, roofline
 from dgemma_lab.roofline import _cost as cost
 from dgemma_lab.roofline import _spread as spread

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from dgemma_core.errors import DgemmaError, RequestError
+from dgemma_core.files.trace import Trace
 from dgemma_core.observe import Observe
 from dgemma_core.samplers import BlockRefinement, DiscreteDDIM, EntropyBound
 from dgemma_core.store import StateStore
-from dgemma_core.trace import Trace
 from dgemma_lab import export
 from dgemma_lab.canvas import Steer
 from dgemma_lab.session import Run, Session, plan

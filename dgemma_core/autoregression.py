@@ -1,0 +1,185 @@
+"""The loop that writes text token by token, with the causal mode of the same weights.
+
+Axes: B rows of the batch, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+
+from dgemma_core.cache import PrefixCache
+from dgemma_core.draws import CounterDraws, Draws, RowKey
+from dgemma_core.errors import RequestError
+from dgemma_core.events import Event, FinishEvent, PromptEvent, TokenEvent
+from dgemma_core.head import Filters, Prediction
+from dgemma_core.loop import (
+    Decode,
+    Row,
+    checked_batch_size,
+    cut,
+    encode_prompts,
+    join,
+    memory_advice,
+)
+from dgemma_core.model import DiffusionGemma
+from dgemma_core.observe import Observe, Watcher
+from dgemma_core.request import Request, TokenState
+
+
+def decode_tokens(
+    model: DiffusionGemma,
+    requests: Iterable[Request],
+    *,
+    temperature: float = 0.0,
+    filters: Filters | None = None,
+    batch_size: int = 1,
+    eos: Sequence[int] | None = None,
+    decode: Decode | None = None,
+    draws: Draws | None = None,
+    observe: Observe | None = None,
+) -> Iterator[Event]:
+    """Writes texts token by token with the causal mode of the same weights; yields events as they happen.
+
+    temperature 0 is greedy. filters: top-k and top-p, for a temperature above 0. The rest as in `denoise_canvases`;
+    pins have no meaning here and are refused.
+    """
+    if temperature < 0:
+        raise RequestError(f"temperature must be 0 (greedy) or above, got {temperature}")
+    if temperature == 0 and filters is not None:
+        raise RequestError(
+            "top_k and top_p have no effect at temperature 0: set a temperature, or leave them out"
+        )
+    if observe is not None and (observe.router or observe.attention_positions):
+        raise RequestError(
+            "autoregressive runs observe top_k only; router and attention are of denoising passes"
+        )
+    stops = frozenset(model.config.eos_token_ids if eos is None else eos)
+    return _decode_tokens(
+        model,
+        requests,
+        temperature,
+        filters,
+        checked_batch_size(batch_size),
+        stops,
+        decode,
+        draws or CounterDraws(),
+        observe,
+    )
+
+
+def _decode_tokens(
+    model: DiffusionGemma,
+    requests: Iterable[Request],
+    temperature: float,
+    filters: Filters | None,
+    batch_size: int,
+    eos: frozenset[int],
+    decode: Decode | None,
+    draws: Draws,
+    observe: Observe | None,
+) -> Iterator[Event]:
+    waiting = iter(requests)
+    rows: list[Row] = []
+    while True:
+        joining = join(model, waiting, batch_size - len(rows), decode, TokenState)
+        yield from _start_tokens(model, joining)
+        rows += joining
+        if not rows:
+            return
+        states = [row.state for row in rows if isinstance(row.state, TokenState)]
+        prediction = _predict_tokens(model, states, temperature, filters, draws, observe)
+        tokens = prediction.sample.squeeze(1).tolist()
+        # of the raw distribution, whatever the sampling one is
+        if temperature == 0:
+            probability = prediction.argmax_probability
+        else:
+            probability = (prediction.token_logit(prediction.sample) - prediction.logsumexp).exp()
+        probabilities = probability.squeeze(1).tolist()
+        entropies = prediction.entropy.squeeze(1).tolist()
+        going_on: list[tuple[Row, TokenState, int]] = []
+        for i, (row, state) in enumerate(zip(rows, states, strict=True)):
+            request = row.request
+            remaining = request.max_new_tokens - len(state.committed)
+            end = cut(state.committed, [tokens[i]], remaining, eos, request.stop, decode)
+            yield TokenEvent(
+                request=request.id,
+                index=len(state.committed),
+                token=tokens[i],
+                probability=probabilities[i],
+                entropy=entropies[i],
+                seconds=row.seconds,
+                observed=None
+                if observe is None
+                else Watcher(observe, [0], 1).observed(i, prediction),
+                state=state,
+            )
+            if end.reason is None:
+                going_on.append((row, state, tokens[i]))
+                continue
+            yield FinishEvent(
+                request=request.id,
+                ids=end.ids,
+                text=end.text,
+                stop_reason=end.reason,
+                denoising_steps=0,
+                passes=state.passes,
+                canvases=0,
+                seconds=row.seconds,
+                cache=state.cache,
+            )
+        rows = [row for row, _, _ in going_on]
+        if going_on:
+            with memory_advice():
+                cache = model.encode(
+                    [[token] for _, _, token in going_on],
+                    PrefixCache.join([s.cache for _, s, _ in going_on]),
+                )
+            assert cache.hidden is not None
+            for i, (row, state, token) in enumerate(going_on):
+                row.state = replace(
+                    state,
+                    committed=(*state.committed, token),
+                    cache=cache[i],
+                    hidden=cache.hidden[i, 0],
+                    passes=state.passes + 1,
+                )
+
+
+def _start_tokens(model: DiffusionGemma, rows: Sequence[Row]) -> Iterator[Event]:
+    fresh = [row for row in rows if row.request.state is None]
+    for row in rows:
+        state = row.request.state
+        if isinstance(state, TokenState):
+            row.state = replace(state, cache=state.cache.copy())
+            yield PromptEvent(row.request.id, state.ids, state.seed, row.seconds)
+    if not fresh:
+        return
+    for row, cache in zip(fresh, encode_prompts(model, fresh), strict=True):
+        ids = tuple(row.request.ids)
+        assert cache.hidden is not None
+        row.state = TokenState(ids, (), cache, cache.hidden[0], row.request.seed, 1)
+        yield PromptEvent(row.request.id, ids, row.request.seed, row.seconds)
+
+
+def _predict_tokens(
+    model: DiffusionGemma,
+    states: Sequence[TokenState],
+    temperature: float,
+    filters: Filters | None,
+    draws: Draws,
+    observe: Observe | None,
+) -> Prediction:
+    keys = [RowKey(state.seed, 0) for state in states]
+    step = draws.step(keys, [len(state.committed) for state in states], 1, model.device)
+    return model.head.predict(
+        torch.stack([state.hidden for state in states]).unsqueeze(1),  # (B, 1, D)
+        temperature,
+        step,
+        reference="raw",
+        filters=filters,
+        soft=False,
+        top_k=0 if observe is None else observe.top_k,
+    )

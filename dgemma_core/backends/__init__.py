@@ -1,0 +1,1 @@
+"""How passes run fast: one protocol, one registry."""

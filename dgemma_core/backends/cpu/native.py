@@ -1,0 +1,427 @@
+"""Passes of a small model on a CPU in float32, by native.c: the numbers of the modules, but for rounding.
+
+What a pass of a small model costs in torch is the number of its operations, some microseconds each. Here it is one
+call, with weights copied into the order in which it reads them. The modules that are passed over are used after all
+where there is no C compiler, where a size does not fit, or as soon as somebody hooks one.
+
+Axes: N tokens of all rows, D hidden size, H query heads, G key/value heads, d head dimension, E experts, K chosen ones,
+I and w the widths of the dense MLP and of an expert, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Sequence
+from ctypes import POINTER, byref, c_float, c_int64, c_void_p
+from functools import cache
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dgemma_core.backends.borrowed import Borrowed
+from dgemma_core.backends.cpu.compiling import library
+from dgemma_core.backends.cpu.running import row_top
+from dgemma_core.cache import Buffer, RowCache
+from dgemma_core.config import ModelConfig
+from dgemma_core.errors import RequestError
+from dgemma_core.experts import Routing
+from dgemma_core.files.quantised import Holder
+from dgemma_core.layers import Layer, rotations, rounded
+
+if TYPE_CHECKING:
+    from dgemma_core.model import DiffusionGemma, Watch
+
+SMALL = 2**20
+"""Numbers of a layer, about, up to which it is copied."""
+VOCABULARY = 2**13
+"""Tokens up to which a head is."""
+UNIT = 32
+"""All widths are multiples of it, the vocabulary of twice as many: the widest panel, and four vectors."""
+OWN = 8
+"""Tokens from which another thread pays."""
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [
+        *((name, c_void_p) for name in (
+            "projections", "out", "gate", "up", "dense_down", "router", "expert_gate", "expert_up", "expert_down",
+            "of_queries", "of_keys", "after_attention", "after_dense", "after_sparse", "after_both", "expert_scale",
+            "cos", "sin",
+        )),
+        *((name, c_int64) for name in ("groups", "head_dim", "window", "keys_are_values")),
+        ("scalars", c_float * 2),
+    ]  # fmt: skip
+
+
+class _Model(ctypes.Structure):
+    _fields_ = [
+        *((name, c_void_p) for name in ("embedding", "pre_norm", "gate", "up", "down", "norm")),
+        ("layers", POINTER(_Layer)),
+        *((name, c_int64) for name in (
+            "vocabulary", "width", "heads", "inner", "experts", "chosen", "expert_inner", "count", "row",
+        )),
+        ("eps", c_float),
+        ("scale", c_float),
+    ]  # fmt: skip
+
+
+class _Segment(ctypes.Structure):
+    _fields_ = [
+        *((name, c_int64) for name in ("first", "count", "position", "causal")),
+        ("held", c_void_p),
+    ]
+
+
+class _Watch(ctypes.Structure):
+    _fields_ = [(name, c_void_p) for name in ("queries", "probabilities", "weights", "chosen")]
+
+
+class _Found(ctypes.Structure):
+    _fields_ = [
+        (name, c_void_p)
+        for name in (
+            "argmax", "sample", "argmax_probability", "sample_probability", "entropy", "logsumexp", "soft", "sigmas",
+        )
+    ]  # fmt: skip
+
+
+@cache
+def _functions() -> ctypes.CDLL | None:
+    """native.c, or None where it cannot be compiled."""
+    found = library("native")
+    return None if found is None else _with_signatures(found)
+
+
+def _with_signatures(found: ctypes.CDLL) -> ctypes.CDLL:
+    found.scratch_size.argtypes = [POINTER(_Model), c_int64]
+    found.scratch_size.restype = c_int64
+    found.forward.argtypes = [
+        POINTER(_Model), c_int64, c_void_p, c_void_p, POINTER(_Segment), c_void_p, c_void_p, POINTER(_Watch),
+        c_int64, c_void_p, c_int64,
+    ]  # fmt: skip
+    found.forward.restype = c_int64
+    found.predict_scratch_size.argtypes = [c_int64]
+    found.predict_scratch_size.restype = c_int64
+    found.predict.argtypes = [
+        c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_float, c_void_p, c_void_p, c_float,
+        POINTER(_Found), c_int64, c_void_p,
+    ]  # fmt: skip
+    found.predict.restype = None
+    found.panel_width.restype = c_int64
+    found.checksum.argtypes = [c_int64, c_void_p, c_void_p, c_int64]
+    found.checksum.restype = c_int64
+    return found
+
+
+def fits(config: ModelConfig) -> bool:
+    """Whether a model is small, and of widths that go into panels."""
+    text = config.text
+    widths = [text.hidden_size, text.intermediate_size, text.moe_intermediate_size]
+    widths += [layer.head_dim for layer in text.layers]
+    of_attention = 2 * max(layer.head_dim for layer in text.layers) * text.num_attention_heads
+    of_mlps = 3 * (text.intermediate_size + text.num_experts * text.moe_intermediate_size)
+    return (
+        text.hidden_size * (of_attention + of_mlps) <= SMALL
+        and all(width % UNIT == 0 for width in widths)
+        and text.vocab_size % (2 * UNIT) == 0
+        and text.vocab_size <= VOCABULARY
+        and all(
+            text.num_attention_heads % layer.num_key_value_heads == 0
+            and text.num_attention_heads // layer.num_key_value_heads <= UNIT // 2
+            for layer in text.layers
+        )
+    )
+
+
+def serves(model: DiffusionGemma) -> bool:
+    """Whether the model fits, is plain float32 numbers on a CPU, and native.c can be compiled."""
+    return (
+        fits(model.config)
+        and all(map(_plain, model.parameters()))
+        and not any(isinstance(part, Holder) for part in model.modules())
+        and _functions() is not None
+    )
+
+
+def _plain(weight: Tensor) -> bool:
+    """Whether they are numbers that C can read as they stand."""
+    return weight.dtype == torch.float32 and weight.device.type == "cpu" and weight.is_contiguous()
+
+
+class NativeModel:
+    """The weights of a model as native.c reads them, and its passes."""
+
+    def __init__(self, model: DiffusionGemma) -> None:
+        functions = _functions()
+        assert functions is not None
+        self.functions = functions
+        self.panel = int(functions.panel_width())
+        self.config = model.config
+        text = model.config.text
+        self.width = text.hidden_size
+        self.borrowed = Borrowed(
+            [(part, name) for part in model.modules() for name in part._parameters],
+            list(model.modules()),
+        )
+        self.sources = self._sources()
+        self.kept: list[Tensor] = []  # what C holds pointers to
+        layers = cast(Sequence[Layer], model.layers)
+        self.layers = (_Layer * len(layers))(
+            *(
+                self._layer(layer, window, of_encoder)
+                for layer, window, of_encoder in zip(
+                    layers,
+                    [None if layer.full else text.sliding_window - 1 for layer in text.layers],
+                    model.encoder_layer_scalars.tolist(),
+                    strict=True,
+                )
+            )
+        )
+        self.likes = [
+            torch.empty(0, layer.num_key_value_heads, layer.head_dim) for layer in text.layers
+        ]
+        self.row = text.num_attention_heads * max(layer.head_dim for layer in text.layers)
+        self.positions = 0
+        self.growing = threading.Lock()
+        self.scale = rounded(self.width**0.5, torch.float32)
+        self.embedding = self._keep(model.embed_tokens.weight)
+        self.vocabulary = self._panels(model.embed_tokens.weight)
+        conditioning = model.self_conditioning
+        self.model = _Model(
+            embedding=self.embedding,
+            norm=self._keep(model.norm.weight),
+            layers=self.layers,
+            vocabulary=text.vocab_size,
+            width=self.width,
+            heads=text.num_attention_heads,
+            inner=text.intermediate_size,
+            experts=text.num_experts,
+            chosen=text.top_k_experts,
+            expert_inner=text.moe_intermediate_size,
+            count=len(layers),
+            row=self.row,
+            eps=text.rms_norm_eps,
+            scale=self.scale,
+        )
+        if conditioning is not None:
+            self.model.pre_norm = self._keep(conditioning.pre_norm.weight)
+            self.model.gate = self._panels(conditioning.gate_proj.weight)
+            self.model.up = self._panels(conditioning.up_proj.weight)
+            self.model.down = self._panels(conditioning.down_proj.weight)
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """A copy of the model makes its own."""
+        return type(None), ()
+
+    def _keep(self, numbers: Tensor) -> int:
+        held = numbers.detach().to(torch.float32).clone(memory_format=torch.contiguous_format)
+        self.kept.append(held)
+        return held.data_ptr()
+
+    def _panels(self, *matrices: Tensor) -> int:
+        """Matrices (R, D) → their rows as columns, a panel of them after the other, (R / panel, D, panel)."""
+        panels = [
+            matrix.detach().unflatten(0, (-1, self.panel)).transpose(1, 2) for matrix in matrices
+        ]
+        return self._keep(torch.cat(panels))
+
+    def _layer(self, layer: Layer, window: int | None, of_encoder: float) -> _Layer:
+        attention, mlp, experts, router = layer.self_attn, layer.mlp, layer.experts, layer.router
+        projections = [attention.q_proj, attention.k_proj]
+        if attention.v_proj is not None:
+            projections.append(attention.v_proj)
+        of_input, of_dense, of_sparse = (
+            norm.weight
+            for norm in (
+                layer.input_layernorm,
+                layer.pre_feedforward_layernorm,
+                layer.pre_feedforward_layernorm_2,
+            )
+        )
+        gates, ups = (experts.gate_up_proj * of_sparse).chunk(2, dim=1)  # (E, w, D)
+        scores = router.scaled()
+        missing = -len(scores) % self.panel
+        return _Layer(
+            projections=self._panels(*(part.weight * of_input for part in projections)),
+            out=self._panels(attention.o_proj.weight),
+            gate=self._panels(mlp.gate_proj.weight * of_dense),
+            up=self._panels(mlp.up_proj.weight * of_dense),
+            dense_down=self._panels(mlp.down_proj.weight),
+            router=self._panels(nn.functional.pad(scores, (0, 0, 0, missing))),
+            expert_gate=self._panels(*gates),
+            expert_up=self._panels(*ups),
+            expert_down=self._panels(*experts.down_proj),
+            of_queries=self._keep(attention.q_norm.weight),
+            of_keys=self._keep(attention.k_norm.weight),
+            after_attention=self._keep(layer.post_attention_layernorm.weight),
+            after_dense=self._keep(layer.post_feedforward_layernorm_1.weight),
+            after_sparse=self._keep(layer.post_feedforward_layernorm_2.weight),
+            after_both=self._keep(layer.post_feedforward_layernorm.weight),
+            expert_scale=self._keep(router.per_expert_scale),
+            groups=attention.groups,
+            head_dim=attention.head_dim,
+            window=-1 if window is None else window,
+            keys_are_values=attention.v_proj is None,
+            scalars=(layer.layer_scalar.item(), of_encoder),
+        )
+
+    def _sources(self) -> tuple[list[int], int]:
+        """Where the parameters stand, and a checksum of their numbers."""
+        weights = self.borrowed.weights
+        places = np.array([weight.data_ptr() for weight in weights], dtype=np.uint64)
+        sizes = np.array([weight.numel() for weight in weights], dtype=np.int64)
+        summed = self.functions.checksum(
+            len(weights), places.ctypes.data, sizes.ctypes.data, torch.get_num_threads()
+        )
+        return places.tolist(), summed
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether all parameters hold the numbers that were copied."""
+        return all(map(_plain, self.borrowed.weights)) and self._sources() == self.sources
+
+    def _threads(self, tokens: int) -> int:
+        return max(1, min(torch.get_num_threads(), tokens // OWN))
+
+    def _grow_rotations(self, positions: int) -> None:
+        """Lays out the rotary angles of so many first positions. Shorter tables stay: a pass may be reading them."""
+        if positions <= self.positions:
+            return
+        with self.growing:
+            if positions <= self.positions:
+                return
+            grown = max(256, 1 << (positions - 1).bit_length())
+            kinds = self.config.text.layers
+            kept = {
+                kind: (self._keep(turned.cos), self._keep(turned.signed_sin))
+                for kind, turned in rotations(kinds, torch.arange(grown), torch.float32).items()
+            }
+            for held, kind in zip(self.layers, kinds, strict=True):
+                held.cos, held.sin = kept[kind]
+            self.positions = grown
+
+    def run(
+        self,
+        ids: Tensor,
+        rows: Sequence[RowCache],
+        sizes: Sequence[int],
+        *,
+        causal: bool,
+        soft: Tensor | None = None,
+        watch: Watch | None = None,
+    ) -> Tensor:
+        """ids (N,), `sizes` of them a row, behind the rows' prefixes → (N, D), after the final norm.
+
+        causal: the tokens are appended to their rows, but not yet counted in `length`; else they are a canvas, laid
+        over for this pass. soft: (N, D), of a canvas. Raises RequestError for an id outside the vocabulary.
+        """
+        ids = ids.contiguous()
+        tokens, text = len(ids), self.config.text
+        self._grow_rotations(max(row.length + size for row, size in zip(rows, sizes, strict=True)))
+        segments = (_Segment * len(rows))()
+        buffers = self._buffers(rows, sizes, causal)
+        tables = [
+            np.array(
+                [
+                    (b.keys.data_ptr(), b.values.data_ptr(), b.keys.shape[1], b.base)
+                    for b in of_layers
+                ]
+            )
+            for of_layers in buffers
+        ]
+        first = longest = 0
+        for segment, row, size, table in zip(segments, rows, sizes, tables, strict=True):
+            segment.first, segment.count, segment.position = first, size, row.length
+            segment.causal, segment.held = causal, table.ctypes.data
+            first, longest = first + size, max(longest, row.length + size)
+        x = torch.empty(tokens, self.width)
+        layers = len(self.layers)
+        queries = torch.empty(layers if watch is not None else 1, tokens, self.row)
+        watched = _Watch()
+        probabilities = weights = chosen = torch.empty(0)
+        if watch is not None:
+            probabilities = torch.empty(layers, tokens, text.num_experts)
+            weights = torch.empty(layers, tokens, text.top_k_experts)
+            chosen = torch.empty(layers, tokens, text.top_k_experts, dtype=torch.long)
+            watched.queries, watched.probabilities = queries.data_ptr(), probabilities.data_ptr()
+            watched.weights, watched.chosen = weights.data_ptr(), chosen.data_ptr()
+        if soft is not None:
+            soft = soft.contiguous()
+        threads = self._threads(tokens)
+        size = self.functions.scratch_size(byref(self.model), longest)
+        scratch = torch.empty(threads * size)
+        outside = self.functions.forward(
+            byref(self.model), tokens, ids.data_ptr(), None if soft is None else soft.data_ptr(), segments,
+            x.data_ptr(), queries.data_ptr(), byref(watched), threads, scratch.data_ptr(), size,
+        )  # fmt: skip
+        if outside >= 0:
+            raise RequestError(
+                f"token ids must lie in 0 … {text.vocab_size - 1}, got {int(ids[outside])}"
+            )
+        if watch is not None:
+            for i, layer in enumerate(text.layers):
+                turned = queries[i, :, : text.num_attention_heads * layer.head_dim]
+                parts = turned.unflatten(1, (-1, layer.head_dim)).split(list(sizes))
+                for j, (row, part) in enumerate(zip(rows, parts, strict=True)):
+                    seen = row.first(i, row.length), row.length + len(part)
+                    watch.attention(i, j, part, buffers[j][i].slice(*seen)[0])
+                watch.router(i, Routing(weights[i], chosen[i], probabilities[i]))
+        return x
+
+    def _buffers(
+        self, rows: Sequence[RowCache], sizes: Sequence[int], causal: bool
+    ) -> list[list[Buffer]]:
+        """Where the keys and values of each row go, a buffer a layer; no two rows write to the same one."""
+        found, taken = [], set()
+        for row, size in zip(rows, sizes, strict=True):
+            of_layers = []
+            for i, like in enumerate(self.likes):
+                buffer = row.room(i, size, like)
+                if id(buffer) in taken:  # a branch of a row before it
+                    buffer = row.own(i, size, like)
+                taken.add(id(buffer))
+                if causal:
+                    buffer.filled = row.length + size
+                of_layers.append(buffer)
+            found.append(of_layers)
+        return found
+
+    def predict(
+        self,
+        hidden: Tensor,
+        temperatures: Tensor,
+        uniform: Tensor | None,
+        soft: bool,
+        top_k: int = 0,
+    ) -> dict[str, Tensor]:
+        """hidden (N, D), temperatures (N, 1), uniform (N,) float64, None for the argmax → the fields of a `Prediction`,
+        (N, …)."""
+        tokens, vocabulary = len(hidden), self.config.text.vocab_size
+        cap = self.config.text.final_logit_softcapping
+        hidden, temperatures = hidden.contiguous(), temperatures.contiguous()
+        drawn = None if uniform is None else uniform.contiguous()
+        whole, real = torch.empty(2, tokens, dtype=torch.long), torch.empty(4, tokens)
+        fields = dict(zip(("argmax", "sample"), whole.unbind(), strict=True))
+        names = ("argmax_probability", "sample_probability", "entropy", "logsumexp")
+        fields |= zip(names, real.unbind(), strict=True)
+        found = _Found(**{name: value.data_ptr() for name, value in fields.items()})
+        if soft:
+            fields["soft_embedding"] = torch.empty(tokens, self.width)
+            found.soft = fields["soft_embedding"].data_ptr()
+        sigmas = torch.empty(tokens, vocabulary) if top_k else None
+        if sigmas is not None:
+            found.sigmas = sigmas.data_ptr()
+        threads = self._threads(tokens)
+        scratch = torch.empty(threads * self.functions.predict_scratch_size(vocabulary))
+        self.functions.predict(
+            tokens, self.width, vocabulary, hidden.data_ptr(), self.vocabulary, self.embedding, cap,
+            temperatures.data_ptr(), None if drawn is None else drawn.data_ptr(), self.scale, byref(found), threads,
+            scratch.data_ptr(),
+        )  # fmt: skip
+        if sigmas is not None:
+            best, fields["top_ids"] = row_top(sigmas, top_k)
+            fields["top_logits"] = (2 * best - 1) * cap / temperatures
+        return fields

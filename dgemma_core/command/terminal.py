@@ -1,0 +1,235 @@
+"""How a run looks in a terminal: pure functions from events to rich text, and the live screen.
+
+Notable:
+- confidence is the colour behind a token, from blue (unsure) to yellow (sure): cividis, which
+  colour-blind readers see as well. The text on it is black or white, whichever stands out more, so
+  it reads on light and on dark terminals;
+- state shows without colour too: noise is dim, a pinned token underlined, the tail behind the end
+  of the text a row of dots;
+- no token can move the cursor or hide text: control characters are drawn as signs.
+"""
+
+from __future__ import annotations
+
+import time
+import unicodedata
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+from rich.color import Color
+from rich.color_triplet import ColorTriplet
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+from rich.style import Style
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from dgemma_core.events import Event, StepEvent
+
+Decode = Callable[[int], str]
+
+# Ten stops of the cividis ramp (Nuñez, Anderton, Renslow 2018), probability 0 to 1.
+RAMP = (
+    (0, 34, 78), (18, 53, 112), (59, 73, 108), (87, 93, 109), (112, 113, 115),
+    (138, 134, 120), (165, 156, 116), (195, 179, 105), (225, 204, 85), (254, 232, 56),
+)  # fmt: skip
+NOISE = Style(dim=True)
+END, TAIL, NEWLINE = "■", "·", "↵"
+REDRAWS_A_SECOND = 30
+
+
+def shade(probability: float) -> Style:
+    """The style of a token that the model holds for this probable, 0 … 1."""
+    place = min(max(probability, 0.0), 1.0) * (len(RAMP) - 1)
+    low = min(int(place), len(RAMP) - 2)
+    rgb = [
+        round(a + (b - a) * (place - low)) for a, b in zip(RAMP[low], RAMP[low + 1], strict=True)
+    ]
+    # Against relative luminance 0.179 black and white contrast alike, 4.58 : 1 (WCAG 2).
+    text = "#000000" if luminance(rgb) > 0.179 else "#ffffff"
+    return Style(color=text, bgcolor=Color.from_triplet(ColorTriplet(*rgb)))
+
+
+def luminance(rgb: Sequence[int]) -> float:
+    """Relative luminance of an sRGB colour (three values of 0 … 255), as WCAG 2 defines it."""
+    linear = [
+        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in rgb)
+    ]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def visible(piece: str) -> str:
+    """One token's text, its control characters (cursor, reading direction) as signs."""
+    return "".join(map(_visible_character, piece)) or "∅"
+
+
+def _visible_character(character: str) -> str:
+    if character == "\n":
+        return NEWLINE
+    if ord(character) < 32:
+        return chr(0x2400 + ord(character))  # the control pictures: ␀, ␁, …
+    return (
+        "�"
+        if unicodedata.category(character) in ("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp")
+        else character
+    )
+
+
+def draw_step(event: StepEvent, decode: Decode, eos: Collection[int] = ()) -> Text:
+    """The canvas as one denoising step leaves it: kept tokens coloured by confidence, noise dim.
+
+    A kept newline breaks the line; a kept token of `eos` draws as ■, what is kept behind as dots.
+    """
+    tokens, accepted, pinned = (
+        x.tolist() for x in (event.tokens_out, event.accepted, event.pinned)
+    )
+    candidates = [
+        (event.sample.tolist(), event.sample_probability.tolist()),
+        (event.argmax.tolist(), event.argmax_probability.tolist()),
+    ]
+    text, ended = Text(), False
+    for i, token in enumerate(tokens):
+        if not (accepted[i] or pinned[i]):
+            text.append(visible(decode(token)), NOISE)
+            continue
+        # A rule that keeps tokens from step to step may hold one that this step did not predict.
+        known = [probability[i] for ids, probability in candidates if ids[i] == token]
+        style = shade(known[0]) if known else Style(bold=True)
+        if pinned[i]:
+            style = Style(underline=True, bold=True)
+        if ended:
+            text.append(TAIL, NOISE)
+        elif token in eos:
+            text.append(END, style)
+            ended = True
+        else:
+            _append(text, decode(token), style)
+    return text
+
+
+def draw_tokens(
+    tokens: Iterable[int], probabilities: Iterable[float], decode: Decode, eos: Collection[int] = ()
+) -> Text:
+    """Final tokens, coloured by the probability each had at its commit; an EOS draws as ■."""
+    text = Text()
+    for token, probability in zip(tokens, probabilities, strict=True):
+        if token in eos:
+            text.append(END, shade(probability))
+        else:
+            _append(text, decode(token), shade(probability))
+    return text
+
+
+def _append(text: Text, piece: str, style: Style) -> None:
+    """A kept token: control characters made visible, newlines shown and obeyed."""
+    for i, line in enumerate(piece.split("\n")):
+        if i:
+            text.append(NEWLINE, style)
+            text.append("\n")
+        if line or piece == "":
+            text.append(visible(line), style)
+
+
+def colour(
+    answer: str,
+    ids: Sequence[int],
+    probabilities: Sequence[float],
+    decode: Callable[[Sequence[int]], str],
+) -> Text:
+    """The final text, coloured by the probability of the tokens that spell it. What the ids hold
+    around it, a thought or a stop string, is left out."""
+    text = Text("".join(c if c == "\n" else _visible_character(c) for c in answer))
+    start = decode(ids).rfind(answer)
+    if start < 0:
+        return text
+    end = -start
+    for i, probability in enumerate(probabilities, 1):
+        begin, end = end, len(decode(ids[:i])) - start
+        if end > 0:
+            text.stylize(shade(probability), max(begin, 0), end)
+    return text
+
+
+def count(number: int, one: str, many: str | None = None) -> str:
+    """A number with its noun: "1 token", "2 tokens"."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def status(event: StepEvent) -> Text:
+    """One dim line: where the run is and how sure the model is."""
+    free = ~event.pinned
+    kept = int((event.accepted & free).sum())
+    entropy = float(event.entropy[free].mean()) if bool(free.any()) else 0.0
+    return Text(
+        f"canvas {event.canvas + 1} · step {event.step + 1}/{event.steps}"
+        f" · temperature {event.temperature:.2f} · kept {kept}/{len(event.tokens_out)}"
+        f" · entropy {entropy:.3f} nats",
+        NOISE,
+    )
+
+
+def legend() -> Text:
+    """The ramp, labelled."""
+    text = Text("probability 0 ", NOISE)
+    for i in range(len(RAMP)):
+        text.append(" ", shade(i / (len(RAMP) - 1)))
+    return text.append(" 1", NOISE)
+
+
+class Screen(AbstractContextManager["Screen"]):
+    """Shows one request's events as they come: committed text, the canvas, a status line.
+
+    Everything it draws disappears when it closes, so that the caller's final text is what stays.
+    """
+
+    def __init__(self, console: Console, decode: Decode, eos: Collection[int] = ()) -> None:
+        self._decode, self._eos = decode, eos
+        self._committed = Text()
+        self._shown = 0.0
+        self._live = Live(
+            console=console, auto_refresh=False, transient=True, vertical_overflow="crop"
+        )
+
+    def __enter__(self) -> Screen:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def add(self, event: Event) -> None:
+        """Draws one event. Steps that come faster than 30 a second are skipped, save the last."""
+        from dgemma_core.events import CanvasEvent, StepEvent, TokenEvent
+
+        if isinstance(event, StepEvent):
+            now = time.perf_counter()
+            if event.finished or now - self._shown >= 1 / REDRAWS_A_SECOND:
+                self._shown = now
+                self._draw(draw_step(event, self._decode, self._eos), status(event))
+        elif isinstance(event, CanvasEvent):
+            kept = event.ids[: event.kept]
+            chances = event.probability[: event.kept].tolist()
+            self._committed += draw_tokens(kept, chances, self._decode, self._eos)
+            self._draw()
+        elif isinstance(event, TokenEvent):
+            drawn = draw_tokens([event.token], [event.probability], self._decode, self._eos)
+            self._committed += drawn
+            self._draw(Text(), Text(count(event.index + 1, "token"), NOISE))
+
+    def _draw(self, canvas: Text | None = None, line: Text | None = None) -> None:
+        text = self._committed + canvas if canvas else self._committed
+        self._live.update(_Tail(text, Text.assemble(line or "", "\n", legend())), refresh=True)
+
+
+class _Tail:
+    """A text and its footer; of the text only the last lines where the terminal is too low."""
+
+    def __init__(self, text: Text, footer: Text) -> None:
+        self._text, self._footer = text, footer
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        lines = self._text.wrap(console, options.max_width)
+        room = max(console.height - 4, 1)
+        yield from lines[-room:]
+        yield self._footer

@@ -1,0 +1,1 @@
+"""Checkpoints, quantised weights and traces on disk."""

@@ -1,0 +1,178 @@
+"""What the loops that write text share: rows that join a batch, where a text ends, and advice when memory runs out."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from dgemma_core.cache import PrefixCache
+from dgemma_core.errors import DeviceError, RequestError
+from dgemma_core.events import StopReason
+from dgemma_core.model import DiffusionGemma
+from dgemma_core.request import DecodeState, Request, TokenState
+
+Decode = Callable[[Sequence[int]], str]
+"""Token ids → text."""
+
+
+@dataclass
+class Row:
+    """A request in the batch."""
+
+    request: Request
+    started: float
+    state: DecodeState | TokenState | None = None
+    ended: bool = False
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+
+def checked_batch_size(batch_size: int) -> int:
+    if batch_size < 1:
+        raise RequestError(f"batch_size must be at least 1, got {batch_size}")
+    return batch_size
+
+
+def join(
+    model: DiffusionGemma,
+    waiting: Iterator[Request],
+    places: int,
+    decode: Decode | None,
+    kind: type[DecodeState | TokenState],
+) -> list[Row]:
+    """Takes up to `places` requests, each checked; `kind`: the states of this loop."""
+    rows = []
+    for request in itertools.islice(waiting, max(0, places)):
+        _check(model, request, decode)
+        if kind is TokenState and request.pins:
+            raise RequestError(
+                "pins have no meaning in autoregression, which writes from left to right"
+            )
+        if not isinstance(request.state, kind | None):
+            raise RequestError(
+                "the state to continue from is of the other mode: denoise_canvases takes a DecodeState, "
+                "decode_tokens a TokenState"
+            )
+        rows.append(Row(request, time.perf_counter()))
+    return rows
+
+
+def _check(model: DiffusionGemma, request: Request, decode: Decode | None) -> None:
+    config = model.config
+    if not len(request.ids):
+        raise RequestError("the prompt is empty: give at least one token")
+    if request.max_new_tokens < 1:
+        raise RequestError(f"max_new_tokens must be at least 1, got {request.max_new_tokens}")
+    room = config.text.max_position_embeddings - len(request.ids)
+    if request.max_new_tokens > room:
+        raise RequestError(
+            f"a prompt of {len(request.ids)} tokens and {request.max_new_tokens} new ones are more than the model's "
+            f"{config.text.max_position_embeddings}: shorten the prompt, or lower max_new_tokens"
+        )
+    if request.stop and decode is None:
+        raise RequestError("stop strings need a tokenizer (decode=…): this run has none")
+    if any(not text for text in request.stop):
+        raise RequestError("an empty stop string would end every text at once: leave it out")
+    media = set(config.media_token_ids).intersection(request.ids)
+    if media:
+        raise RequestError(
+            f"the prompt holds an image, video or audio placeholder (token {min(media)}): text only"
+        )
+    for position, token in request.pins.items():
+        if not 0 <= position < request.max_new_tokens:
+            raise RequestError(
+                f"pin at answer position {position}: the answer has 0 … {request.max_new_tokens - 1}"
+            )
+        if not 0 <= token < config.text.vocab_size:
+            raise RequestError(
+                f"pin of token {token}: the vocabulary has 0 … {config.text.vocab_size - 1}"
+            )
+    if request.prefix is not None and not request.prefix.lengths[0] < len(request.ids):
+        raise RequestError(
+            "the cached prefix must be shorter than the prompt, by at least one token"
+        )
+    if request.state is not None and tuple(request.ids) != request.state.ids:
+        raise RequestError(
+            "the state to continue from belongs to another prompt: pass the state's own ids"
+        )
+    if request.state is not None and len(request.state.committed) >= request.max_new_tokens:
+        raise RequestError(
+            f"the state to continue from has {len(request.state.committed)} tokens already: raise max_new_tokens"
+        )
+
+
+def encode_prompts(model: DiffusionGemma, rows: Sequence[Row]) -> list[PrefixCache]:
+    """One-row caches of the rows' prompts, encoded together; each `.hidden` holds the last token's (1, D)."""
+    prefixes = [row.request.prefix or PrefixCache.empty(model.config.text, 1) for row in rows]
+    tokens = [
+        list(row.request.ids)[prefix.lengths[0] :]
+        for row, prefix in zip(rows, prefixes, strict=True)
+    ]
+    with memory_advice():
+        cache = model.encode(tokens, PrefixCache.join(prefixes))
+    assert cache.hidden is not None
+    return [
+        PrefixCache([row], cache.hidden[i, len(new) - 1].unsqueeze(0))
+        for i, (row, new) in enumerate(zip(cache.rows, tokens, strict=True))
+    ]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where a text ends, if it does: all kept answer ids so far, the text, and why."""
+
+    ids: tuple[int, ...]
+    text: str | None
+    reason: StopReason | None
+
+
+def cut(
+    committed: Sequence[int],
+    new: Sequence[int],
+    remaining: int,
+    eos: frozenset[int],
+    stop: Sequence[str],
+    decode: Decode | None,
+) -> Cut:
+    """Ends the text at its first end-of-sequence token (kept), stop string (not kept) or the limit."""
+    kept = list(new[:remaining])
+    reason: StopReason | None = "length" if len(new) >= remaining else None
+    for i, token in enumerate(kept):
+        if token in eos:
+            kept, reason = kept[: i + 1], "eos"
+            break
+    ids = (*committed, *kept)
+    if decode is None or (reason is None and not stop):
+        return Cut(ids, None, reason)
+    text = decode(ids)
+    found = [place for place in (text.find(string) for string in stop) if place >= 0]
+    if found:
+        place, count = min(found), len(ids)
+        while count and len(decode(ids[:count])) > place:
+            count -= 1
+        return Cut(ids[:count], text[:place], "stop")
+    return Cut(ids, text, reason)
+
+
+@contextmanager
+def memory_advice() -> Iterator[None]:
+    """Turns an allocator's failure into one clear line."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(
+            "out of GPU memory: lower batch_size or the prompt's length, or load the model quantised"
+        ) from error
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            raise DeviceError(
+                "out of memory: lower batch_size or the prompt's length, or load a smaller dtype"
+            ) from error
+        raise

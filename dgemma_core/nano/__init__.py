@@ -1,0 +1,1 @@
+"""The small trained model: its weights, its tasks, how it was made."""

@@ -1,0 +1,206 @@
+"""`dgemma train`: runs a recipe in a folder and leaves a checkpoint there in the public layout."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dgemma_core.errors import RequestError
+from dgemma_core.facts.machine import bfloat16_multiplies, cores
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dgemma_core.model import DiffusionGemma
+    from dgemma_core.nano.recipes import NamedRecipe
+    from dgemma_core.train.training import Progress, Text, Trainer
+
+TEACHER = "teacher"
+"""Folder, within a distillation's, of the model that it began with."""
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+def train(
+    recipe: Annotated[str, typer.Option(help="Name of a recipe: model, data and settings.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where the run lives; runs/RECIPE if not given."),
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="MODEL", help="Begin with these weights: nano, or a folder."
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.")
+    ] = False,
+    minutes: Annotated[
+        float | None, typer.Option(help="Stop after so many minutes; --resume goes on later.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Parts of a batch run side by side, a CPU thread each; all cores if not given."
+        ),
+    ] = None,
+) -> None:
+    """Train a small model from a recipe. Ctrl-C saves; a killed run loses at most five minutes."""
+
+    from dgemma_core.nano.recipes import named_recipe
+
+    chosen = named_recipe(recipe)
+    folder = out or Path("runs") / recipe
+    if (folder / "progress.json").exists() and not resume:
+        raise RequestError(
+            f"{folder} holds a run: pass --resume to go on with it, or another --out"
+        )
+    if minutes is not None and minutes <= 0:
+        raise RequestError(f"--minutes must be above 0, got {minutes}")
+    if workers is not None and workers < 1:
+        raise RequestError(f"--workers must be at least 1, got {workers}")
+    if resume and start is not None:
+        raise RequestError("--resume goes on with the run's own weights: leave --from out")
+    trainer = make_trainer(chosen, folder, device, start, workers=workers)
+    if resume and not trainer.resume():
+        raise RequestError(f"{folder} holds no run to resume: leave --resume out to start one")
+    if not bfloat16_multiplies(trainer.model.device):
+        print("this CPU has no bfloat16 products: training in float32")
+    ended = run_with_progress(trainer, minutes)
+    progress = trainer.progress
+    print(f"step {progress.step} of {chosen.training.steps}, {progress.seconds / 60:.1f} minutes")
+    print(f"curve: {plot_curve(progress.curve, folder / 'curve.html')}")
+    print(f"checkpoint: {export(trainer.model, chosen, folder / 'checkpoint')}")
+    if not ended:
+        print("stopped before the recipe's end: go on with --resume")
+
+
+def make_trainer(
+    recipe: NamedRecipe,
+    folder: Path,
+    device: str = "auto",
+    start: str | None = None,
+    *,
+    workers: int | None = None,
+) -> Trainer:
+    """A trainer at step 0: its model initialised from the recipe's seed, or from the checkpoint `start`.
+
+    workers: None for as many as there are cores on a CPU, 1 on a GPU.
+    """
+    from dgemma_core.files.checkpoint import load_model, resolve_device
+    from dgemma_core.model import DiffusionGemma
+    from dgemma_core.nano.recipes import FamilyTexts, nano_tokenizer, turn_end
+    from dgemma_core.train.distillation import TeacherTexts
+    from dgemma_core.train.training import Trainer, initialise
+
+    tokenizer = nano_tokenizer()
+    model = DiffusionGemma(recipe.config)
+    begun: DiffusionGemma | None = None
+    texts: Callable[[int], Text] = FamilyTexts(
+        recipe.mix, tokenizer, recipe.training.seed, own_steps=recipe.own_steps
+    )
+    if recipe.teacher is not None:
+        kept = folder / TEACHER
+        if start is None and not (kept / "config.json").exists():
+            raise RequestError("this recipe distils a trained model: name it with --from")
+        if start is not None:
+            export(_loaded(start, recipe), recipe, kept)
+        begun = load_model(kept, dtype="float32", device="cpu")
+        texts = TeacherTexts(
+            begun, recipe.teacher, recipe.mix, tokenizer, first=recipe.training.seed * 10**9
+        )
+    elif start is not None:
+        begun = _loaded(start, recipe)
+    if begun is None:
+        initialise(model, recipe.training.seed)
+    else:
+        model.load_state_dict(begun.state_dict())
+    where = model.to(resolve_device(device)).device
+    if workers is None:
+        workers = cores() if where.type == "cpu" else 1
+    return Trainer(
+        model,
+        texts,
+        recipe.training,
+        folder,
+        end=turn_end(tokenizer),
+        workers=min(workers, recipe.training.micro_batches),
+    )
+
+
+def _loaded(start: str, recipe: NamedRecipe) -> DiffusionGemma:
+    """The checkpoint `start`, float32. RequestError if its weights are of another shape than the recipe's model's."""
+    from dgemma_core.files.checkpoint import find_folder, load_model
+    from dgemma_core.model import DiffusionGemma
+
+    model = load_model(find_folder(start), dtype="float32", device="cpu")
+    wanted = DiffusionGemma(recipe.config, device="meta").state_dict()
+    shapes = {name: tensor.shape for name, tensor in wanted.items()}
+    if shapes != {name: tensor.shape for name, tensor in model.state_dict().items()}:
+        raise RequestError(
+            f"{start} has another shape than the recipe's model: train without --from"
+        )
+    return model
+
+
+def run_with_progress(trainer: Trainer, minutes: float | None) -> bool:
+    """Runs under a progress bar; True at the recipe's end. Ctrl-C saves first."""
+    from tqdm.auto import tqdm
+
+    with tqdm(total=trainer.recipe.steps, initial=trainer.progress.step, unit="step") as bar:
+
+        def report(progress: Progress, figures: dict[str, float]) -> None:
+            bar.update()
+            bar.set_postfix(
+                canvas=f"{figures['canvas_loss']:.3f}",
+                causal=f"{figures['autoregressive_loss']:.3f}",
+            )
+
+        try:
+            return trainer.run(minutes=minutes, report=report)
+        except KeyboardInterrupt:
+            trainer.save()
+            raise
+
+
+def export(model: DiffusionGemma, recipe: NamedRecipe, folder: Path) -> Path:
+    """Writes the model as bfloat16 in the public layout, with tokenizer, template and the tiny vision tower."""
+    import torch
+
+    from dgemma_core.files.checkpoint import save_model, tiny_vision
+    from dgemma_core.model import DiffusionGemma
+    from dgemma_core.nano.recipes import NANO
+
+    copy = DiffusionGemma(recipe.config, dtype=torch.bfloat16)
+    copy.load_state_dict(model.state_dict())
+    vision_config, vision = tiny_vision(recipe.config)
+    vision = {name: tensor.to(torch.bfloat16) for name, tensor in vision.items()}
+    save_model(
+        copy, folder, generation=recipe.generation, vision=vision, vision_config=vision_config
+    )
+    for name in TOKENIZER_FILES:
+        if (NANO / name).resolve() != (folder / name).resolve():
+            shutil.copyfile(NANO / name, folder / name)
+    return folder
+
+
+def plot_curve(curve: list[dict[str, Any]], path: Path) -> Path:
+    """The learning curve as a standalone page."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure(
+        layout={"yaxis": {"type": "log", "title": "nats a token"}, "xaxis": {"title": "examples"}}
+    )
+    for name, label in (
+        ("canvas_loss", "canvas (denoising)"),
+        ("autoregressive_loss", "autoregressive"),
+    ):
+        figure.add_scatter(
+            x=[row["examples"] for row in curve], y=[row[name] for row in curve], name=label
+        )
+    figure.write_html(path, include_plotlyjs=True, config={"showSendToCloud": False})
+    return path
