@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from dgemma_core.config import TextConfig as TextConfig
     from dgemma_core.diffusion import denoise_canvases as denoise_canvases
     from dgemma_core.draws import CounterDraws as CounterDraws
-    from dgemma_core.draws import OracleDraws as OracleDraws
     from dgemma_core.errors import CheckpointError as CheckpointError
     from dgemma_core.errors import DeviceError as DeviceError
     from dgemma_core.errors import DgemmaError as DgemmaError
@@ -58,7 +57,7 @@ _HOMES = {
     "cache": ("PrefixCache",),
     "config": ("GenerationDefaults", "LayerConfig", "ModelConfig", "TextConfig"),
     "diffusion": ("denoise_canvases",),
-    "draws": ("CounterDraws", "OracleDraws"),
+    "draws": ("CounterDraws",),
     "errors": ("CheckpointError", "DeviceError", "DgemmaError", "RequestError"),
     "events": ("CanvasEvent", "FinishEvent", "PromptEvent", "StepEvent", "TokenEvent"),
     "files.checkpoint": ("Loaded", "load", "load_model", "read_config", "save_model"),

@@ -93,11 +93,7 @@ def _decode_tokens(
         prediction = _predict_tokens(model, states, temperature, filters, draws, observe)
         tokens = prediction.sample.squeeze(1).tolist()
         # of the raw distribution, whatever the sampling one is
-        if temperature == 0:
-            probability = prediction.argmax_probability
-        else:
-            probability = (prediction.token_logit(prediction.sample) - prediction.logsumexp).exp()
-        probabilities = probability.squeeze(1).tolist()
+        probabilities = prediction.sample_logprob.exp().squeeze(1).tolist()
         entropies = prediction.entropy.squeeze(1).tolist()
         going_on: list[tuple[Row, TokenState, int]] = []
         for i, (row, state) in enumerate(zip(rows, states, strict=True)):
@@ -174,7 +170,7 @@ def _predict_tokens(
 ) -> Prediction:
     keys = [RowKey(state.seed, 0) for state in states]
     step = draws.step(keys, [len(state.committed) for state in states], 1, model.device)
-    return model.head.predict(
+    return model.predict(
         torch.stack([state.hidden for state in states]).unsqueeze(1),  # (B, 1, D)
         temperature,
         step,

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,27 @@ from torch import Tensor
 
 from dgemma_core.config import TextConfig
 from dgemma_core.errors import RequestError
+
+
+class Row(Protocol):
+    """One row's prefix in the memory of some backend."""
+
+    length: int
+    """Positions that have been encoded."""
+    tokens: tuple[int, ...]
+    """Their token ids."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def view(self) -> Row:
+        """The same row as another object, which can be lengthened without changing this one."""
+
+    def copy(self) -> Row:
+        """The same row in memory of its own, bit for bit."""
+
+    def plain(self) -> RowCache:
+        """The row as the reference keeps it."""
 
 
 @dataclass
@@ -47,22 +69,28 @@ class Buffer:
 
 
 class RowCache:
-    """The prefix of one row: `length` positions over all layers."""
+    """The prefix of one row, over all layers, in buffers that grow."""
 
     def __init__(
-        self, length: int, buffers: list[Buffer | None], windows: tuple[int | None, ...]
+        self,
+        length: int,
+        buffers: list[Buffer | None],
+        windows: tuple[int | None, ...],
+        tokens: tuple[int, ...] = (),
     ) -> None:
-        self.length = length
+        """windows: positions kept per layer; None keeps all."""
+        self.length, self.tokens = length, tokens
         self.buffers = buffers
-        self.windows = windows  # positions kept per layer; None keeps all
+        self.windows = windows
+        self.checked: object = None  # what `check_row` found it to fit
 
     def first(self, layer: int, position: int) -> int:
         """The first position that a token at `position` can see on this layer."""
         window = self.windows[layer]
         return 0 if window is None else max(0, position - window)
 
-    def room(self, layer: int, extra: int, like: Tensor) -> Buffer:
-        """This layer's buffer, with space for `extra` positions behind the row that nobody else reads."""
+    def reserve(self, layer: int, extra: int, like: Tensor) -> Buffer:
+        """This layer's buffer, with space for `extra` positions behind the row that no other row reads."""
         buffer = self.buffers[layer]
         if (
             buffer is not None
@@ -70,10 +98,10 @@ class RowCache:
             and self.length + extra <= buffer.base + buffer.keys.shape[1]
         ):
             return buffer
-        return self.own(layer, extra, like)
+        return self.reallocate(layer, extra, like)
 
-    def own(self, layer: int, extra: int, like: Tensor) -> Buffer:
-        """A buffer of this row's own in place of what it has, with space for `extra` positions."""
+    def reallocate(self, layer: int, extra: int, like: Tensor) -> Buffer:
+        """A new buffer for this layer, with the row's content and space for `extra` positions. like: (…, G, d)."""
         buffer = self.buffers[layer]
         first = self.first(layer, self.length)
         needed = self.length - first + extra
@@ -91,23 +119,23 @@ class RowCache:
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Writes T new positions (T, G, d); returns all that the new tokens may see, (G, S, d) each."""
         end = self.length + len(keys)
-        buffer = self.room(layer, len(keys), keys)
+        buffer = self.reserve(layer, len(keys), keys)
         buffer.write(self.length, keys, values)
         buffer.filled = end
         return buffer.slice(self.first(layer, self.length), end)
 
     def overlay(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Lays a canvas (C, G, d) behind the prefix for this pass only; returns both as one slice (G, S, d)."""
-        buffer = self.room(layer, len(keys), keys)
+        buffer = self.reserve(layer, len(keys), keys)
         buffer.write(self.length, keys, values)
         return buffer.slice(self.first(layer, self.length), self.length + len(keys))
 
-    def view(self, length: int | None = None) -> RowCache:
-        """The same row under another name; lengthening it is the encoder's business."""
-        return RowCache(self.length if length is None else length, list(self.buffers), self.windows)
+    def view(self) -> RowCache:
+        seen = RowCache(self.length, list(self.buffers), self.windows, self.tokens)
+        seen.checked = self.checked
+        return seen
 
     def copy(self) -> RowCache:
-        """The same row in memory of its own, bit for bit (for a run in another thread)."""
         copied = self.view()
         for layer, buffer in enumerate(copied.buffers):
             if buffer is not None:
@@ -115,6 +143,9 @@ class RowCache:
                 keys, values = buffer.keys[:, span].clone(), buffer.values[:, span].clone()
                 copied.buffers[layer] = Buffer(keys, values, buffer.base, self.length)
         return copied
+
+    def plain(self) -> RowCache:
+        return self
 
     @property
     def nbytes(self) -> int:
@@ -129,8 +160,8 @@ class PrefixCache:
     norm; rows shorter than the longest are zero on the right. None after `join` and indexing.
     """
 
-    def __init__(self, rows: Sequence[RowCache], hidden: Tensor | None = None) -> None:
-        self.rows = list(rows)
+    def __init__(self, rows: Sequence[Row], hidden: Tensor | None = None) -> None:
+        self.rows: list[Any] = list(rows)  # each a `Row`, of the backend that made it
         self.hidden = hidden
 
     @classmethod
@@ -168,7 +199,25 @@ class PrefixCache:
         return PrefixCache([row.copy() for row in self.rows])
 
 
-def fold(queries: Tensor, groups: int) -> Tensor:
+def check_row(row: RowCache, config: TextConfig, like: Tensor) -> None:
+    """Raises RequestError unless the row's keys and values are of this shape, and of the dtype and device of `like`."""
+    kind = (config, like.dtype, like.device)
+    if row.checked == kind:
+        return
+    fits = len(row.buffers) == len(config.layers)
+    for buffer, layer in zip(row.buffers, config.layers, strict=False):
+        if buffer is not None:
+            heads, _, d = buffer.keys.shape
+            fits &= (heads, d) == (layer.num_key_value_heads, layer.head_dim)
+            fits &= buffer.keys.dtype == like.dtype and buffer.keys.device == like.device
+    if not fits:
+        raise RequestError(
+            "the prefix cache is of another model, dtype or device: encode the prompt with this model"
+        )
+    row.checked = kind
+
+
+def stack_heads(queries: Tensor, groups: int) -> Tensor:
     """(T, H, d) → (G, H/G, T, d): the query heads that share a key head, side by side."""
     return queries.unflatten(1, (groups, -1)).permute(1, 2, 0, 3)
 
@@ -178,12 +227,10 @@ def attend_all(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
     Queries of one group are stacked, so each key is read once for all of them.
     """
-    folded = fold(queries, len(keys))  # (G, H/G, T, d)
-    stacked = folded.flatten(1, 2).unsqueeze(0)  # (1, G, H/G · T, d)
-    mixed = F.scaled_dot_product_attention(
-        stacked, keys.unsqueeze(0), values.unsqueeze(0), scale=1.0
-    )
-    return mixed[0].view_as(folded).permute(2, 0, 1, 3).flatten(1, 2)
+    stacked = stack_heads(queries, len(keys))  # (G, H/G, T, d)
+    flat = stacked.flatten(1, 2).unsqueeze(0)  # (1, G, H/G · T, d)
+    mixed = F.scaled_dot_product_attention(flat, keys.unsqueeze(0), values.unsqueeze(0), scale=1.0)
+    return mixed[0].view_as(stacked).permute(2, 0, 1, 3).flatten(1, 2)
 
 
 def attend_causal(queries: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Tensor:
@@ -201,11 +248,11 @@ def attend_causal(queries: Tensor, keys: Tensor, values: Tensor, window: int | N
         mask = key <= query
         if window is not None:
             mask &= key >= query - window
-    folded = fold(queries, len(keys))
+    stacked = stack_heads(queries, len(keys))
     # The key heads stand as the batch, so that a group shares its keys without a copy.
-    shape = (len(keys), folded.shape[1], span, keys.shape[-1])
+    shape = (len(keys), stacked.shape[1], span, keys.shape[-1])
     mixed = F.scaled_dot_product_attention(
-        folded,
+        stacked,
         keys.unsqueeze(1).expand(shape),
         values.unsqueeze(1).expand(shape),
         attn_mask=mask,
@@ -213,11 +260,3 @@ def attend_causal(queries: Tensor, keys: Tensor, values: Tensor, window: int | N
         scale=1.0,
     )
     return mixed.permute(2, 0, 1, 3).flatten(1, 2)
-
-
-def check_rows(cache: PrefixCache, rows: int) -> None:
-    """Refuses a cache whose rows are not those of the tokens."""
-    if len(cache) != rows:
-        raise RequestError(
-            f"{rows} rows of tokens for a prefix cache of {len(cache)} rows: they must be as many"
-        )

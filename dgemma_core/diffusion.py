@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dgemma_core.cache import PrefixCache
-from dgemma_core.draws import CounterDraws, Draws, OracleDraws, RowKey
+from dgemma_core.draws import CounterDraws, Draws, RowKey
 from dgemma_core.errors import RequestError
 from dgemma_core.events import CanvasEvent, Event, FinishEvent, PromptEvent, StepEvent
 from dgemma_core.head import Prediction
@@ -94,39 +94,30 @@ class _CanvasLoop:
     def __post_init__(self) -> None:
         self.plan = self.sampler.plan(self.steps)
         self.length = self.model.config.canvas_length
-        self.lockstep = isinstance(self.draws, OracleDraws)
 
     def run(self, requests: Iterable[Request], batch_size: int) -> Iterator[Event]:
         waiting = iter(requests)
         rows: list[Row] = []
         while True:
             joining = join(self.model, waiting, batch_size - len(rows), self.decode, DecodeState)
-            if self.lockstep and joining and next(waiting, None) is not None:
-                raise RequestError(
-                    "OracleDraws needs one fixed batch: set batch_size to the number of requests"
-                )
             yield from self._start(joining)
             rows += joining
             if not rows:
                 return
             yield from self._pass(rows)
-            deciding = [
-                row
-                for row in rows
-                if self._state(row).finished or self._state(row).step == len(self.plan)
-            ]
-            if self.lockstep and len(deciding) < len(rows):
-                continue
-            going_on = []
-            for row in deciding:
-                kept = yield from self._decide(row)
-                if kept is not None:
-                    going_on.append((row, kept))
-            if self.lockstep and all(row.ended for row in rows):
-                return
-            self._commit(going_on)
-            if not self.lockstep:
-                rows = [row for row in rows if not row.ended]
+            committed = []
+            for row in rows:
+                if self._decided(row):
+                    ended = yield from self._decide(row)
+                    if not ended:
+                        committed.append(row)
+            self._commit(committed)
+            rows = [row for row in rows if not row.ended]
+
+    def _decided(self, row: Row) -> bool:
+        """Whether the row's canvas has no more passes to make."""
+        state = self._state(row)
+        return state.finished or state.step == len(self.plan)
 
     def _state(self, row: Row) -> DecodeState:
         assert isinstance(row.state, DecodeState)
@@ -251,7 +242,7 @@ class _CanvasLoop:
         kinds: dict[str, list[Row]] = {}
         for row in rows:
             state = self._state(row)
-            if self.lockstep or not (state.finished or state.step == len(self.plan)):
+            if not self._decided(row):
                 kinds.setdefault(self.plan[state.step].kind, []).append(row)
         for group in kinds.values():
             with memory_advice():
@@ -276,7 +267,7 @@ class _CanvasLoop:
         )
         last = all(state.step == len(self.plan) - 1 for state in states)
         asked = 0 if self.observe is None else self.observe.top_k
-        prediction = self.model.head.predict(
+        prediction = self.model.predict(
             hidden,
             torch.tensor([step.temperature for step in planned]),
             draws,
@@ -301,8 +292,6 @@ class _CanvasLoop:
         history, finished = self._stop(states, prediction, pinned, correct)
         events = []
         for i, (row, state) in enumerate(zip(rows, states, strict=True)):
-            if self.lockstep and state.finished:
-                continue  # frozen: it went through the pass, but keeps what it had
             stepped = replace(
                 state,
                 step=state.step + 1,
@@ -324,8 +313,6 @@ class _CanvasLoop:
                     finished=finished[i],
                 )
             row.state = stepped
-            if row.ended:
-                continue
             events.append(
                 StepEvent(
                     request=row.request.id,
@@ -385,13 +372,11 @@ class _CanvasLoop:
         )
         return history, finished.tolist()
 
-    def _decide(self, row: Row) -> Generator[Event, None, tuple[int, ...] | None]:
-        """Commits a row's argmax canvas. Returns the tokens to encode, or None if the row leaves."""
+    def _decide(self, row: Row) -> Generator[Event, None, bool]:
+        """Commits a row's argmax canvas. Returns whether the text has ended."""
         state, request = self._state(row), row.request
         canvas = state.argmax.tolist()
         remaining = request.max_new_tokens - len(state.committed)
-        if row.ended:
-            return self._padded((), canvas)
         end = cut(state.committed, canvas, remaining, self.eos, request.stop, self.decode)
         yield CanvasEvent(
             request=request.id,
@@ -403,37 +388,33 @@ class _CanvasLoop:
             entropy=state.entropy,
             seconds=row.seconds,
         )
-        if end.reason is not None:
-            row.ended = True
-            yield FinishEvent(
-                request=request.id,
-                ids=end.ids,
-                text=end.text,
-                stop_reason=end.reason,
-                denoising_steps=state.denoising_steps,
-                passes=state.passes,
-                canvases=state.canvas_index + 1,
-                seconds=row.seconds,
-                cache=state.cache,
-            )
-            if not self.lockstep or end.reason == "length":
-                return None
-        return self._padded(end.ids[len(state.committed) :], canvas)
+        if end.reason is None:
+            return False
+        row.ended = True
+        yield FinishEvent(
+            request=request.id,
+            ids=end.ids,
+            text=end.text,
+            stop_reason=end.reason,
+            denoising_steps=state.denoising_steps,
+            passes=state.passes,
+            canvases=state.canvas_index + 1,
+            seconds=row.seconds,
+            cache=state.cache,
+        )
+        return True
 
-    def _padded(self, kept: Sequence[int], canvas: Sequence[int]) -> tuple[int, ...]:
-        """What the oracle encodes of a row that has ended: the canvas up to its end, then PAD (lockstep only)."""
-        return (*kept, *[self.model.config.pad_token_id] * (len(canvas) - len(kept)))
-
-    def _commit(self, rows: Sequence[tuple[Row, tuple[int, ...]]]) -> None:
+    def _commit(self, rows: Sequence[Row]) -> None:
         """Encodes the decided canvases, together, and lays out the next ones."""
         if not rows:
             return
-        states = [self._state(row) for row, _ in rows]
+        states = [self._state(row) for row in rows]
+        canvases = [tuple(state.argmax.tolist()) for state in states]
         cache = PrefixCache.join([state.cache for state in states])
         with memory_advice():
-            cache = self.model.encode([list(tokens) for _, tokens in rows], cache)
+            cache = self.model.encode(canvases, cache)
         noise = self._noise([RowKey(state.seed, state.canvas_index + 1) for state in states])
-        for i, ((row, tokens), state) in enumerate(zip(rows, states, strict=True)):
+        for i, (row, tokens, state) in enumerate(zip(rows, canvases, states, strict=True)):
             row.state = self._canvas(
                 state.seed,
                 state.pins,

@@ -1,9 +1,7 @@
 """The random numbers of a run, addressed rather than consumed.
 
-`CounterDraws` is what a run uses: number = Philox(seed; canvas, step, stream, position), so a row's
-numbers never depend on the batch it travels in, on its neighbours or on how many numbers were drawn
-before, and any step can be reached directly. `OracleDraws` reproduces the order in which the public
-implementations consume one shared torch generator; it exists for parity and needs a fixed batch.
+number = Philox(seed; canvas, step, stream, position), so a row's numbers never depend on the batch it travels in, on
+its neighbours or on how many numbers were drawn before, and any step can be reached directly.
 
 Philox: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
 Axes: B rows, C canvas positions, V vocabulary, K routes, k chosen positions, R of B·C positions.
@@ -22,8 +20,6 @@ from torch import Tensor
 from dgemma_core.errors import RequestError
 
 Device = torch.device | str
-GROUP = 64
-"""Tokens that `multinomial` looks at together."""
 
 
 class Stream(IntEnum):
@@ -55,12 +51,8 @@ class StepDraws(Protocol):
     """The numbers of one forward pass over B rows of C positions."""
 
     @property
-    def uniform(self) -> Tensor | None:
-        """(B, C) float64 in [0, 1) for samples by `inverse_cdf`; None asks for `multinomial`."""
-
-    def multinomial(self, probabilities: Tensor) -> Tensor:
-        """(R, V) float32 → (R,) int64; only where `uniform` is None. On a CPU the B·C positions may
-        be given as successive blocks: same result as at once."""
+    def uniform(self) -> Tensor:
+        """(B, C) float64 in [0, 1) for samples by `inverse_cdf`."""
 
     def tokens(self, vocab_size: int) -> Tensor:
         """(B, C) int64, uniform over the vocabulary."""
@@ -112,36 +104,6 @@ def inverse_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, target.unsqueeze(-1), right=True).squeeze(-1)
 
 
-def multinomial(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
-    """`torch.multinomial` of one draw a row, (R, V) → (R,) int64: the same tokens from the same state, sooner.
-
-    That takes argmax p / q with q = −log(1 − u) for a uniform u of every token, and on a CPU spends nearly all its time
-    on the logarithms. As u ≤ q, only tokens whose p / u reaches the p / q of the best of them can win.
-    """
-    vocab_size = probabilities.shape[-1]
-    if probabilities.is_cuda or probabilities.dtype != torch.float32 or vocab_size % GROUP:
-        return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
-    uniform = torch.empty_like(probabilities, dtype=torch.float64).uniform_(generator=generator)
-    bounds = (probabilities / uniform).unflatten(-1, (-1, GROUP)).amax(dim=-1)  # (R, V / GROUP)
-
-    def keys(rows: Tensor, groups: Tensor) -> Tensor:
-        """(k,), (k,) → (k, GROUP): p / q, rounded as torch does."""
-        chances, numbers = (
-            each.unflatten(-1, (-1, GROUP))[rows, groups] for each in (probabilities, uniform)
-        )
-        return chances / numbers.neg_().log1p_().neg_().float()
-
-    all_rows = torch.arange(len(probabilities))
-    reached = keys(all_rows, bounds.argmax(dim=-1)).amax(dim=-1)
-    if bool(reached.isnan().any()):
-        raise RequestError("the predicted probabilities are not numbers: are the weights damaged?")
-    rows, groups = (bounds >= reached.double().unsqueeze(-1) * (1 - 1e-6)).nonzero(as_tuple=True)
-    key, place = keys(rows, groups).max(dim=-1)
-    best = torch.zeros_like(reached).scatter_reduce_(0, rows, key, "amax")
-    token = torch.where(key == best[rows], groups * GROUP + place, vocab_size)
-    return torch.full_like(all_rows, vocab_size).scatter_reduce_(0, rows, token, "amin")
-
-
 @dataclass(frozen=True)
 class CounterDraws:
     """Draws addressed by (seed, canvas, step, stream, position): the same whatever the batch."""
@@ -185,9 +147,6 @@ class CounterStep:
     def uniform(self) -> Tensor:
         return self.numbers(Stream.SAMPLE)
 
-    def multinomial(self, probabilities: Tensor) -> Tensor:
-        raise TypeError("counter draws sample by inverse_cdf(probabilities, uniform)")
-
     def tokens(self, vocab_size: int) -> Tensor:
         return (self.numbers(Stream.NOISE) * vocab_size).long()
 
@@ -199,60 +158,3 @@ class CounterStep:
 
     def categorical_rows(self, probabilities: Tensor, positions: Tensor) -> Tensor:
         return inverse_cdf(probabilities, self.numbers(Stream.RESAMPLE).gather(-1, positions))
-
-
-@dataclass(frozen=True)
-class OracleDraws:
-    """One torch generator (None: the global one) consumed in the oracles' order, for a batch that
-    never changes: per canvas `first_canvas`, then per pass the head's samples (none at temperature
-    0) and the rule's own draws."""
-
-    generator: torch.Generator | None = None
-
-    def first_canvas(
-        self, rows: Sequence[RowKey], canvas_length: int, vocab_size: int, device: Device = "cpu"
-    ) -> Tensor:
-        return self.step(rows, [-1] * len(rows), canvas_length, device).tokens(vocab_size)
-
-    def step(
-        self,
-        rows: Sequence[RowKey],
-        steps: Sequence[int],
-        canvas_length: int,
-        device: Device = "cpu",
-    ) -> "OracleStep":
-        return OracleStep(self.generator, len(rows), canvas_length, device)
-
-
-@dataclass(frozen=True)
-class OracleStep:
-    """One pass of `OracleDraws`: every call consumes the generator; make each once, in order."""
-
-    generator: torch.Generator | None
-    batch: int
-    canvas_length: int
-    device: Device = "cpu"
-
-    @property
-    def uniform(self) -> None:
-        return None
-
-    def multinomial(self, probabilities: Tensor) -> Tensor:
-        return multinomial(probabilities, self.generator)
-
-    def tokens(self, vocab_size: int) -> Tensor:
-        shape = (self.batch, self.canvas_length)
-        return torch.randint(vocab_size, shape, generator=self.generator, device=self.device)
-
-    def choose(self, probabilities: Tensor) -> Tensor:
-        return self.multinomial(probabilities.flatten(0, -2)).view(probabilities.shape[:-1])
-
-    def gumbel(self) -> Tensor:
-        # drawn in float32 and kept off 0 as the oracle does; the keys it is added to are float64
-        uniform = torch.rand(
-            (self.batch, self.canvas_length), generator=self.generator, device=self.device
-        )
-        return -(-uniform.clamp(min=1e-12).log()).log().double()
-
-    def categorical_rows(self, probabilities: Tensor, positions: Tensor) -> Tensor:
-        return self.multinomial(probabilities.flatten(0, -2)).view(positions.shape)

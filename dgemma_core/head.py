@@ -1,70 +1,56 @@
 """The tied vocabulary head, streamed: hidden states in, a `Prediction` out, and no (C, V) array in between.
 
-softmax(cap(h Eᵀ)/T) · E is attention over the vocabulary with keys and values E: one pass over slices of E, with a
-running maximum and running sums, gives the argmax, the entropy, the probabilities, the top tokens and the soft
-embedding. A sample needs one uniform number a position: the slice is found from the slices' masses, then that slice
-alone is computed again.
+softmax(cap(h Eᵀ)/T) · E is attention over the vocabulary with keys and values E: one pass over slices of E with a
+running maximum and running sums (online softmax, arXiv 1805.02867) gives the argmax, the entropy, the probabilities,
+the top tokens and the soft embedding. A sample needs one uniform number a position (inverse-CDF sampling): sums over
+groups of neighbouring tokens tell the group that the number falls on, and only its logits are computed again.
 
 Two distributions of a position matter (spec §4):
-- the *sampling* distribution, softmax(logits / T), which the sample comes from;
+- the *sampling* distribution, softmax(logits / T), which the sample comes from; a sampler may filter it;
 - the *reference* distribution, which entropy and soft embedding come from: the same one for the entropy-bound sampler
   ("tempered"), the raw softmax(logits) for the others ("raw").
 
-Where a sampler filters the distribution, or the draws reproduce the oracle's order, blocks of whole rows are computed
-instead (`_predict_rows`).
+Backends override `fields` alone.
 
-Axes: B batch, C canvas length, N = B·C rows, D hidden size, V vocabulary, S slice, k top tokens.
+Axes: B batch, C canvas length, N = B·C rows, D hidden size, V vocabulary, S tokens of a slice, k top tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from dgemma_core.backends.cpu.running import (
-    GROUP,
-    Folded,
-    Running,
-    among,
-    folds,
-    row_max,
-    row_top,
-    squashed_,
-)
 from dgemma_core.draws import inverse_cdf, upload
 from dgemma_core.errors import RequestError
-from dgemma_core.files.quantised import Matrix, dense, linear
 from dgemma_core.layers import rounded
 
-if TYPE_CHECKING:
-    from dgemma_core.backends.cpu.native import NativeModel
-
 Reference = Literal["tempered", "raw"]
+Matrix = Any
+"""A (V, D) tensor, or a quantised one: `shape`, rows by `[…]`, and `dequantize(dtype) -> Tensor`."""
 SLICE = 8192
 """Tokens of a slice for a canvas of the released length."""
-BELOW_ONE = 1 - 2.0**-53
-"""The largest float64 below 1."""
-NEGLIGIBLE = 2.0**-32
-"""A slice's share of the mass so far that changes no digit of a soft embedding in float32: then a CPU, where the answer
-costs no waiting, spares the second product."""
 LOGITS = 256 * SLICE
 """Logits of a slice: 8 MB, which a CPU's cache holds."""
+GROUP = 64
+"""Neighbouring tokens of which sums are kept, to sample from. Slices hold whole groups."""
+BELOW_ONE = 1 - 2.0**-53
+"""The largest float64 below 1."""
+LEAST_TEMPERATURE = 1e-6
+"""Below it, logits over the temperature are too large for float32."""
 
 
 class SampleDraws(Protocol):
     """What the head needs of `draws.StepDraws`."""
 
     @property
-    def uniform(self) -> Tensor | None:
-        """(B, C) float64 in [0, 1), or None: then `multinomial` draws."""
-
-    def multinomial(self, probabilities: Tensor) -> Tensor:
-        """(R, V) float32 → (R,): called for blocks of rows, in row-major order."""
+    def uniform(self) -> Tensor:
+        """(B, C) float64 in [0, 1)."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +61,10 @@ class Filters:
     top_p: float | None = None
 
     def __post_init__(self) -> None:
-        if self.top_k is not None and self.top_k < 1:
-            raise RequestError(f"top_k must be at least 1, got {self.top_k}")
+        if self.top_k is not None and (type(self.top_k) is not int or self.top_k < 1):
+            raise RequestError(
+                f"top_k must be a whole number of at least 1, or None, got {self.top_k!r}"
+            )
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise RequestError(f"top_p must lie above 0 and at most at 1, got {self.top_p}")
 
@@ -89,6 +77,8 @@ class Prediction:
     """(B, C) int64, one draw from the sampling distribution (the argmax at temperature 0)."""
     sample_probability: Tensor
     """(B, C) float32, of the sample under the sampling distribution (raw at temperature 0)."""
+    sample_logprob: Tensor
+    """(B, C) float32, of the sample under the reference distribution."""
     argmax: Tensor
     """(B, C) int64; of equals, the lowest index."""
     argmax_probability: Tensor
@@ -98,7 +88,7 @@ class Prediction:
     soft_embedding: Tensor | None
     """(B, C, D): the reference distribution's mean embedding, times √D. None if not asked for."""
     logsumexp: Tensor
-    """(B, C) float32: log Σ exp of the reference distribution's logits."""
+    """(B, C) float32: log Σ exp of the reference distribution's logits. Not finite where the hidden states are not."""
     top_ids: Tensor | None = None
     """(B, C, k), most probable first, if asked for."""
     top_logits: Tensor | None = None
@@ -124,64 +114,145 @@ class Prediction:
         return self.head.token_logit(self.hidden, tokens)
 
 
-def soft_capped_(logits: Tensor, cap: float) -> Tensor:
-    """cap · tanh(logits / cap), float32, in place.
+@dataclass(frozen=True)
+class Asked:
+    """What `VocabularyHead.predict` wants of N rows, checked."""
 
-    Through the sigmoid, tanh x = 2σ(2x) − 1: on a CPU an eighth of tanh's time, with an error below 2e-7 · cap.
-    """
-    return squashed_(logits, cap).mul_(2 * cap).sub_(cap)
+    temperatures: Tensor
+    """(N, 1) float32, of the sampling distribution; ones where the sample is the argmax."""
+    tempered: bool
+    """Whether one of them is not 1."""
+    uniform: Tensor | None
+    """(N,) float64 in [0, 1); None: the sample is the argmax."""
+    reference: Reference
+    filters: Filters | None
+    soft: bool
+    """Compute the soft embedding."""
+    top_k: int
+
+    @property
+    def two_distributions(self) -> bool:
+        """Whether the sampling distribution is not the reference distribution."""
+        return self.filters is not None or (self.tempered and self.reference == "raw")
+
+
+def soft_capped(logits: Tensor, cap: float) -> Tensor:
+    """cap · tanh(logits / cap), float32."""
+    return cap * torch.tanh(logits.float() / cap)
+
+
+def dense(weight: Matrix, dtype: torch.dtype) -> Tensor:
+    """The matrix as numbers of `dtype`."""
+    found: Tensor = weight if isinstance(weight, Tensor) else weight.dequantize(dtype)
+    return found.to(dtype)
+
+
+class OnlineSoftmax:
+    """Softmax statistics of N rows whose logits come in slices."""
+
+    def __init__(self, rows: int, device: torch.device, top_k: int = 0) -> None:
+        self.peak = torch.full((rows, 1), torch.finfo(torch.float32).min, device=device)
+        self.mass = torch.zeros(rows, 1, device=device)  # Σ exp(z − peak)
+        self.weighted = torch.zeros(rows, 1, device=device)  # Σ exp(z − peak) · (z − peak)
+        self.argmax = torch.zeros(rows, 1, dtype=torch.long, device=device)
+        self.group_mass: list[Tensor] = []  # of each slice: (N, groups), relative to …
+        self.group_peak: list[Tensor] = []  # … this peak (N, 1)
+        self.top_k = top_k
+        self.top_logits = torch.empty(rows, 0, device=device)
+        self.top_ids = torch.empty(rows, 0, dtype=torch.long, device=device)
+
+    def add(self, z: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """Takes the logits z (N, S) of tokens from `start` on.
+
+        Returns their exponentials relative to the new peak (N, S), and the factor (N, 1) for sums from before.
+        """
+        highest, place = z.max(dim=1, keepdim=True)
+        self.argmax = torch.where(highest > self.peak, place + start, self.argmax)
+        peak = torch.maximum(self.peak, highest)
+        rise = torch.where(self.mass > 0, peak - self.peak, 0.0)
+        shrink = (-rise).exp()
+        below = z - peak
+        weights = below.exp()
+        self.weighted = (self.weighted - rise * self.mass) * shrink + (weights * below).sum(
+            dim=1, keepdim=True
+        )
+        self.mass = self.mass * shrink + weights.sum(dim=1, keepdim=True)
+        self.peak = peak
+        padded = F.pad(weights, (0, -weights.shape[1] % GROUP))
+        self.group_mass.append(padded.unflatten(1, (-1, GROUP)).sum(dim=2))
+        self.group_peak.append(peak)
+        if self.top_k:
+            ids = torch.arange(start, start + z.shape[1], device=z.device).expand_as(z)
+            logits = torch.cat((self.top_logits, z), dim=1)
+            ids = torch.cat((self.top_ids, ids), dim=1)
+            self.top_logits, order = logits.topk(min(self.top_k, logits.shape[1]), dim=1)
+            self.top_ids = ids.gather(1, order)
+        return weights, shrink
+
+    @property
+    def logsumexp(self) -> Tensor:
+        """(N, 1)"""
+        return self.mass.log() + self.peak
+
+    def groups(self) -> Tensor:
+        """(N, V / GROUP rounded up): the mass of every group, relative to the peak, float64."""
+        pairs = zip(self.group_mass, self.group_peak, strict=True)
+        parts = [mass.double() * (peak - self.peak).double().exp() for mass, peak in pairs]
+        return torch.cat(parts, dim=1)
+
+    def fields(self) -> dict[str, Tensor]:
+        """What a `Prediction` has of them, (N,) each, and the top tokens (N, k)."""
+        found = {
+            "argmax": self.argmax,
+            "argmax_probability": self.mass.reciprocal(),
+            "entropy": (self.mass.log() - self.weighted / self.mass).clamp_min(0),
+            "logsumexp": self.logsumexp,
+        }
+        found = {name: value.squeeze(1) for name, value in found.items()}
+        if self.top_k:
+            found |= {"top_logits": self.top_logits, "top_ids": self.top_ids}
+        return found
 
 
 class VocabularyHead:
     """Logits of the tied embedding (V, D), soft-capped, a slice of the vocabulary at a time.
 
-    slice_size: tokens of a slice; None for `SLICE`, and more of them the fewer the rows are, so that a slice's logits
-    always take about as much memory. A quantised embedding is turned back slice by slice, `SLICE` tokens of it.
-    native: asked for the model in native.c, which serves the head of a small one.
+    slice_size: tokens of a slice, in whole groups; None for `SLICE`, and more of them the fewer the rows are, so that a
+    slice's logits always take about as much memory.
     """
 
-    def __init__(
-        self,
-        weight: Matrix,
-        soft_cap: float,
-        slice_size: int | None = None,
-        native: Callable[[], NativeModel | None] | None = None,
-    ) -> None:
+    def __init__(self, weight: Matrix, soft_cap: float, slice_size: int | None = None) -> None:
         self.weight = weight
         self.soft_cap = soft_cap
         self.slice_size = slice_size
-        self.native = native
-
-    def _slice_for(self, rows: int) -> int:
-        """Tokens of a slice where so many rows are computed at once."""
-        if self.slice_size is not None:
-            return self.slice_size
-        whole = isinstance(self.weight, Tensor)
-        return max(SLICE, LOGITS // rows // SLICE * SLICE) if whole else SLICE
 
     @property
     def vocab_size(self) -> int:
-        return self.weight.shape[0]
+        return int(self.weight.shape[0])
+
+    def slices(self, rows: int) -> Iterator[tuple[int, Matrix]]:
+        """Slices of the vocabulary for so many rows of hidden states: first token, and embeddings (S, D)."""
+        size = self.slice_size
+        if size is None:
+            whole = isinstance(self.weight, Tensor)
+            size = max(SLICE, LOGITS // max(1, rows) // SLICE * SLICE) if whole else SLICE
+        size = -(-size // GROUP) * GROUP
+        for start in range(0, self.vocab_size, size):
+            yield start, self.weight[start : start + size]
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (…, D) → (…, V) float32."""
-        return soft_capped_(self._products(hidden).float(), self.soft_cap)
-
-    def _products(self, hidden: Tensor) -> Tensor:
-        """hidden (…, D) → (…, V) in the weights' dtype, before the soft cap."""
-        if isinstance(self.weight, Tensor):
-            return linear(hidden, self.weight)
-        return torch.cat(
-            [linear(hidden, part) for _, part in self._slices(self.slice_size or SLICE)], dim=-1
-        )
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        parts = [F.linear(flat, dense(part, flat.dtype)) for _, part in self.slices(len(flat))]
+        return soft_capped(torch.cat(parts, dim=-1), self.soft_cap).view(*hidden.shape[:-1], -1)
 
     @torch.inference_mode()
     def token_logit(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """hidden (…, D), tokens (…) → their logits (…), float32."""
         rows = dense(self.weight[tokens], hidden.dtype).float()
         products = (hidden.float() * rows).sum(dim=-1).to(hidden.dtype)
-        return soft_capped_(products.float(), self.soft_cap)
+        return soft_capped(products, self.soft_cap)
 
     @torch.inference_mode()
     def token_logprob(self, hidden: Tensor, tokens: Tensor) -> Tensor:
@@ -193,22 +264,15 @@ class VocabularyHead:
             raise RequestError(
                 f"log-probabilities asked of ids outside the vocabulary, 0 … {self.vocab_size - 1}"
             )
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        kind = Folded if folds(flat) else Running
-        running = kind(len(flat), self.soft_cap, 1.0, flat.device, sampled=False)
+        flat, ids = hidden.reshape(-1, hidden.shape[-1]), tokens.reshape(-1)
+        softmax = OnlineSoftmax(len(flat), flat.device)
         asked = torch.empty(len(flat), device=flat.device)
-        ids = tokens.reshape(-1)
-        for start, weight in self._slices(self._slice_for(len(flat))):
-            products = linear(flat, weight)
+        for start, weight in self.slices(len(flat)):
+            z = soft_capped(F.linear(flat, dense(weight, flat.dtype)), self.soft_cap)
             here = ((ids >= start) & (ids < start + len(weight))).nonzero().squeeze(1)
-            few = products[here, ids[here] - start].float()
-            asked[here] = soft_capped_(few, self.soft_cap)
-            running.add(products, start, keep=False)
-        return (asked - running.logsumexp().squeeze(1)).view(tokens.shape)
-
-    def _slices(self, size: int) -> Iterator[tuple[int, Matrix]]:
-        for start in range(0, self.vocab_size, size):
-            yield start, self.weight[start : start + size]
+            asked[here] = z[here, ids[here] - start]
+            softmax.add(z, start)
+        return (asked - softmax.logsumexp.squeeze(1)).view(tokens.shape)
 
     @torch.inference_mode()
     def predict(
@@ -228,302 +292,173 @@ class VocabularyHead:
         temperature: a number, or (B,) float32, of the sampling distribution; 0 makes the sample the argmax (then all
         rows must have it). draws: needed unless the temperature is 0. soft: compute the soft embedding. soft_top_k: of
         the so many most probable tokens alone, their probabilities made to sum to 1 (arXiv 2606.20560), which spares
-        the second product with the embedding; None: of all. top_k: how many alternatives to report.
+        the second product with the embedding; None: of all. top_k: how many alternatives to report. Raises RequestError
+        for arguments that have no meaning, and for hidden states that are not finite.
         """
+        if hidden.dim() != 3 or not hidden.shape[0] * hidden.shape[1]:
+            raise RequestError(
+                f"hidden states are (rows, positions, width), rows and positions at least 1, got {tuple(hidden.shape)}"
+            )
+        if hidden.shape[-1] != self.weight.shape[1]:
+            raise RequestError(
+                f"hidden states are {hidden.shape[-1]} wide, the model's {self.weight.shape[1]}"
+            )
         batch, length, width = hidden.shape
-        if not 0 <= top_k <= self.vocab_size:
-            raise RequestError(
-                f"top_k must lie in 0 … {self.vocab_size} (the vocabulary), got {top_k}"
-            )
-        if soft_top_k is not None and not 1 <= soft_top_k <= self.vocab_size:
-            raise RequestError(
-                f"soft_top_k must lie in 1 … {self.vocab_size} (the vocabulary), got {soft_top_k}"
-            )
-        # looked at on the host, where a loop leaves them
-        temperatures = torch.as_tensor(temperature, dtype=torch.float32).expand(batch)
-        greedy = bool((temperatures == 0).all())
-        if greedy:
-            if filters is not None:
-                raise RequestError("filters have no effect at temperature 0: leave them out")
-            temperatures = torch.ones_like(temperatures)
-        elif not bool((temperatures > 0).all()):
-            raise RequestError(
-                f"temperatures must be above 0, or 0 for all rows, got {temperatures.tolist()}"
-            )
-        elif draws is None:
-            raise RequestError(
-                "sampling at a temperature above 0 needs random draws; pass them, or temperature 0"
-            )
-        tempered = not bool((temperatures == 1).all())
-        per_row = upload(
-            temperatures.repeat_interleave(length).unsqueeze(1), hidden.device
-        )  # (N, 1)
-        flat = hidden.reshape(-1, width)
-        whole_rows = (
-            draws is not None and not greedy and (filters is not None or draws.uniform is None)
-        )
+        for name, count in (("top_k", top_k), ("soft_top_k", soft_top_k)):
+            least = 0 if name == "top_k" else 1
+            if count is not None and not least <= count <= self.vocab_size:
+                raise RequestError(
+                    f"{name} must lie in {least} … {self.vocab_size} (the vocabulary), got {count}"
+                )
         carried = soft_top_k if soft else None
-        asked = (soft and carried is None, max(top_k, carried or 0))
-        drawn = None if greedy else draws
-        fields = None
-        if not whole_rows and not (tempered and reference == "raw"):
-            fields = self._predict_native(flat, per_row, drawn, *asked)
-        if fields is None:
-            run = self._predict_rows if whole_rows else partial(self._predict_slices, tempered)
-            fields = run(flat, per_row, drawn, reference, filters, *asked)
+        asked = Asked(
+            *self._sampling(temperature, draws, filters, batch, length, hidden.device),
+            reference=reference,
+            filters=filters,
+            soft=soft and carried is None,
+            top_k=max(top_k, carried or 0),
+        )
+        flat = hidden.reshape(-1, width)
+        fields = self.fields(flat, asked)
+        if flat.device.type == "cpu" and not bool(fields["logsumexp"].isfinite().all()):
+            raise not_finite()
         if carried is not None:
-            logits, ids = fields["top_logits"], fields["top_ids"]
-            fields["soft_embedding"] = self._scaled(
-                self._mean_of(logits[:, :carried], ids[:, :carried], flat.dtype)
-            )
-            if top_k:
-                fields["top_logits"], fields["top_ids"] = logits[:, :top_k], ids[:, :top_k]
-            else:
-                del fields["top_logits"], fields["top_ids"]
+            logits, ids = fields["top_logits"][:, :carried], fields["top_ids"][:, :carried]
+            rows = dense(self.weight[ids], flat.dtype)  # (N, k, D)
+            mean = (logits.softmax(dim=-1).to(flat.dtype).unsqueeze(1) @ rows).squeeze(1)
+            fields["soft_embedding"] = times_root(mean)
+        for name in ("top_logits", "top_ids"):
+            if name in fields:
+                fields[name] = fields[name][:, :top_k]
+        if not top_k:
+            fields = {name: value for name, value in fields.items() if not name.startswith("top_")}
         shaped = {name: value.unflatten(0, (batch, length)) for name, value in fields.items()}
         return Prediction(**{"soft_embedding": None, **shaped}, hidden=hidden, head=self)
 
-    def _mean_of(self, logits: Tensor, ids: Tensor, dtype: torch.dtype) -> Tensor:
-        """The mean embedding of a few tokens a row: logits and ids (N, k) → (N, D) in `dtype`."""
-        rows = dense(self.weight[ids], dtype)  # (N, k, D)
-        return (logits.softmax(dim=-1).to(dtype).unsqueeze(1) @ rows).squeeze(1)
-
-    def _scaled(self, summed: Tensor) -> Tensor:
-        """Times √D, rounded to the weights' dtype."""
-        return summed * rounded(summed.shape[1] ** 0.5, summed.dtype)
-
-    def _predict_native(
+    def _sampling(
         self,
-        flat: Tensor,
-        temperatures: Tensor,
+        temperature: Tensor | float,
         draws: SampleDraws | None,
-        soft: bool,
-        top_k: int,
-    ) -> dict[str, Tensor] | None:
-        """The same fields by native.c, or None where it does not serve."""
-        native = None if self.native is None else self.native()
-        if native is None or flat.dtype != torch.float32 or flat.device.type != "cpu":
-            return None
-        uniform = None if draws is None or draws.uniform is None else draws.uniform.reshape(-1)
-        return native.predict(flat, temperatures, uniform, soft, top_k)
-
-    def _predict_slices(
-        self,
-        tempered: bool,
-        flat: Tensor,
-        temperatures: Tensor,
-        draws: SampleDraws | None,
-        reference: Reference,
         filters: Filters | None,
-        soft: bool,
-        top_k: int,
-    ) -> dict[str, Tensor]:
-        rows, device = len(flat), flat.device
-        # The sampling distribution needs sums of its own only where it is another one.
-        apart = tempered and reference == "raw"
-        if flat.is_cuda and isinstance(self.weight, Tensor) and not apart and not top_k:
-            return self._folded(self.weight, flat, temperatures, draws, soft)
-        size = self._slice_for(rows)
-        per_row = temperatures if tempered else 1.0
-        folded = folds(flat)
-        one_slice = self.vocab_size <= size and not apart and not folded
-        sampled = draws is not None and not one_slice
-        statistics = partial(Folded if folded else Running, rows, self.soft_cap, device=device)
-        running = statistics(  # of the reference distribution
-            1.0 if apart else per_row, sampled=sampled and not apart, top_k=top_k
-        )
-        sampling = statistics(per_row, sampled=sampled) if apart else running
-        summed = torch.zeros(rows, flat.shape[1], device=device) if soft else None
-        # Half-precision products are of one library, which can write where it is told to.
-        reused = folded and isinstance(self.weight, Tensor) and flat.dtype == torch.bfloat16
-        buffer = flat.new_empty(rows, min(size, self.vocab_size)) if reused else None
-        for start, weight in self._slices(size):
-            if soft:  # a second product follows: turned back once for both
-                weight = dense(weight, flat.dtype)
+        batch: int,
+        length: int,
+        device: torch.device,
+    ) -> tuple[Tensor, bool, Tensor | None]:
+        """Temperatures (N, 1), whether one is not 1, and uniform numbers (N,): None where the sample is the argmax."""
+        # Looked at on the host, where a loop leaves them.
+        temperatures = torch.as_tensor(temperature, dtype=torch.float32).expand(batch)
+        greedy = bool((temperatures == 0).all())
+        if greedy and filters is not None:
+            raise RequestError("filters have no effect at temperature 0: leave them out")
+        least = float(temperatures.min())
+        if not greedy and not (least >= LEAST_TEMPERATURE and math.isfinite(temperatures.max())):
+            raise RequestError(
+                f"temperatures must be 0 for all rows, or finite and at least {LEAST_TEMPERATURE}, "
+                f"got {temperatures.tolist()}"
+            )
+        if not greedy and draws is None:
+            raise RequestError(
+                "sampling at a temperature above 0 needs random draws; pass them, or temperature 0"
+            )
+        if greedy:
+            temperatures = torch.ones_like(temperatures)
+        uniform = None if greedy or draws is None else draws.uniform.reshape(-1).to(device)
+        per_row = upload(temperatures.repeat_interleave(length).unsqueeze(1), device)
+        return per_row, not bool((temperatures == 1).all()), uniform
+
+    def fields(self, hidden: Tensor, asked: Asked) -> dict[str, Tensor]:
+        """hidden (N, D) → the fields of a `Prediction`, (N, …) each; all but hidden and head."""
+        rows, device = len(hidden), hidden.device
+        softmax = OnlineSoftmax(rows, device, asked.top_k)
+        sampling = OnlineSoftmax(rows, device) if asked.two_distributions else softmax
+        reference = asked.temperatures if asked.reference == "tempered" else 1.0
+        summed = torch.zeros(rows, hidden.shape[1], device=device)
+        for start, part in self.slices(rows):
+            weight = dense(part, hidden.dtype)
             # The product comes out in the weights' dtype; float32 starts after it (spec §3).
-            products = self._product(flat, weight, buffer)
-            if apart:
-                sampling.add(products.clone(), start, keep=False)
-            added = running.add(products, start, keep=soft or one_slice)
-            if summed is not None:
-                assert isinstance(weight, Tensor)
-                if not flat.is_cuda and bool((added.mass <= NEGLIGIBLE * running.mass).all()):
-                    summed.mul_(added.shrink)
-                    continue
-                mean = linear(added.weights.to(weight.dtype), weight.mT)
-                summed = running.blend(summed, mean, added)
-        fields = running.fields()
-        if summed is not None:
-            fields["soft_embedding"] = self._scaled((summed / running.mass).to(flat.dtype))
-        if draws is None:
-            fields["sample"], fields["sample_probability"] = (
-                fields["argmax"],
-                fields["argmax_probability"],
-            )
+            capped = soft_capped(F.linear(hidden, weight), self.soft_cap)
+            weights, shrink = softmax.add(capped / reference, start)
+            if asked.soft:
+                summed = summed * shrink + weights.to(hidden.dtype) @ weight
+            if sampling is not softmax and asked.filters is None:
+                sampling.add(capped / asked.temperatures, start)
+        fields = softmax.fields()
+        if asked.soft:
+            fields["soft_embedding"] = times_root((summed / softmax.mass).to(hidden.dtype))
+        return fields | self.sampled(hidden, asked, sampling, fields)
+
+    def sampled(
+        self, hidden: Tensor, asked: Asked, softmax: OnlineSoftmax, fields: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The fields of the sample. softmax: of the sampling distribution; fields: of the reference distribution."""
+        if asked.uniform is None:
+            probability = fields["argmax_probability"]
+            return {
+                "sample": fields["argmax"],
+                "sample_probability": probability,
+                "sample_logprob": probability.log(),
+            }
+        if asked.filters is not None:
+            sample, logit, probability = self._filtered_sample(hidden, asked)
         else:
-            assert draws.uniform is not None
-            uniform = draws.uniform.reshape(-1).to(device)
-            drawn_fields = (
-                _sampled(added.weights, uniform)
-                if one_slice
-                else self._inverse_cdf(flat, temperatures, sampling, uniform, size)
-            )
-            fields["sample"], fields["sample_probability"] = drawn_fields
-        return fields
-
-    def _folded(
-        self,
-        weight: Tensor,
-        flat: Tensor,
-        temperatures: Tensor,
-        draws: SampleDraws | None,
-        soft: bool,
-    ) -> dict[str, Tensor]:
-        """The same fields by one kernel a slice, and with nothing asked of the host: the way of a GPU."""
-        from dgemma_core.backends.cuda.head import fold
-
-        uniform = None
-        if draws is not None:
-            assert draws.uniform is not None
-            uniform = draws.uniform.reshape(-1).to(flat.device)
-        found = fold(flat, weight, self.soft_cap, temperatures[:, 0], uniform, soft=soft)
-        fields = {
-            "argmax": found.argmax,
-            "argmax_probability": found.argmax_probability,
-            "entropy": found.entropy,
-            "logsumexp": found.logsumexp,
-            "sample": found.argmax if found.sample is None else found.sample,
-            "sample_probability": found.argmax_probability
-            if found.sample_probability is None
-            else found.sample_probability,
+            sample, logit = self.inverse_cdf(hidden, asked, softmax.groups())
+            probability = (logit - softmax.logsumexp.squeeze(1)).exp()
+        if asked.reference == "raw":
+            logit = logit * asked.temperatures.squeeze(1)
+        return {
+            "sample": sample,
+            "sample_probability": probability,
+            "sample_logprob": logit - fields["logsumexp"],
         }
-        if found.soft_embedding is not None:
-            fields["soft_embedding"] = found.soft_embedding
-        return fields
 
-    def _product(self, flat: Tensor, weight: Matrix, buffer: Tensor | None) -> Tensor:
-        """The logits of a slice, in `buffer` where there is one of their shape."""
-        if buffer is None or len(weight) != buffer.shape[1]:
-            return linear(flat, weight)
-        assert isinstance(weight, Tensor)
-        return torch.mm(flat, weight.mT, out=buffer)
+    def inverse_cdf(self, hidden: Tensor, asked: Asked, groups: Tensor) -> tuple[Tensor, Tensor]:
+        """The token at which the cumulative probability, in vocabulary order, first exceeds the uniform number.
 
-    def _inverse_cdf(
-        self, flat: Tensor, temperatures: Tensor, running: Running, uniform: Tensor, size: int
-    ) -> tuple[Tensor, Tensor]:
-        """The token at which the cumulative probability, in vocabulary order, first exceeds `uniform` (N,).
-
-        The slices' masses say which slice that is, the sums of its neighbours which GROUP tokens: only these are
-        computed again.
+        groups (N, V / GROUP): the mass of every group. Returns tokens and their tempered logits, (N,) both.
         """
-        logmass = torch.cat(running.slice_logmass, dim=1).double()  # (N, slices)
-        share = (logmass - logmass.logsumexp(dim=1, keepdim=True)).exp_()
-        slot, inside = found_in(share, uniform.unsqueeze(1))
-        held = torch.cat(running.groups, dim=1)  # (N, groups)
-        per_slice = running.groups[0].shape[1]
-        places = slot * per_slice + torch.arange(per_slice, device=flat.device)
-        beyond = places >= held.shape[1]
-        groups = held.gather(1, places.clamp_max(held.shape[1] - 1)).masked_fill_(beyond, 0)
-        group, inside = found_in(groups.double(), inside)
-        first = slot * size + group * GROUP
-        end = (slot * size + size).clamp_max(self.vocab_size)
-        logsumexp = running.logsumexp()
-        if isinstance(self.weight, Tensor):
-            quick = among(flat, self.weight, self.soft_cap, temperatures, first, end, inside)
-            if quick is not None:
-                token, logit = quick
-                return token.squeeze(1), (logit - logsumexp).exp_().squeeze(1)
+        assert asked.uniform is not None
+        group, inside = found_in(groups, asked.uniform.unsqueeze(1))
+        tokens, logits = [], []
+        # No more embeddings at a time than a slice has logits.
+        count = max(1, LOGITS // (GROUP * hidden.shape[1]))
+        for part in torch.arange(len(hidden), device=hidden.device).split(count):
+            ids = group[part] * GROUP + torch.arange(GROUP, device=hidden.device)  # (R, GROUP)
+            weight = dense(self.weight[ids.clamp_max(self.vocab_size - 1)], hidden.dtype)
+            products = (weight @ hidden[part].unsqueeze(2)).squeeze(2)
+            z = soft_capped(products, self.soft_cap) / asked.temperatures[part]
+            z = z.masked_fill(ids >= self.vocab_size, -torch.inf)
+            masses = (z - z.amax(dim=1, keepdim=True)).double().exp()
+            place, _ = found_in(masses, inside[part])
+            tokens.append(ids.gather(1, place))
+            logits.append(z.gather(1, place))
+        return torch.cat(tokens).squeeze(1), torch.cat(logits).squeeze(1)
+
+    def _filtered_sample(self, hidden: Tensor, asked: Asked) -> tuple[Tensor, Tensor, Tensor]:
+        """Samples, their tempered logits and their probabilities after the filters, (N,) each; by whole rows."""
+        assert asked.uniform is not None and asked.filters is not None
         found = []
-        # No more numbers at a time than a slice has.
-        rows = max(1, len(flat) * size // (GROUP * flat.shape[1]))
-        for part in torch.arange(len(flat), device=flat.device).split(rows):
-            ids = first[part] + torch.arange(GROUP, device=flat.device)  # (R, GROUP)
-            weight = dense(self.weight[ids.clamp_max(self.vocab_size - 1)], flat.dtype)
-            place, logit = found_among(
-                flat[part],
-                weight,
-                ids >= end[part],
-                self.soft_cap,
-                temperatures[part],
-                inside[part],
-            )
-            found.append((ids.gather(1, place), (logit - logsumexp[part]).exp_()))
-        sample, probability = (torch.cat(parts).squeeze(1) for parts in zip(*found, strict=True))
-        return sample, probability
+        for part in torch.arange(len(hidden), device=hidden.device).split(
+            max(1, 8 * LOGITS // self.vocab_size)
+        ):
+            z = self.logits(hidden[part]) / asked.temperatures[part]
+            probabilities = filtered(z, asked.filters).softmax(dim=-1)
+            sample = inverse_cdf(probabilities, asked.uniform[part]).unsqueeze(1)
+            found.append((sample, z.gather(1, sample), probabilities.gather(1, sample)))
+        sample, logit, probability = (
+            torch.cat(parts).squeeze(1) for parts in zip(*found, strict=True)
+        )
+        return sample, logit, probability
 
-    def _predict_rows(
-        self,
-        flat: Tensor,
-        temperatures: Tensor,
-        draws: SampleDraws | None,
-        reference: Reference,
-        filters: Filters | None,
-        soft: bool,
-        top_k: int,
-    ) -> dict[str, Tensor]:
-        """The same fields from whole rows, a bounded block of them at a time, rounding as the oracle does (§3).
 
-        The two products take more rows at once than the passes between them, which stay in a CPU's cache.
-        """
-        assert draws is not None
-        uniform = None if draws.uniform is None else draws.uniform.reshape(-1).to(flat.device)
-        block, part = (max(1, numbers // self.vocab_size) for numbers in (2**24, 2**21))
-        found: list[dict[str, Tensor]] = []
-        embeddings = []
-        start = 0
-        for hidden in flat.split(block):
-            products = self._products(hidden)
-            for few in products.split(part):
-                here = slice(start, start + len(few))
-                start += len(few)
-                z = soft_capped_(few.float(), self.soft_cap)
-                drawn = z / temperatures[here] if reference == "raw" else z.div_(temperatures[here])
-                peak, argmax = row_max(z)
-                top = row_top(z, top_k) if top_k else None
-                probabilities = z.softmax(dim=-1)
-                sampled = probabilities
-                if filters is not None:
-                    sampled = filtered(drawn, filters).softmax(dim=-1)
-                elif drawn is not z:
-                    sampled = drawn.softmax(dim=-1)
-                if uniform is None:
-                    sample = draws.multinomial(sampled).unsqueeze(1)
-                else:
-                    sample = inverse_cdf(sampled, uniform[here]).unsqueeze(1)
-                weights = probabilities
-                if soft and few.dtype != z.dtype:
-                    weights = z.to(few.dtype).softmax(dim=-1, dtype=z.dtype)
-                most = probabilities.gather(1, argmax)
-                logmass = -most.log()  # log Σ exp(z − peak)
-                expected = torch.linalg.vecdot(probabilities, z.sub_(peak)).unsqueeze(1)
-                fields = {
-                    "sample": sample,
-                    "sample_probability": sampled.gather(1, sample),
-                    "argmax": argmax,
-                    "argmax_probability": most,
-                    "entropy": (logmass - expected).clamp_min_(0),
-                    "logsumexp": peak + logmass,
-                }
-                fields = {name: value.squeeze(1) for name, value in fields.items()}
-                if top is not None:
-                    fields["top_logits"], fields["top_ids"] = top
-                found.append(fields)
-                if soft:
-                    few.copy_(weights)  # the products are not read again
-            if soft:
-                embeddings.append(self._scaled(self._mean_embedding(products)))
-        fields = {name: torch.cat([fields[name] for fields in found]) for name in found[0]}
-        return fields | ({"soft_embedding": torch.cat(embeddings)} if soft else {})
+def times_root(mean: Tensor) -> Tensor:
+    """A mean embedding (N, D) times √D, rounded to its dtype."""
+    return mean * rounded(mean.shape[1] ** 0.5, mean.dtype)
 
-    def _mean_embedding(self, weights: Tensor) -> Tensor:
-        """weights (N, V) → (N, D), in their dtype."""
-        if isinstance(self.weight, Tensor):
-            return linear(weights, self.weight.mT)
-        summed = torch.zeros(len(weights), self.weight.shape[1], device=weights.device)
-        for start, part in self._slices(self.slice_size or SLICE):
-            rows = dense(part, weights.dtype)
-            summed += linear(weights[:, start : start + len(rows)], rows.mT)
-        return summed.to(weights.dtype)
+
+def not_finite() -> RequestError:
+    return RequestError(
+        "the model computed numbers that are not finite: its weights are damaged, or too large for their dtype"
+    )
 
 
 def found_in(masses: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -531,29 +466,9 @@ def found_in(masses: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     and how far into its mass, in [0, 1) again, both (N, 1). A place of mass 0 is never found."""
     edges = masses.cumsum(dim=1)
     target = target * edges[:, -1:]
-    place = torch.searchsorted(edges, target, right=True).clamp_max_(masses.shape[1] - 1)
-    own = masses.gather(1, place)
-    return place, ((target - (edges.gather(1, place) - own)) / own).clamp_(0, BELOW_ONE)
-
-
-def found_among(
-    hidden: Tensor, weight: Tensor, beyond: Tensor, cap: float, temperatures: Tensor, target: Tensor
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """`found_in` among K tokens of each row, computed again.
-
-    hidden (N, D), weight (N, K, D) their embeddings, beyond (N, K) those that do not count, temperatures and target
-    (N, 1) → the place and its logit, both (N, 1).
-    """
-    products = (weight @ hidden.unsqueeze(2)).squeeze(2)
-    z = soft_capped_(products.float(), cap).div_(temperatures).masked_fill_(beyond, -torch.inf)
-    place, _ = found_in((z - z.amax(dim=1, keepdim=True)).double().exp_(), target)
-    return place, z.gather(1, place)
-
-
-def _sampled(probabilities: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Samples from probabilities (N, V), uniform (N,): tokens and their probabilities (N,)."""
-    token = inverse_cdf(probabilities, uniform)
-    return token, probabilities.gather(1, token.unsqueeze(1)).squeeze(1)
+    place = torch.searchsorted(edges, target, right=True).clamp_max(masses.shape[1] - 1)
+    mass = masses.gather(1, place)
+    return place, ((target - (edges.gather(1, place) - mass)) / mass).clamp(0, BELOW_ONE)
 
 
 def filtered(logits: Tensor, filters: Filters) -> Tensor:

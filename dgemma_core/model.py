@@ -3,7 +3,9 @@
 Notable:
 - `encode` is causal, over clean tokens, and writes the prefix cache; `denoise` is bidirectional, over a canvas, and
   only reads it. The layers are the same; only the layer scalars differ;
-- rows are packed: tokens of all rows stand in one (N, D) array, and only attention looks at rows one by one;
+- rows are packed: tokens of all rows stand in one (N, D) array, and only attention works on rows one by one;
+- `encode`, `denoise` and `predict` check what they are given and hand it to the model's backend. `run` is the pass in
+  plain modules: what the backend "torch" runs, and nothing else;
 - the parameter names are the public checkpoint's, without the prefix `model.decoder.`.
 
 Axes: B batch, P prefix length, C canvas length, D hidden size, V vocabulary, N tokens of all rows.
@@ -11,47 +13,27 @@ Axes: B batch, P prefix length, C canvas length, D hidden size, V vocabulary, N 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from dgemma_core.backends.cpu import mirrored, native
-from dgemma_core.backends.cpu.mirrored import MirroredLayers
-from dgemma_core.backends.cpu.native import NativeModel
-from dgemma_core.cache import PrefixCache, RowCache, attend_all, attend_causal, check_rows
+from dgemma_core import backends
+from dgemma_core.cache import PrefixCache, RowCache, attend_all, attend_causal, check_row
 from dgemma_core.config import LayerConfig, ModelConfig
 from dgemma_core.errors import RequestError
 from dgemma_core.experts import Routing
-from dgemma_core.head import VocabularyHead
-from dgemma_core.layers import (
-    Attention,
-    GatedMLP,
-    Layer,
-    RMSNorm,
-    Rotation,
-    SelfConditioning,
-    rotations,
-    rounded,
-)
+from dgemma_core.head import Filters, Prediction, Reference, SampleDraws, VocabularyHead
+from dgemma_core.layers import Layer, RMSNorm, Rotation, SelfConditioning, rotation, rounded
 
 Rows = Tensor | Sequence[Sequence[int]] | Sequence[Tensor]
 """Token ids: a (B, P) tensor, or a list of rows of different length."""
 
-Spans = Sequence[tuple[int, int]]
-"""Of each row, the position of its first token and how many there are."""
-
-KEPT_ROTATIONS = 4096
-"""Positions whose rotary angles are kept, at most."""
-
-LayerAttend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""`layers.Attend` with the layer's index in front."""
-
 
 class Watch(Protocol):
-    """What an observer of a denoising pass is shown; None of it is computed for the model's own use."""
+    """What an observer of a denoising pass is shown; none of it is computed for the model's own use."""
 
     def router(self, layer: int, routing: Routing) -> None:
         """The routing of the N tokens of all rows."""
@@ -61,9 +43,10 @@ class Watch(Protocol):
 
 
 class DiffusionGemma(nn.Module):
-    """The text model. Build it with `load`, or on the meta device to look at names and shapes.
+    """The text model. Build it with `load`, or on the meta device to inspect names and shapes.
 
-    Parameters are left uninitialised: a checkpoint or `training.initialise` fills them.
+    Parameters are left uninitialised: a checkpoint or training fills them. Passes run on the backend "torch" until
+    `use` chooses another; `load` does.
     """
 
     def __init__(
@@ -77,9 +60,8 @@ class DiffusionGemma(nn.Module):
         text = config.text
         self.config = config
         self.quantized: str | None = None  # the scheme, where matrices are codes and scales
-        self._native: NativeModel | None = None
-        self._mirrored: MirroredLayers | None = None
-        self._rotations: dict[torch.dtype, dict[LayerConfig, Rotation]] = {}
+        self._backend_name = "torch"
+        self._backend: backends.Backend | None = None
         with torch.device(device or "cpu"):
             self.embed_tokens = nn.Embedding(
                 text.vocab_size,
@@ -97,16 +79,6 @@ class DiffusionGemma(nn.Module):
         if dtype is not None:
             self.to(dtype)
 
-    def join(self) -> DiffusionGemma:
-        """Lays projections of one input side by side in memory (`layers.Joined`): the same numbers in fewer products.
-
-        For a frozen model that stays where it is; a later `.to(…)` undoes it.
-        """
-        for module in self.modules():
-            if isinstance(module, Attention | GatedMLP):
-                module.join()
-        return self
-
     @property
     def device(self) -> torch.device:
         return self.norm.weight.device
@@ -115,31 +87,43 @@ class DiffusionGemma(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.norm.weight.dtype
 
+    # --- the backend
+
+    @property
+    def backend(self) -> backends.Backend:
+        """What runs the passes; `backend.name` says which."""
+        if self._backend is None:
+            self._backend = backends.choose(self, self._backend_name)
+        return self._backend
+
+    def use(self, name: str = "auto") -> DiffusionGemma:
+        """Chooses the backend anew: "auto", or one of `backends.names()`.
+
+        Raises RequestError for another name, DeviceError where that backend cannot run this model.
+        """
+        self._backend = backends.choose(self, name)
+        self._backend_name = name
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy of the model chooses a backend of its own, at its first pass."""
+        return {**self.__dict__, "_backend": None}
+
+    # --- a pass in plain modules
+
     @property
     def head(self) -> VocabularyHead:
         """The tied vocabulary head."""
-        return VocabularyHead(
-            self.embed_tokens.weight,
-            self.config.text.final_logit_softcapping,
-            native=self._in_native,
-        )
+        return VocabularyHead(self.embed_tokens.weight, self.config.text.final_logit_softcapping)
 
-    def _in_native(self) -> NativeModel | None:
-        """The same model in native.c, where it serves and no gradient is asked for."""
-        if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
-            return None
-        if self._native is None or not self._native.borrowed.current:
-            self._native = NativeModel(self) if native.serves(self) else None
-        return None if self._native is None or self._native.borrowed.hooked else self._native
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden (…, D) → soft-capped logits (…, V), float32. For tests and observers; the loops never call it."""
+        return self.head.logits(hidden)
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids (…) → embeddings (…, D), times √D rounded to the weights' dtype."""
         scale = rounded(self.config.text.hidden_size**0.5, self.dtype)
         return self.embed_tokens(ids).to(self.dtype) * scale
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """hidden (…, D) → soft-capped logits (…, V), float32. For tests and observers; the loops never call it."""
-        return self.head.logits(hidden)
 
     def encoder_scalars(self) -> list[Tensor]:
         """The layer scalars of the causal mode, one each layer."""
@@ -147,48 +131,46 @@ class DiffusionGemma(nn.Module):
 
     def decoder_scalars(self) -> list[Tensor]:
         """The layer scalars of the bidirectional mode, one each layer."""
-        return [layer.layer_scalar for layer in self._typed_layers()]
+        return [layer.layer_scalar for layer in self.typed_layers()]
 
-    def _typed_layers(self) -> Sequence[Layer]:
+    def typed_layers(self) -> Sequence[Layer]:
         return cast(Sequence[Layer], self.layers)
 
     def rotations(self, positions: Tensor, dtype: torch.dtype) -> dict[LayerConfig, Rotation]:
         """Rotary angles of `positions` (…), once for each kind of layer."""
-        return rotations((layer.config for layer in self._typed_layers()), positions, dtype)
+        kinds = set(self.config.text.layers)
+        return {kind: rotation(kind, positions, dtype) for kind in kinds}
 
-    def _rotations_of(self, spans: Spans) -> dict[LayerConfig, Rotation]:
-        """Rotary angles of the positions of all rows. On a CPU those of the first positions are kept, for passes over
-        few tokens: they recur, and to compute them takes as long as a small layer."""
-        last = max(start + size for start, size in spans)
-        many = last > KEPT_ROTATIONS or sum(size for _, size in spans) > mirrored.FEW
-        if self.device.type != "cpu" or many:
-            rows = [torch.arange(start, start + size) for start, size in spans]
-            return self.rotations(torch.cat(rows).to(self.device), self.dtype)
-        kept = self._rotations.get(self.dtype)
-        if kept is None or last > len(next(iter(kept.values())).cos):
-            positions = torch.arange(max(256, 1 << (last - 1).bit_length()))
-            kept = self._rotations[self.dtype] = self.rotations(positions, self.dtype)
-        return {kind: rotation.of(spans) for kind, rotation in kept.items()}
-
-    def run_layers(
+    def run(
         self,
-        x: Tensor,
-        spans: Spans,
-        attend: LayerAttend,
-        scalars: Sequence[Tensor],
+        ids: Tensor,
+        rows: Sequence[RowCache],
+        lengths: Sequence[int],
+        *,
+        causal: bool,
+        soft: Tensor | None = None,
         watch: Watch | None = None,
     ) -> Tensor:
-        """x (N, D) at the positions of `spans` through all layers and the final norm → (N, D)."""
-        rotations = self._rotations_of(spans)
-        if mirrored.serves(x):
-            if self._mirrored is None or not self._mirrored.borrowed.current:
-                self._mirrored = MirroredLayers(self)
-            if not self._mirrored.borrowed.hooked:
-                return self._mirrored(x, rotations, attend, scalars, watch)
-        for i, layer in enumerate(self._typed_layers()):
-            seen = None if watch is None else partial(watch.router, i)
-            x = layer(x, rotations[layer.config], partial(attend, i), scalars[i], seen)
+        """ids (N,), of which `lengths` stand behind each row's prefix → hidden states (N, D), after the last norm.
+
+        causal: keys and values are appended to the rows, whose `length` the caller advances; else the tokens are a
+        canvas, and soft (N, D) is its soft embedding (None: the first step's zeros).
+        """
+        x = self.embed(ids)  # (N, D)
+        if not causal:
+            assert self.self_conditioning is not None
+            x = self.self_conditioning(x, soft)
+        spans = zip(rows, lengths, strict=True)
+        positions = torch.cat([torch.arange(row.length, row.length + n) for row, n in spans])
+        rotations = self.rotations(positions.to(ids.device), self.dtype)
+        scalars = self.encoder_scalars() if causal else self.decoder_scalars()
+        for i, layer in enumerate(self.typed_layers()):
+            attend = partial(_attend, i, rows, lengths, causal, watch)
+            observe = None if watch is None else partial(watch.router, i)
+            x = layer(x, rotations[layer.config], attend, scalars[i], observe=observe)
         return self.norm(x)
+
+    # --- what everybody calls
 
     @torch.inference_mode()
     def encode(
@@ -198,63 +180,30 @@ class DiffusionGemma(nn.Module):
 
         ids: (B, P) or B rows of different length, each at least one token. cache: the prefixes that they continue
         (None: empty ones); it stays valid and unchanged. chunk: tokens of a row a pass, which bounds the memory of a
-        long prompt. Raises RequestError for token ids outside the vocabulary, empty rows, or a row past the model's
-        maximum length.
+        long prompt. Raises RequestError for token ids outside the vocabulary, empty rows, a row past the model's
+        maximum length, or a cache of another model.
         """
-        rows = self._rows(ids)
+        if type(chunk) is not int or chunk < 1:
+            raise RequestError(f"chunk must be a whole number of at least 1, got {chunk!r}")
+        parts = self._checked_rows(ids)
         if cache is None:
-            cache = PrefixCache.empty(self.config.text, len(rows))
-            self._check_copies()
-        check_rows(cache, len(rows))
-        limit = self.config.text.max_position_embeddings
-        for row, prefix in zip(rows, cache.lengths, strict=True):
-            if prefix + len(row) > limit:
-                raise RequestError(
-                    f"{prefix + len(row)} tokens are more than the model's {limit}: shorten the prompt"
-                )
-        views = [row.view() for row in cache.rows]
-        longest = max(len(row) for row in rows)
+            self.backend.refresh()
+            cache = PrefixCache.empty(self.config.text, len(parts))
+        rows = [row.view() for row in self._rows_of(cache, [len(part) for part in parts])]
+        longest = max(len(part) for part in parts)
         width = self.config.text.hidden_size
-        hidden = torch.zeros(len(rows), longest, width, dtype=self.dtype, device=self.device)
+        hidden = torch.zeros(len(parts), longest, width, dtype=self.dtype, device=self.device)
         for start in range(0, longest, chunk):
-            active = [i for i, row in enumerate(rows) if len(row) > start]
-            parts = [rows[i][start : start + chunk] for i in active]
-            outputs = self._encode_chunk(parts, [views[i] for i in active])
-            for i, output in zip(active, outputs, strict=True):
+            active = [i for i, part in enumerate(parts) if len(part) > start]
+            now = [parts[i][start : start + chunk] for i in active]
+            lengths = [len(part) for part in now]
+            packed = (now[0] if len(now) == 1 else torch.cat(now)).to(self.device)
+            outputs = self.backend.forward(packed, [rows[i] for i in active], lengths, causal=True)
+            for i, part, output in zip(active, now, outputs.split(lengths), strict=True):
                 hidden[i, start : start + len(output)] = output
-                views[i].length += len(output)
-        return PrefixCache(views, hidden)
-
-    def _check_copies(self) -> None:
-        """Gives up copies of weights that have been changed in a way that torch does not count, through `.data`."""
-        if self._native is not None and not self._native.unchanged:
-            self._native = None
-        if self._mirrored is not None and not self._mirrored.unchanged:
-            self._mirrored = None
-
-    def _encode_chunk(self, parts: list[Tensor], rows: list[RowCache]) -> tuple[Tensor, ...]:
-        sizes = [len(part) for part in parts]
-        ids = parts[0] if len(parts) == 1 else torch.cat(parts)
-        in_native = self._in_native()
-        if in_native is not None:
-            return in_native.run(ids, rows, sizes, causal=True).split(sizes)
-
-        def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            if len(rows) == 1:
-                seen = rows[0].append(layer, keys, values)
-                return attend_causal(queries, *seen, rows[0].windows[layer])
-            mixed = [
-                attend_causal(q, *row.append(layer, k, v), row.windows[layer])
-                for row, q, k, v in zip(
-                    rows, queries.split(sizes), keys.split(sizes), values.split(sizes), strict=True
-                )
-            ]
-            return torch.cat(mixed)
-
-        spans = [(row.length, size) for row, size in zip(rows, sizes, strict=True)]
-        x = self.embed(ids)  # (N, D)
-        hidden = self.run_layers(x, spans, attend, self.encoder_scalars())
-        return (hidden,) if len(sizes) == 1 else hidden.split(sizes)
+                rows[i].length += len(output)
+                rows[i].tokens += tuple(part.tolist())
+        return PrefixCache(rows, hidden)
 
     @torch.inference_mode()
     def denoise(
@@ -268,63 +217,130 @@ class DiffusionGemma(nn.Module):
         """One bidirectional pass over a canvas: canvas (B, C) ids → final hidden states (B, C, D), after the norm.
 
         soft_embedding (B, C, D): the previous step's, from `Prediction`; None at the first step. The cache is read,
-        not changed. Raises RequestError if the checkpoint cannot denoise, or a shape does not fit.
+        not changed. Raises RequestError if the checkpoint cannot denoise, or a shape, a dtype or an id does not fit.
         """
         if self.self_conditioning is None:
             raise RequestError(
                 f"this checkpoint ({self.config.model_type}) has no denoiser: decode it autoregressively "
                 "(mode='autoregressive'), or load a DiffusionGemma checkpoint"
             )
-        if canvas.dim() != 2:
-            raise RequestError(f"a canvas is (rows, positions), got shape {tuple(canvas.shape)}")
-        check_rows(cache, len(canvas))
-        rows, (batch, length) = cache.rows, canvas.shape
-        width = self.config.text.hidden_size
-        if soft_embedding is not None and soft_embedding.shape != (batch, length, width):
+        if canvas.dim() != 2 or not canvas.numel():
             raise RequestError(
-                f"the soft embedding has shape {tuple(soft_embedding.shape)}, the canvas needs "
-                f"{(batch, length, width)}"
+                f"a canvas is (rows, positions), each at least 1, got shape {tuple(canvas.shape)}"
             )
-        in_native = self._in_native()
-        if in_native is not None:
-            soft = None if soft_embedding is None else soft_embedding.flatten(0, 1)
-            return in_native.run(
-                canvas.flatten(), rows, [length] * batch, causal=False, soft=soft, watch=watch
-            ).unflatten(0, (batch, length))
-
-        def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            if batch == 1 and watch is None:
-                return attend_all(queries, *rows[0].overlay(layer, keys, values))
-            mixed = []
-            parts = zip(
-                rows, queries.split(length), keys.split(length), values.split(length), strict=True
-            )
-            for i, (row, q, k, v) in enumerate(parts):
-                seen_keys, seen_values = row.overlay(layer, k, v)
-                mixed.append(attend_all(q, seen_keys, seen_values))
-                if watch is not None:
-                    watch.attention(layer, i, q, seen_keys)
-            return torch.cat(mixed)
-
-        x = self.self_conditioning(self.embed(canvas), soft_embedding).flatten(0, 1)  # (N, D)
-        spans = [(row.length, length) for row in rows]
-        hidden = self.run_layers(x, spans, attend, self.decoder_scalars(), watch)
+        canvas = self._checked_ids(canvas)
+        batch, length = canvas.shape
+        rows = self._rows_of(cache, [length] * batch)
+        if soft_embedding is not None:
+            wanted = (batch, length, self.config.text.hidden_size)
+            if soft_embedding.shape != wanted or not soft_embedding.is_floating_point():
+                raise RequestError(
+                    f"the soft embedding has shape {tuple(soft_embedding.shape)} and dtype {soft_embedding.dtype}, "
+                    f"the canvas needs {wanted} and a floating dtype"
+                )
+            soft_embedding = soft_embedding.to(self.device, self.dtype).flatten(0, 1)
+        hidden = self.backend.forward(
+            canvas.flatten(), rows, [length] * batch, causal=False, soft=soft_embedding, watch=watch
+        )
         return hidden.unflatten(0, (batch, length))
 
-    def _rows(self, ids: Rows) -> list[Tensor]:
-        rows = [torch.as_tensor(row, dtype=torch.long) for row in ids]
-        if not rows:
-            raise RequestError("no rows of tokens to encode")
-        for i, row in enumerate(rows):
-            if row.dim() != 1 or not len(row):
+    @torch.inference_mode()
+    def predict(
+        self,
+        hidden: Tensor,
+        temperature: Tensor | float,
+        draws: SampleDraws | None = None,
+        *,
+        reference: Reference = "tempered",
+        filters: Filters | None = None,
+        soft: bool = True,
+        soft_top_k: int | None = None,
+        top_k: int = 0,
+    ) -> Prediction:
+        """hidden (B, C, D) → what the head says of every position; arguments as in `VocabularyHead.predict`."""
+        return self.backend.predict(
+            hidden,
+            temperature,
+            draws,
+            reference=reference,
+            filters=filters,
+            soft=soft,
+            soft_top_k=soft_top_k,
+            top_k=top_k,
+        )
+
+    # --- checks
+
+    def _rows_of(self, cache: PrefixCache, lengths: Sequence[int]) -> list[Any]:
+        """The cache's rows in the backend's memory; each has space for so many new tokens."""
+        if len(cache) != len(lengths):
+            raise RequestError(
+                f"{len(lengths)} rows of tokens for a prefix cache of {len(cache)} rows: they must be as many"
+            )
+        limit = self.config.text.max_position_embeddings
+        for row, new in zip(cache.rows, lengths, strict=True):
+            if row.length + new > limit:
                 raise RequestError(
-                    f"row {i} must hold at least one token id, got shape {tuple(row.shape)}"
+                    f"{row.length + new} tokens are more than the model's {limit}: shorten the prompt"
                 )
-        packed = torch.cat(rows)
-        low, high = torch.aminmax(packed)
+            if isinstance(row, RowCache):
+                check_row(row, self.config.text, self.norm.weight)
+        return [self.backend.adopt(row) for row in cache.rows]
+
+    def _checked_ids(self, ids: Tensor) -> Tensor:
+        """Token ids as int64 on the model's device."""
+        if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+            raise RequestError(f"token ids are whole numbers, got a tensor of {ids.dtype}")
+        if ids.is_cuda:  # what a step made on the card; asking the card would make the host wait
+            return ids.long()
+        low, high = torch.aminmax(ids)
         if low < 0 or high >= self.config.text.vocab_size:
             raise RequestError(
                 f"token ids must lie in 0 … {self.config.text.vocab_size - 1}, got {int(low)} … {int(high)}: "
                 "was the text tokenised for another model?"
             )
-        return list(packed.to(self.device).split([len(row) for row in rows]))
+        return ids.to(self.device, torch.long)
+
+    def _checked_rows(self, ids: Rows) -> list[Tensor]:
+        """Rows of token ids, int64, where they were."""
+        rows = []
+        for i, row in enumerate(ids):
+            try:
+                found = torch.as_tensor(row)
+            except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+                raise RequestError(f"row {i} must be a list of token ids ({error})") from error
+            if found.dim() != 1 or not len(found):
+                raise RequestError(
+                    f"row {i} must hold at least one token id, got shape {tuple(found.shape)}"
+                )
+            rows.append(found)
+        if not rows:
+            raise RequestError("no rows of tokens to encode")
+        lengths = [len(row) for row in rows]
+        packed = rows[0] if len(rows) == 1 else torch.cat(rows)
+        return list(self._checked_ids(packed).split(lengths))
+
+
+def _attend(
+    layer: int,
+    rows: Sequence[RowCache],
+    lengths: Sequence[int],
+    causal: bool,
+    watch: Watch | None,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+) -> Tensor:
+    """`layers.Attend` over the rows: (N, H, d), (N, G, d), (N, G, d) → (N, H, d)."""
+    mixed = []
+    split = [each.split(list(lengths)) for each in (queries, keys, values)]
+    for i, (row, q, k, v) in enumerate(zip(rows, *split, strict=True)):
+        if causal:
+            seen_keys, seen_values = row.append(layer, k, v)
+            mixed.append(attend_causal(q, seen_keys, seen_values, row.windows[layer]))
+            continue
+        seen_keys, seen_values = row.overlay(layer, k, v)
+        mixed.append(attend_all(q, seen_keys, seen_values))
+        if watch is not None:
+            watch.attention(layer, i, q, seen_keys)
+    return mixed[0] if len(mixed) == 1 else torch.cat(mixed)

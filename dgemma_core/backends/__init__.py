@@ -1,1 +1,97 @@
-"""How passes run fast: one protocol, one registry."""
+"""How passes run fast: one protocol, one registry, lazy imports. The core knows of no backend by name.
+
+"torch" is the reference: the model's plain modules. "cpu" and "cuda" are faster. "auto" takes the one for the model's
+device. What a backend cannot do it hands to "torch", once, with one line (`guard.Guarded`).
+
+Axes: B batch, C canvas length, N tokens of all rows, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol
+
+from dgemma_core.errors import RequestError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dgemma_core.cache import Row
+    from dgemma_core.head import Filters, Prediction, Reference, SampleDraws
+    from dgemma_core.model import DiffusionGemma, Watch
+
+AUTO = "auto"
+_HOMES = {
+    "torch": "dgemma_core.backends.reference",
+    "cpu": "dgemma_core.backends.cpu",
+    "cuda": "dgemma_core.backends.cuda",
+}
+"""Each module has `make(model) -> Backend`, which raises DeviceError where it cannot run the model."""
+
+
+class Backend(Protocol):
+    """What runs the passes of one model, and holds whatever memory it needs for rows."""
+
+    @property
+    def name(self) -> str:
+        """What runs the next pass: "torch", "cpu" or "cuda"."""
+
+    def adopt(self, row: Row) -> Row:
+        """The row in this backend's memory: the row itself where it is there already."""
+
+    def forward(
+        self,
+        ids: Tensor,
+        rows: Sequence[Any],
+        lengths: Sequence[int],
+        *,
+        causal: bool,
+        soft: Tensor | None = None,
+        watch: Watch | None = None,
+    ) -> Tensor:
+        """ids (N,) int64, of which `lengths` stand behind each row's prefix → final hidden states (N, D).
+
+        causal: keys and values are appended to the rows, whose `length` the caller advances; else the tokens are
+        canvases, and soft (N, D) is their soft embedding (None: the first step's zeros). rows come from `adopt`.
+        """
+
+    def predict(
+        self,
+        hidden: Tensor,
+        temperature: Tensor | float,
+        draws: SampleDraws | None = None,
+        *,
+        reference: Reference = "tempered",
+        filters: Filters | None = None,
+        soft: bool = True,
+        soft_top_k: int | None = None,
+        top_k: int = 0,
+    ) -> Prediction:
+        """hidden (B, C, D) → `Prediction`; arguments as in `head.VocabularyHead.predict`."""
+
+    def refresh(self) -> None:
+        """Called before a new prompt: the time for checks of the weights that are too slow for every pass."""
+
+
+def names() -> tuple[str, ...]:
+    """All backends, the reference first."""
+    return tuple(_HOMES)
+
+
+def check_name(name: str) -> None:
+    """Raises RequestError unless `name` is "auto" or a backend's."""
+    if name != AUTO and name not in _HOMES:
+        raise RequestError(f"unknown backend {name!r}: choose one of {AUTO}, {', '.join(_HOMES)}")
+
+
+def choose(model: DiffusionGemma, name: str = AUTO) -> Backend:
+    """The backend of that name for this model; "auto" goes by the model's device.
+
+    Raises RequestError for an unknown name, DeviceError where that backend cannot run this model.
+    """
+    check_name(name)
+    if name == AUTO:
+        name = model.device.type if model.device.type in _HOMES else "torch"
+    backend: Backend = import_module(_HOMES[name]).make(model)
+    return backend

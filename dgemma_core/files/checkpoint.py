@@ -32,7 +32,6 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dgemma_core.backends.cpu import native
 from dgemma_core.config import GEMMA_4, JSON, GenerationDefaults, ModelConfig
 from dgemma_core.errors import CheckpointError, DeviceError, RequestError
 from dgemma_core.files.quantised import Scheme, fill, scheme, stored_sizes
@@ -50,8 +49,6 @@ from dgemma_core.model import DiffusionGemma
 if TYPE_CHECKING:
     from dgemma_core.text import Tokenizer
 
-_JOINED_BELOW = 2**28
-"""Bytes of a model whose projections are joined on a CPU too."""
 CONFIG, GENERATION = "config.json", "generation_config.json"
 NANO = Path(__file__).parents[1] / "nano" / "weights"
 
@@ -79,6 +76,7 @@ def load(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
     quantize: str | None = None,
+    backend: str = "auto",
 ) -> Loaded:
     """Loads "nano", a folder, or a checkpoint of the Hugging Face hub ("owner/name").
 
@@ -86,16 +84,19 @@ def load(
     see `load_model`. On a CPU "auto" takes a small model as float32, however it is stored: that is
     quicker there (`native`), and a text stays the same, bit for bit, whatever its batch.
     """
+    from dgemma_core.backends import check_name
+    from dgemma_core.backends.cpu.native import fits
     from dgemma_core.text import load_tokenizer
 
+    check_name(backend)
     target = resolve_device(device)  # before a download
     if quantize is not None:
         scheme(quantize)
     folder = find_folder(name_or_path)
     config, generation = read_config(folder)
-    if dtype == "auto" and target.type == "cpu" and quantize is None and native.fits(config):
+    if dtype == "auto" and target.type == "cpu" and quantize is None and fits(config):
         dtype = "float32"
-    model = load_model(folder, dtype=dtype, device=device, quantize=quantize)
+    model = load_model(folder, dtype=dtype, device=device, quantize=quantize).use(backend)
     name = os.fspath(name_or_path)
     return Loaded(model, load_tokenizer(folder), generation, name)
 
@@ -210,9 +211,6 @@ def load_model(
     for name, group in sources.items():
         tensors = [files[stored.name].to(device=target, dtype=kind) for stored in group]
         _assign(model, name, torch.cat(tensors) if name == _ENCODER_SCALARS else tensors[0])
-    # On a CPU large matrices stay in the mapped files, where joining them would be a copy for little.
-    if target.type != "cpu" or needed <= _JOINED_BELOW:
-        model.join()
     return model.eval()
 
 

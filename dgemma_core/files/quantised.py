@@ -31,9 +31,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dgemma_core.backends.cpu import products
 from dgemma_core.errors import RequestError
-from dgemma_core.experts import ExpertMixture, Experts
+from dgemma_core.experts import Experts
 
 if TYPE_CHECKING:
     from dgemma_core.model import DiffusionGemma
@@ -147,7 +146,7 @@ class Quantised:
     def __getitem__(self, index: int | slice | Tensor) -> Quantised:
         return Quantised(self.codes[index], self.scales[index], self.columns, self.bits)
 
-    def dense(self, dtype: torch.dtype) -> Tensor:
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
         """The numbers (…, R, K) that the codes stand for, rounded to `dtype`."""
         scales = self.scales.to(dtype)
         if self.bits == 8:
@@ -167,7 +166,7 @@ class Quantised:
             return product.view(*x.shape[:-1], -1)
         count = max(1, SLICE // self.columns)
         parts = (self[start : start + count] for start in range(0, len(self), count))
-        found = [products.linear(x, part.dense(x.dtype)) for part in parts]
+        found = [F.linear(x, part.dequantize(x.dtype)) for part in parts]
         return found[0] if len(found) == 1 else torch.cat(found, dim=-1)
 
 
@@ -186,19 +185,6 @@ def _kernel_serves(x: Tensor, weight: Quantised) -> bool:
         and weight.columns % _KERNEL_BLOCK == 0
         and len(weight) % _KERNEL_BLOCK == 0
     )
-
-
-Matrix = Tensor | Quantised
-
-
-def dense(weight: Matrix, dtype: torch.dtype) -> Tensor:
-    """The matrix as numbers of `dtype`."""
-    return weight.dense(dtype) if isinstance(weight, Quantised) else weight.to(dtype)
-
-
-def linear(x: Tensor, weight: Matrix) -> Tensor:
-    """x (…, K) · weight (R, K) → (…, R)."""
-    return weight.linear(x) if isinstance(weight, Quantised) else products.linear(x, weight)
 
 
 # --- modules
@@ -258,22 +244,21 @@ class QuantisedEmbedding(Holder):
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids (…) → rows (…, D), float32."""
-        return self.weight[ids].dense(torch.float32)
+        return self.weight[ids].dequantize(torch.float32)
 
 
-class QuantisedExperts(Holder, ExpertMixture):
+class QuantisedExperts(Holder, Experts):
     """`Experts`; of a step only the experts that tokens go to are turned back, one at a time."""
 
     def __init__(self, plain: Experts, bits: int) -> None:
         shapes = {name: tuple(matrix.shape) for name, matrix in plain.named_parameters()}
-        super().__init__(shapes, bits)
+        Holder.__init__(self, shapes, bits)
         self.count = plain.count
 
-    def gate_up(self, index: int, rows: Tensor) -> Tensor:
-        return self.matrix("gate_up_proj")[index].linear(rows)
-
-    def down(self, index: int, rows: Tensor) -> Tensor:
-        return self.matrix("down_proj")[index].linear(rows)
+    def expert(self, index: int, x: Tensor) -> Tensor:
+        gate, up = self.matrix("gate_up_proj")[index].linear(x).chunk(2, dim=-1)
+        inner = F.gelu(gate, approximate="tanh") * up
+        return self.matrix("down_proj")[index].linear(inner)
 
 
 class Kept(nn.Parameter):

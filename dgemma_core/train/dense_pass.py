@@ -16,9 +16,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from dgemma_core.experts import Experts, Routing, gated
+from dgemma_core.experts import Experts, Routing
 from dgemma_core.layers import Layer, working_dtype
 from dgemma_core.model import DiffusionGemma
 
@@ -96,11 +97,14 @@ class DensePass:
                     v = torch.cat((self.keys[i][1][rows], v), dim=1)
                 return attention(q, k, v, bias)
 
-            half = layer.before_experts(x, rotations[layer.config], attend)
-            self.routings.append(half.routing)
-            outputs = run_experts(layer.experts, half.for_experts, half.routing.chosen)
-            weights = half.routing.weights.unsqueeze(-1).to(outputs.dtype)
-            x = layer.after_experts(half, (outputs * weights).sum(dim=-2), scalars[i])
+            x = layer(
+                x,
+                rotations[layer.config],
+                attend,
+                scalars[i],
+                observe=self.routings.append,
+                mixture=mixture,
+            )
         return self.model.norm(x)
 
 
@@ -124,6 +128,12 @@ def _with_zeros(x: Tensor) -> Tensor:
     return torch.cat((x, x.new_zeros(1, x.shape[1])))
 
 
+def mixture(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
+    """x (…, D) → (…, D), the experts of all tokens by batched products."""
+    outputs = run_experts(experts, x, routing.chosen)
+    return (outputs * routing.weights.unsqueeze(-1).to(outputs.dtype)).sum(dim=-2)
+
+
 def run_experts(experts: Experts, x: Tensor, chosen: Tensor) -> Tensor:
     """x (…, D), chosen (…, K) → the outputs of the chosen experts, unweighted (…, K, D).
 
@@ -144,7 +154,9 @@ def run_experts(experts: Experts, x: Tensor, chosen: Tensor) -> Tensor:
     dtype = working_dtype(x)
     rows = cast(Tensor, _Rearranged.apply(flat.to(dtype), token, slot.view(-1, k)))
     hidden = torch.bmm(rows.view(count, room, -1), experts.gate_up_proj.to(dtype).mT)
-    outputs = torch.bmm(gated(hidden), experts.down_proj.to(dtype).mT).flatten(0, 1)
+    gate, up = hidden.chunk(2, dim=-1)
+    inner = F.gelu(gate, approximate="tanh") * up
+    outputs = torch.bmm(inner, experts.down_proj.to(dtype).mT).flatten(0, 1)
     placed = cast(Tensor, _Rearranged.apply(outputs, slot, pair.unsqueeze(1)))
     return placed.view(*chosen.shape, -1)
 

@@ -15,21 +15,20 @@ import threading
 from collections.abc import Sequence
 from ctypes import POINTER, byref, c_float, c_int64, c_void_p
 from functools import cache
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dgemma_core.backends.borrowed import Borrowed
 from dgemma_core.backends.cpu.compiling import library
-from dgemma_core.backends.cpu.running import row_top
-from dgemma_core.cache import Buffer, RowCache
+from dgemma_core.backends.cpu.online_softmax import row_top
+from dgemma_core.cache import Buffer, Row, RowCache
 from dgemma_core.config import ModelConfig
 from dgemma_core.errors import RequestError
 from dgemma_core.experts import Routing
-from dgemma_core.files.quantised import Holder
-from dgemma_core.layers import Layer, rotations, rounded
+from dgemma_core.head import Asked, Prediction, VocabularyHead
+from dgemma_core.layers import Layer, rotation, rounded
 
 if TYPE_CHECKING:
     from dgemma_core.model import DiffusionGemma, Watch
@@ -140,8 +139,8 @@ def serves(model: DiffusionGemma) -> bool:
     """Whether the model fits, is plain float32 numbers on a CPU, and native.c can be compiled."""
     return (
         fits(model.config)
+        and model.quantized is None
         and all(map(_plain, model.parameters()))
-        and not any(isinstance(part, Holder) for part in model.modules())
         and _functions() is not None
     )
 
@@ -162,10 +161,7 @@ class NativeModel:
         self.config = model.config
         text = model.config.text
         self.width = text.hidden_size
-        self.borrowed = Borrowed(
-            [(part, name) for part in model.modules() for name in part._parameters],
-            list(model.modules()),
-        )
+        self.weights = [weight.detach() for weight in model.parameters()]
         self.sources = self._sources()
         self.kept: list[Tensor] = []  # what C holds pointers to
         layers = cast(Sequence[Layer], model.layers)
@@ -187,6 +183,7 @@ class NativeModel:
         self.positions = 0
         self.growing = threading.Lock()
         self.scale = rounded(self.width**0.5, torch.float32)
+        self.embedding_weight = model.embed_tokens.weight.detach()
         self.embedding = self._keep(model.embed_tokens.weight)
         self.vocabulary = self._panels(model.embed_tokens.weight)
         conditioning = model.self_conditioning
@@ -211,10 +208,6 @@ class NativeModel:
             self.model.gate = self._panels(conditioning.gate_proj.weight)
             self.model.up = self._panels(conditioning.up_proj.weight)
             self.model.down = self._panels(conditioning.down_proj.weight)
-
-    def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        """A copy of the model makes its own."""
-        return type(None), ()
 
     def _keep(self, numbers: Tensor) -> int:
         held = numbers.detach().to(torch.float32).clone(memory_format=torch.contiguous_format)
@@ -242,7 +235,7 @@ class NativeModel:
             )
         )
         gates, ups = (experts.gate_up_proj * of_sparse).chunk(2, dim=1)  # (E, w, D)
-        scores = router.scaled()
+        scores = router.proj.weight * router.scale * router.scale.shape[0] ** -0.5
         missing = -len(scores) % self.panel
         return _Layer(
             projections=self._panels(*(part.weight * of_input for part in projections)),
@@ -270,7 +263,7 @@ class NativeModel:
 
     def _sources(self) -> tuple[list[int], int]:
         """Where the parameters stand, and a checksum of their numbers."""
-        weights = self.borrowed.weights
+        weights = self.weights
         places = np.array([weight.data_ptr() for weight in weights], dtype=np.uint64)
         sizes = np.array([weight.numel() for weight in weights], dtype=np.int64)
         summed = self.functions.checksum(
@@ -281,7 +274,7 @@ class NativeModel:
     @property
     def unchanged(self) -> bool:
         """Whether all parameters hold the numbers that were copied."""
-        return all(map(_plain, self.borrowed.weights)) and self._sources() == self.sources
+        return all(map(_plain, self.weights)) and self._sources() == self.sources
 
     def _threads(self, tokens: int) -> int:
         return max(1, min(torch.get_num_threads(), tokens // OWN))
@@ -297,13 +290,22 @@ class NativeModel:
             kinds = self.config.text.layers
             kept = {
                 kind: (self._keep(turned.cos), self._keep(turned.signed_sin))
-                for kind, turned in rotations(kinds, torch.arange(grown), torch.float32).items()
+                for kind in set(kinds)
+                for turned in [rotation(kind, torch.arange(grown), torch.float32)]
             }
             for held, kind in zip(self.layers, kinds, strict=True):
                 held.cos, held.sin = kept[kind]
             self.positions = grown
 
-    def run(
+    name = "cpu"
+
+    def adopt(self, row: Row) -> RowCache:
+        return row.plain()
+
+    def refresh(self) -> None:
+        """The guard in front asks `unchanged`."""
+
+    def forward(
         self,
         ids: Tensor,
         rows: Sequence[RowCache],
@@ -379,9 +381,9 @@ class NativeModel:
         for row, size in zip(rows, sizes, strict=True):
             of_layers = []
             for i, like in enumerate(self.likes):
-                buffer = row.room(i, size, like)
+                buffer = row.reserve(i, size, like)
                 if id(buffer) in taken:  # a branch of a row before it
-                    buffer = row.own(i, size, like)
+                    buffer = row.reallocate(i, size, like)
                 taken.add(id(buffer))
                 if causal:
                     buffer.filled = row.length + size
@@ -389,7 +391,10 @@ class NativeModel:
             found.append(of_layers)
         return found
 
-    def predict(
+    def predict(self, hidden: Tensor, *arguments: Any, **options: Any) -> Prediction:
+        return SmallHead(self).predict(hidden, *arguments, **options)
+
+    def fields(
         self,
         hidden: Tensor,
         temperatures: Tensor,
@@ -425,3 +430,29 @@ class NativeModel:
             best, fields["top_ids"] = row_top(sigmas, top_k)
             fields["top_logits"] = (2 * best - 1) * cap / temperatures
         return fields
+
+
+class SmallHead(VocabularyHead):
+    """The head of a small model by C: a token's numbers do not depend on which others stand beside it."""
+
+    def __init__(self, small: NativeModel) -> None:
+        super().__init__(small.embedding_weight, small.config.text.final_logit_softcapping)
+        self.small = small
+
+    def fields(self, hidden: Tensor, asked: Asked) -> dict[str, Tensor]:
+        if asked.filters is not None or hidden.dtype != torch.float32:
+            return super().fields(hidden, asked)
+        if not asked.two_distributions:
+            found = self.small.fields(
+                hidden, asked.temperatures, asked.uniform, asked.soft, asked.top_k
+            )
+            return found | {"sample_logprob": found["sample_probability"].log()}
+        raw = torch.ones_like(asked.temperatures)
+        found = self.small.fields(hidden, raw, None, asked.soft, asked.top_k)
+        drawn = self.small.fields(hidden, asked.temperatures, asked.uniform, False)
+        logit = drawn["sample_probability"].log() + drawn["logsumexp"]  # over the temperature
+        return found | {
+            "sample": drawn["sample"],
+            "sample_probability": drawn["sample_probability"],
+            "sample_logprob": logit * asked.temperatures.squeeze(1) - found["logsumexp"],
+        }
