@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 import dgemma_core as dg
 from dgemma_core.files.trace import Trace
 from dgemma_core.nano.families import TASKS, Example, examples, family
-from dgemma_evals.stats import mean_difference, paired_bootstrap
+from dgemma_evals.comparison.stats import mean_difference, paired_bootstrap
 from dgemma_lab.order import orders, remelt_counts
 
 TRACED, TIMED = 40, 10

@@ -1,0 +1,132 @@
+"""`dgemma eval`: lm-eval's own command line, which knows our models and tasks."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from dgemma_core import DgemmaError, RequestError
+
+_RAW = {
+    "ignore_unknown_options": True,
+    "allow_extra_args": True,
+    "allow_interspersed_args": False,
+    "help_option_names": [],
+}
+_USERS_FAULT = ("config", "_cli", "tasks", "api/registry.py", "api/group.py")
+"""Parts of lm-eval whose ValueError and KeyError speak of what was asked for."""
+
+eval_app = typer.Typer()
+
+
+@eval_app.command(context_settings=_RAW, add_help_option=False)
+def evaluate(ctx: typer.Context) -> None:
+    """Evaluate with lm-eval's own command line (run, ls, validate), which then knows the models
+    dgemma and dgemma-ar and the tasks dgemma_nano."""
+    harness(ctx.args)
+
+
+def harness(arguments: Sequence[str]) -> None:
+    """lm-eval's command line, with our models and tasks known to it.
+
+    For our models: the device is auto unless one is given, records stand beside the samples of
+    --output_path, the path of --use_cache gets the model's hash, and --quantize is the model argument
+    of that name.
+    """
+    from dgemma_evals.harness.register import register
+
+    register()
+    from lm_eval._cli import HarnessCLI
+    from lm_eval.utils import setup_logging
+
+    setup_logging()
+    arguments, quantize = _taken("--quantize", arguments)
+    sys.argv = ["dgemma eval", *arguments]
+    command = HarnessCLI()
+    try:
+        parsed = command.parse_args()
+        if parsed.command == "run":
+            _prepare(parsed, quantize)
+        elif quantize is not None:
+            raise RequestError(f"--quantize has no meaning for {parsed.command}: leave it out")
+        command.execute(parsed)
+    except (ValueError, KeyError, TypeError) as error:
+        if not _users_fault(error):
+            raise
+        raise DgemmaError(str(error.args[0] if error.args else error)) from error
+
+
+def _taken(option: str, arguments: Sequence[str]) -> tuple[list[str], str | None]:
+    """The arguments without an option that lm-eval does not know, and its value."""
+    left: list[str] = []
+    found: str | None = None
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if name != option:
+            left.append(argument)
+            continue
+        if found is not None:
+            raise RequestError(f"{option} is given twice: give it once")
+        found = value if equals else next(rest, "")
+        if not found:
+            raise RequestError(f"{option} needs a value, e.g. {option} int4")
+    return left, found
+
+
+def _users_fault(error: BaseException) -> bool:
+    raised = Path(traceback.extract_tb(error.__traceback__)[-1].filename).as_posix()
+    _, inside, part = raised.rpartition("/lm_eval/")
+    return bool(inside) and part.startswith(_USERS_FAULT)
+
+
+def _prepare(parsed: Namespace, quantize: str | None) -> None:
+    """Fills in what our models need that lm-eval's command line does not say."""
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+    from lm_eval.utils import sanitize_model_name, simple_parse_args_string
+
+    from dgemma_evals.harness.models import models
+
+    asked: dict[str, Any] = {}
+    if parsed.config:
+        asked = EvaluatorConfig.load_yaml_config(parsed.config)
+    asked |= {name: value for name, value in vars(parsed).items() if value is not None}
+    kinds = dict(models())
+    if asked.get("model") not in kinds:
+        if quantize is not None:
+            raise RequestError(
+                f"--quantize is of the models {' and '.join(kinds)}, not of {asked.get('model')}"
+            )
+        return
+    given = asked.get("model_args") or {}
+    given = simple_parse_args_string(given) if isinstance(given, str) else dict(given)
+    if not asked.get("device") and "device" not in given:
+        parsed.device = "auto"
+    elif "device" in given:
+        parsed.device = given.pop("device")
+    if quantize is not None:
+        if given.get("quantize", quantize) != quantize:
+            raise RequestError(
+                f"--quantize {quantize} and the model argument quantize={given['quantize']}: give one"
+            )
+        given["quantize"] = quantize
+    output = asked.get("output_path")
+    if output and "records" not in given and not asked.get("use_cache"):
+        folder = Path(output)
+        folder = folder.parent if folder.suffix == ".json" else folder
+        given["records"] = os.fspath(
+            folder / sanitize_model_name(str(given.get("pretrained", "nano")))
+        )
+    parsed.model_args = given
+    if asked.get("use_cache"):
+        from dgemma_evals.writers.options import Options
+
+        options = Options.parse(kinds[asked["model"]].mode, given)
+        parsed.use_cache = f"{asked['use_cache']}-{options.identity()}"

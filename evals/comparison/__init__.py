@@ -1,0 +1,1 @@
+"""Compares writers on the same documents: turns, statistics, reports."""

@@ -1,0 +1,1 @@
+"""lm-eval tasks: their definitions, their data, and how answers are scored."""

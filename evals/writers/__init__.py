@@ -1,0 +1,1 @@
+"""Who writes an answer: this project's models, transformers, GGUF files, servers."""

@@ -1,0 +1,272 @@
+"""The arguments of the lm-eval models, by lm-eval's names and the samplers' public ones.
+
+Every argument either has an effect or is refused: with a wrong name, in the wrong mode, or where
+another argument makes it meaningless.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from dgemma_core import (
+    GenerationDefaults,
+    RequestError,
+    Settings,
+    StopRule,
+    sampler_from,
+)
+from dgemma_core.files.quantised import scheme
+from dgemma_core.generation import Mode
+from dgemma_core.samplers import SAMPLERS
+from dgemma_evals.harness.records import digest
+
+Likelihood = Literal["ar_encoder", "nelbo"]
+LIKELIHOODS: Mapping[str, str] = {
+    "ar_encoder": "ar_encoder: exact, the chain rule through the causal encoder",
+    "nelbo": "nelbo: an upper bound on -log p by the denoiser, the end included; no perplexity",
+}
+FOREIGN = ("hf:", "gguf:", "http://", "https://")
+"""How names of models begin that this project does not run itself."""
+_RULE = ("stability_threshold", "confidence_threshold")
+_WRITING = (
+    "sampler", "steps", "soft_top_k", *_RULE,
+    *dict.fromkeys(option.name for rule in SAMPLERS.values() for option in fields(rule)),
+)  # fmt: skip
+_INTEGERS = (
+    "steps",
+    "soft_top_k",
+    "stability_threshold",
+    "top_k",
+    "corrector_steps",
+    "corrector_k",
+)
+_HARNESS = ("until", "max_gen_toks", "max_new_tokens", "max_tokens", "do_sample")
+_SMALL = 64 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What `--model_args` (and lm-eval's own flags) may say of a model.
+
+    quantize: int8 or int4, the weights as they are if None. batch_size: a number, or auto.
+    max_length: tokens of prompt and answer together, the model's own limit if None; a longer prompt
+    loses its beginning. max_gen_toks: where neither task nor `--gen_kwargs` sets a limit, the
+    checkpoint's own if None. likelihood_samples: noise levels a canvas of the bound. records: the
+    folder of the records, none are kept if None. writing: sampler settings by name.
+    """
+
+    mode: Mode
+    pretrained: str = "nano"
+    revision: str | None = None
+    dtype: str = "auto"
+    quantize: str | None = None
+    device: str = "auto"
+    batch_size: str = "1"
+    max_batch_size: int | None = None
+    max_length: int | None = None
+    max_gen_toks: int | None = None
+    seed: int = 0
+    enable_thinking: bool = False
+    think_end_token: str | None = None
+    likelihood: str = "ar_encoder"
+    likelihood_samples: int = 64
+    records: str | None = None
+    writing: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if re.fullmatch(r"auto:.+", self.batch_size):
+            raise RequestError(
+                f"batch_size {self.batch_size}: sizing anew as documents shorten has no effect where rows "
+                "join and leave a batch one by one; use auto"
+            )
+        if not re.fullmatch(r"auto|[1-9]\d*", self.batch_size):
+            raise RequestError(f"batch_size: expected a number or auto, got {self.batch_size}")
+        if self.max_batch_size is not None and not self.auto_batch:
+            raise RequestError(
+                "max_batch_size has an effect with batch_size auto only: leave it out"
+            )
+        for name in ("max_batch_size", "max_length", "max_gen_toks"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise RequestError(f"{name}: expected at least 1, got {value}")
+        if self.quantize is not None:
+            scheme(self.quantize)
+        if self.seed < 0:
+            raise RequestError(f"seed: expected 0 or above, got {self.seed}")
+        if self.likelihood not in LIKELIHOODS:
+            choices = ", ".join(LIKELIHOODS)
+            raise RequestError(f"likelihood: choose one of {choices}, not {self.likelihood}")
+        if self.mode == "autoregressive" and self.likelihood != "ar_encoder":
+            raise RequestError(f"{self.likelihood} is of the denoiser: use --model dgemma for it")
+        if self.likelihood == "ar_encoder" and self.likelihood_samples != 64:
+            raise RequestError("likelihood_samples has an effect with likelihood=nelbo only")
+        if self.revision is not None and (self.pretrained == "nano" or _is_folder(self.pretrained)):
+            raise RequestError("revision is of a checkpoint on the hub: leave it out for a folder")
+        self.settings(GenerationDefaults())  # refuses what is wrong before a long load
+
+    @property
+    def auto_batch(self) -> bool:
+        """The batch size is to be found."""
+        return self.batch_size == "auto"
+
+    @classmethod
+    def parse(cls, mode: Mode, given: Mapping[str, Any]) -> Options:
+        """From names and values as a command line or YAML holds them."""
+        own = {f.name: f for f in fields(cls) if f.name not in ("mode", "writing")}
+        values: dict[str, Any] = {}
+        writing: dict[str, Any] = {}
+        for name, value in given.items():
+            if value is None or (name == "records" and str(value).lower() == "none"):
+                continue
+            if name in own:
+                values[name] = _typed(name, value, str(own[name].type))
+            elif name in _WRITING:
+                writing[name] = value
+            else:
+                valid = ", ".join((*own, *_allowed(mode)))
+                raise RequestError(f"unknown model argument {name}: valid are {valid}")
+        return cls(mode=mode, **values, writing=_checked(mode, writing))
+
+    def settings(
+        self, defaults: GenerationDefaults, more: Mapping[str, Any] | None = None
+    ) -> Settings:
+        """How to write, with the checkpoint's defaults; `more` are a task's `gen_kwargs`."""
+        writing = {**self.writing, **_checked(self.mode, more or {})}
+        if self.mode == "autoregressive":
+            return Settings("autoregressive", temperature=writing.get("temperature"))
+        name = str(writing.pop("sampler", "entropy_bound"))
+        steps, soft_top_k = writing.pop("steps", None), writing.pop("soft_top_k", None)
+        rule = {key: writing.pop(key) for key in _RULE if key in writing}
+        if name == "entropy_bound":
+            known = ("entropy_bound", "t_min", "t_max")
+            writing = {key: getattr(defaults, key) for key in known} | writing
+        stop = StopRule(
+            stability=rule.get("stability_threshold", defaults.stability_threshold),
+            confidence=rule.get("confidence_threshold", defaults.confidence_threshold),
+        )
+        settings = Settings(
+            "diffusion", sampler=sampler_from(name, **writing), steps=steps, stop_rule=stop,
+            soft_top_k=soft_top_k,
+        )  # fmt: skip
+        assert settings.sampler is not None
+        settings.sampler.plan(defaults.max_denoising_steps if steps is None else steps)
+        return settings
+
+    def request_settings(
+        self, gen_kwargs: Mapping[str, Any], defaults: GenerationDefaults
+    ) -> tuple[Settings, tuple[str, ...], int]:
+        """Settings, stop strings and token limit of one request.
+
+        do_sample=False and temperature 0 are what the harness puts into every request: greedy for
+        `dgemma-ar`, and for diffusion "the sampler as it is". Anything else must have an effect.
+        """
+        given = dict(gen_kwargs)
+        until = given.pop("until", None) or []
+        until = [until] if isinstance(until, str) else list(until)
+        limits = [
+            given.pop(name, None) for name in ("max_gen_toks", "max_new_tokens", "max_tokens")
+        ]
+        limit = next((value for value in limits if value is not None), None)
+        if limit is None:
+            limit = self.max_gen_toks or defaults.max_new_tokens
+        sampling = given.pop("do_sample", None)
+        temperature = given.get("temperature")
+        if not sampling and (sampling is False or not temperature):
+            given.pop("temperature", None)
+        elif sampling and self.mode == "autoregressive":
+            given.setdefault("temperature", 1.0)
+        elif sampling:
+            raise RequestError(
+                "do_sample has no meaning for diffusion, whose sampler always draws: leave it out"
+            )
+        settings = self.settings(defaults, given)
+        return settings, tuple(text for text in until if text), int(limit)
+
+    def identity(self) -> str:
+        """The hash of everything that decides an answer: weights and their form, sampler, limits, seed."""
+        return digest(
+            self.mode,
+            fingerprint(self.folder()),
+            self.dtype,
+            dict(self.writing),
+            [self.max_length, self.max_gen_toks, self.seed],
+            [self.enable_thinking, self.think_end_token],
+            [self.likelihood, self.likelihood_samples],
+            *([] if self.quantize is None else [self.quantize]),
+        )
+
+    def folder(self) -> Path:
+        """The checkpoint's folder; a hub checkpoint is downloaded if need be."""
+        from dgemma_core.files.checkpoint import find_folder
+
+        if self.revision is None:
+            return find_folder(self.pretrained)
+        from huggingface_hub import snapshot_download
+
+        try:
+            patterns = ["*.json", "*.jinja", "model*.safetensors"]
+            return Path(
+                snapshot_download(self.pretrained, revision=self.revision, allow_patterns=patterns)
+            )
+        except Exception as error:  # whatever network, hub and cache may raise
+            reason = str(error).strip().partition("\n")[0]
+            raise RequestError(
+                f"{self.pretrained} at revision {self.revision}: not found ({reason}); check both"
+            ) from error
+
+
+def fingerprint(folder: Path) -> str:
+    """A hash of a checkpoint's files; of a file over 64 MB, of its name, size and time of change."""
+    parts = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".json", ".jinja", ".safetensors"):
+            state = path.stat()
+            large = state.st_size > _SMALL
+            content = state.st_mtime_ns if large else hashlib.sha256(path.read_bytes()).hexdigest()
+            parts.append((path.name, state.st_size, content))
+    return digest(parts)
+
+
+def _is_folder(name: str) -> bool:
+    return os.path.isdir(os.path.expanduser(name))
+
+
+def _allowed(mode: Mode) -> tuple[str, ...]:
+    return ("temperature",) if mode == "autoregressive" else _WRITING
+
+
+def _checked(mode: Mode, writing: Mapping[str, Any]) -> dict[str, Any]:
+    """Sampler settings with their types; what the mode does not know is refused."""
+    values = {}
+    for name, value in writing.items():
+        if name not in _allowed(mode):
+            kind = "no meaning in autoregression" if name in _WRITING else "no meaning here"
+            valid = ", ".join((*_HARNESS, *_allowed(mode)))
+            raise RequestError(f"{name} has {kind}: valid are {valid}")
+        if name == "sampler" or value is None:
+            values[name] = value
+        else:
+            values[name] = _typed(name, value, "int" if name in _INTEGERS else "float")
+    return values
+
+
+def _typed(name: str, value: Any, type: str) -> Any:
+    """`value` as the annotation says; RequestError where it cannot be that."""
+    try:
+        if type.startswith("int") and not isinstance(value, bool) and float(value) == int(value):
+            return int(value)
+        if type.startswith("float") and not isinstance(value, bool):
+            return float(value)
+        if type.startswith("bool"):
+            return {"true": True, "false": False}[str(value).lower()]
+        if type.startswith("str"):
+            return str(value)
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise RequestError(f"{name}: expected {type.partition(' ')[0]}, got {value!r}")

@@ -1,0 +1,167 @@
+"""`dgemma bench gpu` on a CPU: it runs through on a small shape, proves itself first, and refuses in one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from typer.testing import CliRunner
+
+from dgemma_core.backends.cuda import experts as grouped
+from dgemma_core.backends.cuda.graphs import CanvasGraph
+from dgemma_core.errors import DeviceError, RequestError
+from dgemma_evals.bench import page as bench_page
+from dgemma_evals.bench.gpu import public as bench_gpu_public
+from dgemma_evals.bench.gpu import run as bench_gpu
+from dgemma_evals.bench.gpu import shape as gpu_model
+from dgemma_evals.bench.gpu.shape import Shape
+from dgemma_evals.commands.bench import bench_app
+
+HOST = torch.device("cpu")
+SMALL = Shape(
+    layers=2, experts=48, vocab=600, width=64, dense_width=48, expert_width=32, canvas=24, prefix=40
+)
+OPTIONS = (
+    "--device cpu --dtype float32 --rounds 1 --repeats 2 --layers 2 --experts 48 --touched 36 --vocab 600 "
+    "--prefix 40 --canvas 24 --width 64 --dense-width 48 --expert-width 32"
+).split()
+
+
+def test_a_small_shape_from_the_proof_to_the_page(tmp_path: Path) -> None:
+    """Two routings, all figures, transformers on the same weights, and a page that says that no GPU was there."""
+    done = CliRunner().invoke(bench_app, ["gpu", "--out", str(tmp_path), *OPTIONS])
+    assert done.exit_code == 0, done.output
+    record = json.loads((tmp_path / "gpu.json").read_text())
+    assert record["environment"]["note"].startswith("no GPU result")
+    assert max(record["proof"].values()) < 3e-2 and record["proof"]["ids, diffusion"] == 0
+    all_of_them, fewer = record["rows"]
+    assert all_of_them["touched_experts"]["mean"] > 46
+    assert fewer["touched_experts"]["most"] <= 36
+    for row in record["rows"]:
+        for found in (row["step"], row["token"]):
+            assert len(found["rounds_ms"]) == 1
+            assert found["to_floor"] == pytest.approx(found["median_ms"] / found["floor_ms"])
+        assert set(row["step"]["parts"]) >= {"attention", "experts", "head and sampling"}
+        rates = row["tokens_per_second"]
+        assert rates["ratio"] == pytest.approx(rates["diffusion"] / rates["autoregression"])
+    saved = fewer["step"]["read_bytes"]["experts"] / all_of_them["step"]["read_bytes"]["experts"]
+    assert saved < 0.8
+    assert record["public"]["measured"]
+    assert record["public"]["logits_difference"]["largest"] < 1e-3
+    page = bench_page.write(tmp_path).read_text()
+    assert "no GPU result" in page and "transformers on the same card" in page
+
+
+def test_a_wrong_card_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error in the experts, or one in the ids, ends the run before any stopwatch starts."""
+    right = grouped.outputs
+
+    def wrong(*arguments: Any) -> Tensor:
+        return right(*arguments) * 1.01
+
+    monkeypatch.setattr(grouped, "outputs", wrong)
+    with pytest.raises(
+        RequestError, match=r"differs from the CPU path in experts.*nothing is timed"
+    ):
+        bench_gpu.prove(HOST, texts=1)
+    monkeypatch.undo()
+    begin = CanvasGraph.begin
+    monkeypatch.setattr(
+        CanvasGraph, "begin", lambda self, prefix, seed=0: begin(self, prefix, seed=seed + 1)
+    )
+    with pytest.raises(RequestError, match="in ids, diffusion"):
+        bench_gpu.prove(HOST, texts=2)
+
+
+def test_no_card_and_too_small_a_card_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(DeviceError, match=r"no CUDA device is there: .* --device cpu"):
+        bench_gpu.find_device("cuda")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (24 * 10**9, 24 * 10**9))
+    released = Shape()
+    with pytest.raises(DeviceError, match=r"needs about 5\d GB, and 24 GB .* pass --layers \d+ or"):
+        bench_gpu.check_memory(
+            released.config(), released, 50, torch.device("cuda"), torch.bfloat16
+        )
+    done = CliRunner().invoke(bench_app, ["gpu", *OPTIONS, "--touched", "20"])
+    assert isinstance(done.exception, RequestError)
+    assert "touched: expected 32 … 48 of 48 experts, found 20" in str(done.exception)
+
+
+def test_the_released_shape_is_counted_as_published() -> None:
+    """Parameters, bytes of a step and of a token, and what 44 experts fewer save."""
+    config = Shape().config()
+    step = gpu_model.work(config, 4096, 256, 128, 2)
+    weights = sum(bytes for part, bytes in step.read.items() if part != "prefix")
+    assert weights == pytest.approx(2 * 25_250_986_812, rel=1e-4)
+    token = gpu_model.work(config, 4096, 1, 8, 2)
+    assert sum(token.read.values()) == pytest.approx(7.9e9, rel=0.02)
+    assert sum(step.computed.values()) == pytest.approx(2.66e12, rel=0.01)
+    fewer = gpu_model.work(config, 4096, 256, 84, 2)
+    saved = step.read["experts"] - fewer.read["experts"]
+    assert saved == 30 * 44 * 3 * 2816 * 704 * 2
+    assert step.floor(4e12, 1e15) == pytest.approx(sum(step.read.values()) / 4e12)
+    assert step.floor(1e15, 1e14) == pytest.approx(sum(step.computed.values()) / 1e14)
+    needed = gpu_model.needed_bytes(config, 4096, 50, 2)
+    assert 52e9 < needed < 65e9  # one card of 80 GB holds it
+
+
+def test_weights_are_drawn_by_name_and_joined() -> None:
+    """The same again, others with another seed, and no second copy of what is joined."""
+    config = SMALL.config()
+    one, two = (gpu_model.build(config, HOST, torch.float32) for _ in range(2))
+    other = gpu_model.build(config, HOST, torch.float32, seed=1)
+    for (name, a), b, c in zip(
+        one.named_parameters(), two.parameters(), other.parameters(), strict=True
+    ):
+        assert torch.equal(a, b) and not torch.equal(a, c), name
+    attention: Any = one.layers[0].self_attn
+    assert attention._joined.matrix.data_ptr() == attention.q_proj.weight.data_ptr()
+
+
+def test_the_public_model_shares_its_weights() -> None:
+    """Encoder and decoder are one set there, too: no more memory than ours and a small vision tower."""
+    config = SMALL.config()
+    theirs = bench_gpu_public.build(config, HOST, torch.float32)
+    ours = gpu_model.build(config, HOST, torch.float32)
+    count = sum(parameter.numel() for parameter in theirs.parameters())
+    assert count < 1.02 * sum(parameter.numel() for parameter in ours.parameters())
+    bench_gpu_public.free(theirs)
+    assert sum(parameter.numel() for parameter in theirs.parameters()) == 0
+
+
+MINIMAL = """
+import importlib.abc, sys
+ALLOWED = {"torch", "triton", "numpy", "safetensors", "typer", "tqdm", "dgemma_core", "dgemma_evals"}
+ABSENT = {"transformers", "diffusers", "plotly", "pandas", "lm_eval", "tokenizers", "huggingface_hub", "pyarrow",
+          "jinja2", "scipy", "datasets", "ipywidgets"}
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ABSENT:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+sys.argv = ["bench_gpu_command", *sys.argv[1:]]
+import importlib.util as util
+found = util.find_spec
+util.find_spec = lambda name, *more: None if name in ABSENT else found(name, *more)
+from dgemma_evals.commands.gpu import main
+main()
+"""
+
+
+def test_only_torch_and_this_project_are_needed(tmp_path: Path) -> None:
+    """Without transformers, plotly and the rest it measures, says what it could not, and writes its results."""
+    done = subprocess.run(
+        [sys.executable, "-c", MINIMAL, "--out", str(tmp_path), *OPTIONS],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "not measured (transformers is not installed)" in done.stdout
+    assert "plotly is not installed" in done.stdout
+    assert not json.loads((tmp_path / "gpu.json").read_text())["public"]["measured"]
