@@ -1,4 +1,4 @@
-"""Passes of a small model on a CPU in float32, by native.c: the numbers of the modules, but for rounding.
+"""Passes of a small model on a CPU in float32, by small_model.c: the numbers of the modules, but for rounding.
 
 What a pass of a small model costs in torch is the number of its operations, some microseconds each. Here it is one
 call, with weights copied into the order in which it reads them. The modules that are passed over are used after all
@@ -10,18 +10,16 @@ I and w the widths of the dense MLP and of an expert, V vocabulary.
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from collections.abc import Sequence
-from ctypes import POINTER, byref, c_float, c_int64, c_void_p
-from functools import cache
+from ctypes import byref
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dgemma_core.backends.cpu.compiling import library
+from dgemma_core.backends.cpu import bindings, checks
 from dgemma_core.backends.cpu.online_softmax import row_top
 from dgemma_core.cache import Buffer, Row, RowCache
 from dgemma_core.config import ModelConfig
@@ -41,78 +39,6 @@ UNIT = 32
 """All widths are multiples of it, the vocabulary of twice as many: the widest panel, and four vectors."""
 OWN = 8
 """Tokens from which another thread pays."""
-
-
-class _Layer(ctypes.Structure):
-    _fields_ = [
-        *((name, c_void_p) for name in (
-            "projections", "out", "gate", "up", "dense_down", "router", "expert_gate", "expert_up", "expert_down",
-            "of_queries", "of_keys", "after_attention", "after_dense", "after_sparse", "after_both", "expert_scale",
-            "cos", "sin",
-        )),
-        *((name, c_int64) for name in ("groups", "head_dim", "window", "keys_are_values")),
-        ("scalars", c_float * 2),
-    ]  # fmt: skip
-
-
-class _Model(ctypes.Structure):
-    _fields_ = [
-        *((name, c_void_p) for name in ("embedding", "pre_norm", "gate", "up", "down", "norm")),
-        ("layers", POINTER(_Layer)),
-        *((name, c_int64) for name in (
-            "vocabulary", "width", "heads", "inner", "experts", "chosen", "expert_inner", "count", "row",
-        )),
-        ("eps", c_float),
-        ("scale", c_float),
-    ]  # fmt: skip
-
-
-class _Segment(ctypes.Structure):
-    _fields_ = [
-        *((name, c_int64) for name in ("first", "count", "position", "causal")),
-        ("held", c_void_p),
-    ]
-
-
-class _Watch(ctypes.Structure):
-    _fields_ = [(name, c_void_p) for name in ("queries", "probabilities", "weights", "chosen")]
-
-
-class _Found(ctypes.Structure):
-    _fields_ = [
-        (name, c_void_p)
-        for name in (
-            "argmax", "sample", "argmax_probability", "sample_probability", "entropy", "logsumexp", "soft", "sigmas",
-        )
-    ]  # fmt: skip
-
-
-@cache
-def _functions() -> ctypes.CDLL | None:
-    """native.c, or None where it cannot be compiled."""
-    found = library("native")
-    return None if found is None else _with_signatures(found)
-
-
-def _with_signatures(found: ctypes.CDLL) -> ctypes.CDLL:
-    found.scratch_size.argtypes = [POINTER(_Model), c_int64]
-    found.scratch_size.restype = c_int64
-    found.forward.argtypes = [
-        POINTER(_Model), c_int64, c_void_p, c_void_p, POINTER(_Segment), c_void_p, c_void_p, POINTER(_Watch),
-        c_int64, c_void_p, c_int64,
-    ]  # fmt: skip
-    found.forward.restype = c_int64
-    found.predict_scratch_size.argtypes = [c_int64]
-    found.predict_scratch_size.restype = c_int64
-    found.predict.argtypes = [
-        c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_float, c_void_p, c_void_p, c_float,
-        POINTER(_Found), c_int64, c_void_p,
-    ]  # fmt: skip
-    found.predict.restype = None
-    found.panel_width.restype = c_int64
-    found.checksum.argtypes = [c_int64, c_void_p, c_void_p, c_int64]
-    found.checksum.restype = c_int64
-    return found
 
 
 def fits(config: ModelConfig) -> bool:
@@ -136,12 +62,12 @@ def fits(config: ModelConfig) -> bool:
 
 
 def serves(model: DiffusionGemma) -> bool:
-    """Whether the model fits, is plain float32 numbers on a CPU, and native.c can be compiled."""
+    """Whether the model fits, is plain float32 numbers on a CPU, and small_model.c can be compiled."""
     return (
         fits(model.config)
         and model.quantized is None
         and all(map(_plain, model.parameters()))
-        and _functions() is not None
+        and bindings.small_model() is not None
     )
 
 
@@ -151,10 +77,10 @@ def _plain(weight: Tensor) -> bool:
 
 
 class NativeModel:
-    """The weights of a model as native.c reads them, and its passes."""
+    """The weights of a model as small_model.c reads them, and its passes."""
 
     def __init__(self, model: DiffusionGemma) -> None:
-        functions = _functions()
+        functions = bindings.small_model()
         assert functions is not None
         self.functions = functions
         self.panel = int(functions.panel_width())
@@ -165,7 +91,7 @@ class NativeModel:
         self.sources = self._sources()
         self.kept: list[Tensor] = []  # what C holds pointers to
         layers = cast(Sequence[Layer], model.layers)
-        self.layers = (_Layer * len(layers))(
+        self.layers = (bindings.Layer * len(layers))(
             *(
                 self._layer(layer, window, of_encoder)
                 for layer, window, of_encoder in zip(
@@ -187,27 +113,27 @@ class NativeModel:
         self.embedding = self._keep(model.embed_tokens.weight)
         self.vocabulary = self._panels(model.embed_tokens.weight)
         conditioning = model.self_conditioning
-        self.model = _Model(
+        self.model = bindings.Model(
             embedding=self.embedding,
-            norm=self._keep(model.norm.weight),
+            final_norm=self._keep(model.norm.weight),
             layers=self.layers,
-            vocabulary=text.vocab_size,
-            width=self.width,
+            vocab_size=text.vocab_size,
+            hidden_size=self.width,
             heads=text.num_attention_heads,
-            inner=text.intermediate_size,
+            dense_width=text.intermediate_size,
             experts=text.num_experts,
-            chosen=text.top_k_experts,
-            expert_inner=text.moe_intermediate_size,
-            count=len(layers),
-            row=self.row,
+            top_k=text.top_k_experts,
+            expert_width=text.moe_intermediate_size,
+            layer_count=len(layers),
+            query_stride=self.row,
             eps=text.rms_norm_eps,
-            scale=self.scale,
+            embedding_scale=self.scale,
         )
         if conditioning is not None:
-            self.model.pre_norm = self._keep(conditioning.pre_norm.weight)
-            self.model.gate = self._panels(conditioning.gate_proj.weight)
-            self.model.up = self._panels(conditioning.up_proj.weight)
-            self.model.down = self._panels(conditioning.down_proj.weight)
+            self.model.conditioning_norm = self._keep(conditioning.pre_norm.weight)
+            self.model.conditioning_gate = self._panels(conditioning.gate_proj.weight)
+            self.model.conditioning_up = self._panels(conditioning.up_proj.weight)
+            self.model.conditioning_down = self._panels(conditioning.down_proj.weight)
 
     def _keep(self, numbers: Tensor) -> int:
         held = numbers.detach().to(torch.float32).clone(memory_format=torch.contiguous_format)
@@ -221,7 +147,7 @@ class NativeModel:
         ]
         return self._keep(torch.cat(panels))
 
-    def _layer(self, layer: Layer, window: int | None, of_encoder: float) -> _Layer:
+    def _layer(self, layer: Layer, window: int | None, of_encoder: float) -> bindings.Layer:
         attention, mlp, experts, router = layer.self_attn, layer.mlp, layer.experts, layer.router
         projections = [attention.q_proj, attention.k_proj]
         if attention.v_proj is not None:
@@ -237,24 +163,24 @@ class NativeModel:
         gates, ups = (experts.gate_up_proj * of_sparse).chunk(2, dim=1)  # (E, w, D)
         scores = router.proj.weight * router.scale * router.scale.shape[0] ** -0.5
         missing = -len(scores) % self.panel
-        return _Layer(
+        return bindings.Layer(
             projections=self._panels(*(part.weight * of_input for part in projections)),
             out=self._panels(attention.o_proj.weight),
-            gate=self._panels(mlp.gate_proj.weight * of_dense),
-            up=self._panels(mlp.up_proj.weight * of_dense),
+            dense_gate=self._panels(mlp.gate_proj.weight * of_dense),
+            dense_up=self._panels(mlp.up_proj.weight * of_dense),
             dense_down=self._panels(mlp.down_proj.weight),
             router=self._panels(nn.functional.pad(scores, (0, 0, 0, missing))),
             expert_gate=self._panels(*gates),
             expert_up=self._panels(*ups),
             expert_down=self._panels(*experts.down_proj),
-            of_queries=self._keep(attention.q_norm.weight),
-            of_keys=self._keep(attention.k_norm.weight),
-            after_attention=self._keep(layer.post_attention_layernorm.weight),
-            after_dense=self._keep(layer.post_feedforward_layernorm_1.weight),
-            after_sparse=self._keep(layer.post_feedforward_layernorm_2.weight),
-            after_both=self._keep(layer.post_feedforward_layernorm.weight),
+            query_norm=self._keep(attention.q_norm.weight),
+            key_norm=self._keep(attention.k_norm.weight),
+            attention_norm=self._keep(layer.post_attention_layernorm.weight),
+            dense_norm=self._keep(layer.post_feedforward_layernorm_1.weight),
+            expert_norm=self._keep(layer.post_feedforward_layernorm_2.weight),
+            mlp_norm=self._keep(layer.post_feedforward_layernorm.weight),
             expert_scale=self._keep(router.per_expert_scale),
-            groups=attention.groups,
+            kv_heads=attention.groups,
             head_dim=attention.head_dim,
             window=-1 if window is None else window,
             keys_are_values=attention.v_proj is None,
@@ -320,10 +246,16 @@ class NativeModel:
         causal: the tokens are appended to their rows, but not yet counted in `length`; else they are a canvas, laid
         over for this pass. soft: (N, D), of a canvas. Raises RequestError for an id outside the vocabulary.
         """
-        ids = ids.contiguous()
-        tokens, text = len(ids), self.config.text
-        self._grow_rotations(max(row.length + size for row, size in zip(rows, sizes, strict=True)))
-        segments = (_Segment * len(rows))()
+        ids, text = checks.token_ids(ids), self.config.text
+        tokens = ids.numel()
+        checks.lengths(tokens, rows, sizes)
+        if not tokens:
+            return torch.empty(0, self.width)
+        if soft is not None:
+            soft = checks.floats("the soft embedding", soft, (tokens, self.width))
+        checks.row_caches(text, rows)
+        self._grow_rotations(checks.positions(text, rows, sizes))
+        segments = (bindings.Segment * len(rows))()
         buffers = self._buffers(rows, sizes, causal)
         tables = [
             np.array(
@@ -337,12 +269,12 @@ class NativeModel:
         first = longest = 0
         for segment, row, size, table in zip(segments, rows, sizes, tables, strict=True):
             segment.first, segment.count, segment.position = first, size, row.length
-            segment.causal, segment.held = causal, table.ctypes.data
+            segment.causal, segment.caches = causal, table.ctypes.data
             first, longest = first + size, max(longest, row.length + size)
         x = torch.empty(tokens, self.width)
         layers = len(self.layers)
         queries = torch.empty(layers if watch is not None else 1, tokens, self.row)
-        watched = _Watch()
+        watched = bindings.Watch()
         probabilities = weights = chosen = torch.empty(0)
         if watch is not None:
             probabilities = torch.empty(layers, tokens, text.num_experts)
@@ -350,16 +282,15 @@ class NativeModel:
             chosen = torch.empty(layers, tokens, text.top_k_experts, dtype=torch.long)
             watched.queries, watched.probabilities = queries.data_ptr(), probabilities.data_ptr()
             watched.weights, watched.chosen = weights.data_ptr(), chosen.data_ptr()
-        if soft is not None:
-            soft = soft.contiguous()
         threads = self._threads(tokens)
         size = self.functions.scratch_size(byref(self.model), longest)
         scratch = torch.empty(threads * size)
-        outside = self.functions.forward(
+        status = self.functions.forward(
             byref(self.model), tokens, ids.data_ptr(), None if soft is None else soft.data_ptr(), segments,
             x.data_ptr(), queries.data_ptr(), byref(watched), threads, scratch.data_ptr(), size,
         )  # fmt: skip
-        if outside >= 0:
+        outside = bindings.wrong_place(status)
+        if outside is not None:
             raise RequestError(
                 f"token ids must lie in 0 … {text.vocab_size - 1}, got {int(ids[outside])}"
             )
@@ -406,29 +337,39 @@ class NativeModel:
         (N, …)."""
         tokens, vocabulary = len(hidden), self.config.text.vocab_size
         cap = self.config.text.final_logit_softcapping
-        hidden, temperatures = hidden.contiguous(), temperatures.contiguous()
-        drawn = None if uniform is None else uniform.contiguous()
+        hidden = checks.floats("hidden states", hidden, (tokens, self.width))
+        temperatures = checks.floats("temperatures", temperatures, (tokens, 1))
+        drawn = None
+        if uniform is not None:
+            drawn = checks.floats("uniform numbers", uniform, (tokens,), torch.float64)
         whole, real = torch.empty(2, tokens, dtype=torch.long), torch.empty(4, tokens)
         fields = dict(zip(("argmax", "sample"), whole.unbind(), strict=True))
         names = ("argmax_probability", "sample_probability", "entropy", "logsumexp")
         fields |= zip(names, real.unbind(), strict=True)
-        found = _Found(**{name: value.data_ptr() for name, value in fields.items()})
+        found = bindings.Outputs(**{name: value.data_ptr() for name, value in fields.items()})
         if soft:
             fields["soft_embedding"] = torch.empty(tokens, self.width)
             found.soft = fields["soft_embedding"].data_ptr()
-        sigmas = torch.empty(tokens, vocabulary) if top_k else None
-        if sigmas is not None:
-            found.sigmas = sigmas.data_ptr()
+        sigmoids = torch.empty(tokens, vocabulary) if top_k else None
+        if sigmoids is not None:
+            found.sigmoids = sigmoids.data_ptr()
         threads = self._threads(tokens)
         scratch = torch.empty(threads * self.functions.predict_scratch_size(vocabulary))
-        self.functions.predict(
+        status = self.functions.predict(
             tokens, self.width, vocabulary, hidden.data_ptr(), self.vocabulary, self.embedding, cap,
             temperatures.data_ptr(), None if drawn is None else drawn.data_ptr(), self.scale, byref(found), threads,
             scratch.data_ptr(),
         )  # fmt: skip
-        if sigmas is not None:
-            best, fields["top_ids"] = row_top(sigmas, top_k)
-            fields["top_logits"] = (2 * best - 1) * cap / temperatures
+        wrong = bindings.wrong_place(status)
+        if wrong is not None:
+            number = "" if drawn is None else f", uniform number {float(drawn[wrong])}"
+            raise RequestError(
+                "temperatures must be finite and not negative, uniform numbers in [0, 1): got temperature "
+                f"{float(temperatures[wrong])}{number}"
+            )
+        if sigmoids is not None:
+            best, fields["top_ids"] = row_top(sigmoids, top_k)
+            fields["top_logits"] = (2 * best - 1) * checks.capped_scale(cap, temperatures)
         return fields
 
 

@@ -11,18 +11,16 @@ Axes: N rows, S tokens of a slice, V vocabulary, D hidden size.
 
 from __future__ import annotations
 
-import ctypes
-from ctypes import POINTER, byref, c_float, c_int64, c_void_p
-from functools import cache
+from ctypes import CDLL, byref
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dgemma_core.backends.cpu.compiling import library
-from dgemma_core.head import GROUP
+from dgemma_core.backends.cpu import bindings, checks
+from dgemma_core.head import GROUP, not_finite
 
-LANES = 16
+VECTOR = 16
 """Numbers of a row that C may take at once."""
 
 
@@ -32,7 +30,7 @@ def row_top(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
     The k groups of the largest maxima hold them all: only these are looked at one by one.
     """
     rows, size = z.shape
-    if size % GROUP or k >= size // GROUP:
+    if not rows or size % GROUP or k >= size // GROUP:
         return z.topk(k, dim=1)
     groups = z.view(rows, -1, GROUP)
     best = groups.amax(dim=-1).topk(k, dim=1).indices  # (N, k)
@@ -54,39 +52,19 @@ class Slice(NamedTuple):
     """(N, 1) by what sums from before must shrink."""
 
 
-class _Sums(ctypes.Structure):
-    _fields_ = [(name, c_void_p) for name in ("peak", "mass", "weighted", "argmax", "scale")]
-
-
-@cache
-def _functions() -> ctypes.CDLL:
-    """The compiled file, where `serves` says that there is one."""
-    found = library("fold")
-    assert found is not None
-    found.fold.argtypes = [
-        c_int64, c_int64, c_int64, c_void_p, c_int64, c_int64, c_float, POINTER(_Sums), c_void_p, c_void_p,
-        c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_void_p,
-    ]  # fmt: skip
-    found.fold.restype = None
-    found.blend.argtypes = [
-        c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int64,
-    ]  # fmt: skip
-    found.blend.restype = None
-    found.among.argtypes = [
-        c_int64, c_int64, c_void_p, c_void_p, c_int64, c_float, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p,
-        c_void_p, c_int64,
-    ]  # fmt: skip
-    found.among.restype = None
-    return found
-
-
 def serves(hidden: Tensor) -> bool:
     """Whether C serves the logits of these hidden states."""
     return (
         hidden.device.type == "cpu"
         and hidden.dtype in (torch.float32, torch.bfloat16)
-        and library("fold") is not None
+        and bindings.online_softmax() is not None
     )
+
+
+def _functions() -> CDLL:
+    found = bindings.online_softmax()
+    assert found is not None, "`serves` was not asked"
+    return found
 
 
 class COnlineSoftmax:
@@ -99,7 +77,7 @@ class COnlineSoftmax:
         the most probable tokens."""
         self.cap, self.sampled, self.top_k = cap, sampled, top_k
         self.top: tuple[Tensor, Tensor] | None = None  # sigmoids and tokens, (N, k), largest first
-        half = torch.as_tensor(cap / temperatures, dtype=torch.float32)  # a sigmoid of 1
+        half = checks.capped_scale(cap, temperatures)  # a sigmoid of 1
         self.half = half.expand(rows, 1).contiguous()
         self.scale = 2 * self.half
         self.peak = torch.full((rows, 1), -1.0)  # below every sigmoid
@@ -109,7 +87,7 @@ class COnlineSoftmax:
         self.group_mass: list[Tensor] = []  # of each slice: (N, groups), relative to its maximum …
         self.slice_logmass: list[Tensor] = []  # … and the log of their sum (N, 1)
         arrays = (self.peak, self.mass, self.weighted, self.argmax, self.scale)
-        self.sums = _Sums(*(numbers.data_ptr() for numbers in arrays))
+        self.stats = bindings.RowStats(*(numbers.data_ptr() for numbers in arrays))
 
     def add(self, products: Tensor, start: int, keep: bool = True) -> Slice:
         """Takes the logits (N, S), before the soft cap, of tokens from `start` on, and overwrites them. Without `keep`
@@ -121,12 +99,14 @@ class COnlineSoftmax:
         sigmoids = torch.empty(rows, size) if self.top_k else None
         threads = max(1, min(torch.get_num_threads(), rows))
         scratch = torch.empty(threads * -(-size // GROUP) * GROUP)
-        _functions().fold(
+        damaged = _functions().add_slice(
             rows, size, start, products.data_ptr(), products.dtype == torch.bfloat16, keep, self.cap,
-            byref(self.sums), mass.data_ptr(), factor.data_ptr(), shrink.data_ptr(),
+            byref(self.stats), mass.data_ptr(), factor.data_ptr(), shrink.data_ptr(),
             None if groups is None else groups.data_ptr(), logmass.data_ptr(),
             None if sigmoids is None else sigmoids.data_ptr(), threads, scratch.data_ptr(),
         )  # fmt: skip
+        if damaged:
+            raise not_finite()
         if sigmoids is not None:
             self._take_top(sigmoids, start)
         if groups is not None:
@@ -138,7 +118,7 @@ class COnlineSoftmax:
         """summed (N, D) float32, overwritten: what was in it, shrunk, plus `mean` (N, D), the slice's weights times
         something."""
         rows, width = mean.shape
-        if width % LANES:
+        if width % VECTOR:
             return summed.mul_(added.shrink).add_(mean * added.factor)
         mean = mean.contiguous()
         _functions().blend(
@@ -198,13 +178,13 @@ def sample_in_group(
     of their sum. hidden (N, D), weight (V, D), all others (N, 1) → tokens and logits (N, 1); None where C does not
     serve."""
     rows, width = hidden.shape
-    if not serves(hidden) or width % LANES or not weight.is_contiguous():
+    if not serves(hidden) or width % VECTOR or not weight.is_contiguous():
         return None
     hidden, temperatures = hidden.contiguous(), temperatures.float().contiguous()
     first, end, target = first.contiguous(), end.contiguous(), target.double().contiguous()
     token, logit = torch.empty_like(first), torch.empty(rows, 1)
-    _functions().among(
-        rows, width, hidden.data_ptr(), weight.data_ptr(), hidden.dtype == torch.bfloat16, cap,
+    _functions().sample_in_group(
+        rows, width, len(weight), hidden.data_ptr(), weight.data_ptr(), hidden.dtype == torch.bfloat16, cap,
         temperatures.data_ptr(), first.data_ptr(), end.data_ptr(), target.data_ptr(), token.data_ptr(),
         logit.data_ptr(), max(1, min(torch.get_num_threads(), rows)),
     )  # fmt: skip

@@ -65,9 +65,9 @@ def test_without_a_library_one_warning_and_the_same_text(tmp_path: Path) -> None
     script = (
         "import warnings, torch; warnings.simplefilter('error', RuntimeWarning);"
         "from dgemma_core.files.checkpoint import load_model; from dgemma_core.nano.recipes import NANO;"
-        "model = load_model(NANO, dtype='float32', device='cpu');"
-        "hidden = [model.encode([[1, 2, 3]]).hidden for _ in range(2)]; model.head.predict(hidden[0], 0.0);"
-        "assert model._native is None; print('done')"
+        "model = load_model(NANO, dtype='float32', device='cpu').use('cpu');"
+        "hidden = [model.encode([[1, 2, 3]]).hidden for _ in range(2)]; model.predict(hidden[0], 0.0);"
+        "print('done')"
     )
     environment = {"PATH": "", "XDG_CACHE_HOME": str(tmp_path)}
     done = subprocess.run(
@@ -79,4 +79,4 @@ def test_without_a_library_one_warning_and_the_same_text(tmp_path: Path) -> None
 
 def test_the_library_of_this_machine() -> None:
     """Here, as in CI, there is a compiler: nothing below would be tested without."""
-    assert compiled.library("native") is not None
+    assert compiled.library("small_model") is not None

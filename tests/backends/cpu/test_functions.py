@@ -1,4 +1,4 @@
-"""Products x · Wᵀ: float32 all the way, whichever library multiplies."""
+"""Faster forms of torch's functions: float32 all the way, whichever library computes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dgemma_core.backends.cpu import products
-from dgemma_core.backends.cpu.products import Linear, linear
+from dgemma_core.backends.cpu import functions
+from dgemma_core.backends.cpu.functions import FasterFunctions, linear
 
 needs_onednn = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN"
@@ -25,8 +25,8 @@ def worst(found: Tensor, exact: Tensor) -> float:
 
 @pytest.fixture(params=(pytest.param(True, marks=needs_onednn), False), ids=("onednn", "mkl"))
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    monkeypatch.setattr(products, "onednn_leads", lambda: request.param)
-    monkeypatch.setattr(products, "LONG", 8 * 192 * 80)
+    monkeypatch.setattr(functions, "onednn_leads", lambda: request.param)
+    monkeypatch.setattr(functions, "LONG", 8 * 192 * 80)
     return bool(request.param)
 
 
@@ -59,11 +59,21 @@ def test_no_rows(library: bool) -> None:
 
 
 def test_gradients_and_bfloat16_go_the_usual_way(library: bool) -> None:
-    projection = Linear(16, 4)
+    projection = torch.nn.Linear(16, 4, bias=False)
     x = numbers(9, 16).requires_grad_()
-    projection(x).sum().backward()
+    with FasterFunctions():
+        projection(x).sum().backward()
     assert x.grad is not None and projection.weight.grad is not None
     torch.testing.assert_close(x.grad, projection.weight.detach().sum(0).expand(9, -1))
     a, b = numbers(9, 16).bfloat16(), numbers(4, 16).bfloat16()
     with torch.no_grad():
         assert torch.equal(linear(a, b), F.linear(a, b))
+
+
+@pytest.mark.parametrize("rows", (1, 80))
+@pytest.mark.parametrize("approximate", ("tanh", "none"))
+def test_gelu(rows: int, approximate: str) -> None:
+    x = 4 * numbers(rows, 192)
+    exact = F.gelu(x.double(), approximate=approximate)
+    with torch.no_grad(), FasterFunctions():
+        assert worst(F.gelu(x, approximate=approximate), exact) <= 3e-6

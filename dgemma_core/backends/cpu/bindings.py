@@ -1,0 +1,144 @@
+"""The C functions of this folder as Python sees them: structures, argument types, and what a call reports.
+
+small_model.c runs a small float32 model, online_softmax.c adds slices to softmax statistics. The callers check
+tensors first (checks.py): C receives bare pointers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, c_float, c_int64, c_void_p
+from functools import cache
+
+from dgemma_core.backends.cpu.compiling import library
+from dgemma_core.head import not_finite
+
+_DONE, _NOT_FINITE = -1, -2
+"""What `forward` and `predict` return, beside the place of a wrong input."""
+
+
+class Layer(ctypes.Structure):
+    """small_model.c: Layer."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in (
+            "projections", "out", "dense_gate", "dense_up", "dense_down", "router", "expert_gate", "expert_up",
+            "expert_down", "query_norm", "key_norm", "attention_norm", "dense_norm", "expert_norm", "mlp_norm",
+            "expert_scale", "cos", "sin",
+        )),
+        *((name, c_int64) for name in ("kv_heads", "head_dim", "window", "keys_are_values")),
+        ("scalars", c_float * 2),
+    ]  # fmt: skip
+
+
+class Model(ctypes.Structure):
+    """small_model.c: Model."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in (
+            "embedding", "conditioning_norm", "conditioning_gate", "conditioning_up", "conditioning_down", "final_norm",
+        )),
+        ("layers", POINTER(Layer)),
+        *((name, c_int64) for name in (
+            "vocab_size", "hidden_size", "heads", "dense_width", "experts", "top_k", "expert_width", "layer_count",
+            "query_stride",
+        )),
+        ("eps", c_float),
+        ("embedding_scale", c_float),
+    ]  # fmt: skip
+
+
+class Segment(ctypes.Structure):
+    """small_model.c: Segment. `caches` points to an array of (keys, values, capacity, base), int64, one a layer."""
+
+    _fields_ = [
+        *((name, c_int64) for name in ("first", "count", "position", "causal")),
+        ("caches", c_void_p),
+    ]
+
+
+class Watch(ctypes.Structure):
+    """small_model.c: Watch."""
+
+    _fields_ = [(name, c_void_p) for name in ("queries", "probabilities", "weights", "chosen")]
+
+
+class Outputs(ctypes.Structure):
+    """small_model.c: Outputs."""
+
+    _fields_ = [
+        (name, c_void_p)
+        for name in (
+            "argmax", "sample", "argmax_probability", "sample_probability", "entropy", "logsumexp", "soft", "sigmoids",
+        )
+    ]  # fmt: skip
+
+
+class RowStats(ctypes.Structure):
+    """online_softmax.c: RowStats."""
+
+    _fields_ = [(name, c_void_p) for name in ("peak", "mass", "weighted", "argmax", "scale")]
+
+
+@cache
+def small_model() -> ctypes.CDLL | None:
+    """small_model.c, or None, after one warning, where it cannot be compiled."""
+    found = library("small_model")
+    return None if found is None else with_small_model_types(found)
+
+
+def with_small_model_types(found: ctypes.CDLL) -> ctypes.CDLL:
+    """Declares the arguments and results of small_model.c's functions."""
+    found.scratch_size.argtypes = [POINTER(Model), c_int64]
+    found.scratch_size.restype = c_int64
+    found.forward.argtypes = [
+        POINTER(Model), c_int64, c_void_p, c_void_p, POINTER(Segment), c_void_p, c_void_p, POINTER(Watch),
+        c_int64, c_void_p, c_int64,
+    ]  # fmt: skip
+    found.forward.restype = c_int64
+    found.predict_scratch_size.argtypes = [c_int64]
+    found.predict_scratch_size.restype = c_int64
+    found.predict.argtypes = [
+        c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_float, c_void_p, c_void_p, c_float,
+        POINTER(Outputs), c_int64, c_void_p,
+    ]  # fmt: skip
+    found.predict.restype = c_int64
+    found.panel_width.argtypes = []
+    found.panel_width.restype = c_int64
+    found.checksum.argtypes = [c_int64, c_void_p, c_void_p, c_int64]
+    found.checksum.restype = c_int64
+    return found
+
+
+@cache
+def online_softmax() -> ctypes.CDLL | None:
+    """online_softmax.c, or None, after one warning, where it cannot be compiled."""
+    found = library("online_softmax")
+    return None if found is None else with_online_softmax_types(found)
+
+
+def with_online_softmax_types(found: ctypes.CDLL) -> ctypes.CDLL:
+    """Declares the arguments and results of online_softmax.c's functions."""
+    found.add_slice.argtypes = [
+        c_int64, c_int64, c_int64, c_void_p, c_int64, c_int64, c_float, POINTER(RowStats), c_void_p, c_void_p,
+        c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_void_p,
+    ]  # fmt: skip
+    found.add_slice.restype = c_int64
+    found.blend.argtypes = [
+        c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int64,
+    ]  # fmt: skip
+    found.blend.restype = None
+    found.sample_in_group.argtypes = [
+        c_int64, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_float, c_void_p, c_void_p, c_void_p, c_void_p,
+        c_void_p, c_void_p, c_int64,
+    ]  # fmt: skip
+    found.sample_in_group.restype = None
+    return found
+
+
+def wrong_place(status: int) -> int | None:
+    """What `forward` or `predict` returned → the place of a wrong input, or None. Raises RequestError for numbers that
+    are not finite."""
+    if status == _NOT_FINITE:
+        raise not_finite()
+    return None if status == _DONE else status
