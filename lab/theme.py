@@ -166,11 +166,6 @@ def _picture(figure: Figure) -> bytes | None:
         return None
 
 
-def static_wanted() -> bool:
-    """Outputs are to be complete when they are shown (DGEMMA_STATIC=1): a notebook is being made for readers."""
-    return os.environ.get("DGEMMA_STATIC") == "1"
-
-
 def follow() -> Any:
     """A style sheet for a notebook's first cell: the text of its charts follows JupyterLab's theme."""
     from IPython.display import HTML

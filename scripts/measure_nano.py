@@ -26,7 +26,7 @@ import dgemma_core as dg
 from dgemma_core.files.trace import Trace
 from dgemma_core.nano.families import TASKS, Example, examples, family
 from dgemma_evals.comparison.stats import mean_difference, paired_bootstrap
-from dgemma_lab.order import orders, remelt_counts
+from dgemma_lab.charts.order import orders, remelt_counts
 
 TRACED, TIMED = 40, 10
 """Problems of a family whose traces are read, and that are written alone for their time."""

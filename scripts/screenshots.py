@@ -31,14 +31,9 @@ STEADY = """async (node) => {
 SETUP = """
 from dgemma_core import Observe, load
 from dgemma_core.nano.families import examples
-from dgemma_lab import theme
-from dgemma_lab.budget import Budget
-from dgemma_lab.canvas import Canvas
-from dgemma_lab.order import settling
-from dgemma_lab.playground import Playground
-from dgemma_lab.race import Race, record_race
-from dgemma_lab.session import Session, record, token_ids
-from dgemma_lab.steering import Steering, hold
+from dgemma_lab import (
+    Budget, Canvas, Playground, Race, Session, Steering, hold, record, record_race, settling, theme, token_ids
+)
 nano = load("nano")
 session = Session(nano)
 SUDOKU = "Sudoku:\\n_ _ _ _\\n_ _ _ _\\n_ _ 1 3\\n_ _ 4 _"

@@ -14,8 +14,7 @@ from playwright.sync_api import Page, expect
 
 from dgemma_core.files.trace import Trace
 from dgemma_lab import Canvas
-
-from ..core.fake_events import EOS, StepEvent, diffusion_events, token_events
+from tests.files.fake_events import EOS, StepEvent, diffusion_events, token_events
 
 OpenPage = Callable[..., Page]
 

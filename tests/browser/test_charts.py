@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page
 
-from dgemma_lab.roofline import Machine, StepCost, break_even, roofline
+from dgemma_lab.charts.roofline import Machine, StepCost, break_even, roofline
 from dgemma_lab.theme import Figure
 
 WRITTEN = """() => [...document.querySelectorAll('.main-svg text')].map((node) => {

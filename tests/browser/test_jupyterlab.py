@@ -16,9 +16,9 @@ FIRST = Path(__file__).parents[2] / "notebooks/01_first_canvas.ipynb"
 SUDOKU = "Sudoku:\n1 _ _ _\n_ _ _ 2\n_ _ _ _\n_ 4 _ _"
 SETUP = f"""
 from dgemma_core import load
-from dgemma_lab.race import Race, record_race
-from dgemma_lab.session import Session
-from dgemma_lab.steering import Steering
+from dgemma_lab.race.race import Race, record_race
+from dgemma_lab.session.session import Session
+from dgemma_lab.steering.steering import Steering
 nano = load("nano")
 session = Session(nano)
 SUDOKU = {SUDOKU!r}
@@ -27,10 +27,10 @@ LONG = 'box = session.ask("Spell backward:\\nSTEP", steps=20000, stop_rule=None)
 
 VIEWS = """
 from dgemma_core import Observe
-from dgemma_lab.budget import Budget
-from dgemma_lab.playground import Playground
-from dgemma_lab.session import record, token_ids
-from dgemma_lab.steering import hold
+from dgemma_lab.budget.budget import Budget
+from dgemma_lab.playground.playground import Playground
+from dgemma_lab.session.plan import record, token_ids
+from dgemma_lab.steering.edits import hold
 trace = record(nano, SUDOKU, observe=Observe(top_k=5))
 """
 WIDGETS = {

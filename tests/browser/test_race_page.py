@@ -9,9 +9,8 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from dgemma_core.files.trace import Trace
-from dgemma_lab.race import Race
-
-from ..core.fake_events import EOS, diffusion_events, token_events
+from dgemma_lab.race.race import Race
+from tests.files.fake_events import EOS, diffusion_events, token_events
 
 ANSWER = [*range(10, 32), EOS]
 

@@ -9,9 +9,8 @@ import torch
 from dgemma_core.files.checkpoint import Loaded
 from dgemma_core.files.trace import Trace
 from dgemma_core.observe import Observe
-from dgemma_lab.session import record
-
-from ..core import tiny
+from dgemma_lab.session.plan import record
+from tests.core import tiny
 
 PROMPT = "Sort ascending:\n3,1,2"
 

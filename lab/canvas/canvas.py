@@ -1,0 +1,361 @@
+"""The canvas widget: a run's tokens in a fixed grid, every step of it within reach.
+
+    Canvas(trace)      # the whole trace goes to the browser once; scrubbing needs no kernel
+
+Live, as whoever drains the event stream uses it (from any thread; nothing here starts one):
+
+    canvas = Canvas()
+    canvas.begin(prompt="…", steps=48, decode=tokenizer_decode, eos_token_ids=(1, 106))
+    for event in denoise_canvases(…, observe=Observe(top_k=5)):
+        recorder.add(event)
+        canvas.push(event)           # any event; passes become rows, at most 30 a second
+    canvas.finish(recorder.trace())  # the whole trace replaces the rows: nothing is lost
+
+Of passes that come faster than that the newest of each canvas becomes a row, so that of a canvas that is over it is the
+one that decided it; until the whole trace is there, frames between look like the row before them. In autoregression,
+where a pass is a token, a row holds all tokens since the row before it.
+
+A second `begin` replaces the first run. `canvas.on_stop(callback)` shows a Stop button while a run
+is live.
+
+Steering: `canvas.on_steer(callback)` shows Pin, Replace, Blank and Branch, and calls the callback
+with a `Steer`. The widget changes no run: what a request for change means is up to the callback.
+
+Two canvases keep in step without the kernel: `ipywidgets.jslink((a, "step"), (b, "step"))`.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import anywidget
+import traitlets
+
+from dgemma_core.errors import DgemmaError
+from dgemma_core.files.trace import Trace
+from dgemma_lab.canvas import pictures, still
+from dgemma_lab.canvas.frames import frame
+from dgemma_lab.canvas.live import Live
+from dgemma_lab.canvas.packing import (
+    TokenTable,
+    pack_trace,
+)
+from dgemma_lab.frontend.page import write_page
+from dgemma_lab.frontend.scripts import bundled, style
+
+Action = Literal["pin", "unpin", "replace", "blank", "branch"]
+
+
+@dataclass(frozen=True)
+class Steer:
+    """What a reader asked for in the widget, at frame `step`.
+
+    Positions are answer positions (canvas · C + place); `stop` is exclusive. A branch concerns the
+    whole canvas: its positions are None.
+    """
+
+    action: Action
+    step: int  # frame: passes made before it, over the whole run; 0 is the first canvas's noise
+    pass_index: int | None  # the pass that left this frame, its index in the trace; None at frame 0
+    position: int | None = None  # the selected token
+    start: int | None = (
+        None  # the marked span, start … stop − 1; the token alone if none was marked
+    )
+    stop: int | None = None
+    token: int | None = None  # id shown at `position`
+    text: str | None = None  # what was typed, for "replace"
+
+
+class Canvas(anywidget.AnyWidget):
+    """Shows a `Trace`, or a run as it happens. `trace` may be None; see the module for live use.
+
+    Traits, all linkable: `step` (frame, 0 … passes), `colour_by`, `show`, `speed` (times a
+    comfortable pace; 0 replays the recorded times), `selected` (answer position, −1 for none),
+    `title`.
+    """
+
+    _esm = bundled("canvas/canvas.js")
+    _css = style("canvas/canvas.css")
+
+    step = traitlets.Int(0, min=0).tag(sync=True)
+    colour_by = traitlets.Enum(("confidence", "entropy", "settled"), "confidence").tag(sync=True)
+    show = traitlets.Enum(("draft", "canvas"), "draft").tag(sync=True)
+    speed = traitlets.Float(1.0, min=0.0).tag(sync=True)
+    selected = traitlets.Int(-1, min=-1).tag(sync=True)
+    title = traitlets.Unicode("").tag(sync=True)
+
+    # What the front end draws. `_meta` goes last and its version tells that the others are new.
+    _rows = traitlets.Bytes(b"").tag(sync=True)
+    _tokens = traitlets.Dict().tag(sync=True)
+    _meta = traitlets.Dict().tag(sync=True)
+    _tail = traitlets.Dict().tag(sync=True)
+    _steerable = traitlets.Bool(False).tag(sync=True)
+    _stoppable = traitlets.Bool(False).tag(sync=True)
+
+    def __init__(
+        self,
+        trace: Trace | None = None,
+        *,
+        alternatives: int = 5,
+        colour_by: str = "confidence",
+        show: str = "draft",
+        title: str = "",
+    ) -> None:
+        super().__init__(colour_by=colour_by, show=show, title=title)
+        if alternatives < 1:
+            raise DgemmaError(f"a canvas shows at least 1 alternative a token, got {alternatives}")
+        self.alternatives = alternatives
+        self._trace: Trace | None = None
+        self._lock = threading.RLock()
+        self._steerers: list[Callable[[Steer], Any]] = []
+        self._stoppers: list[Callable[[], Any]] = []
+        self._table = TokenTable(str)
+        self._live: Live | None = None
+        self._version = 0
+        self.on_msg(self._receive)
+        if trace is not None:
+            self.trace = trace
+
+    # a whole trace
+
+    @property
+    def trace(self) -> Trace | None:
+        """The trace shown, from its last frame when set; None before, and during a live run."""
+        return self._trace
+
+    @trace.setter
+    def trace(self, trace: Trace) -> None:
+        self._set_trace(trace, step=len(trace))
+
+    def _set_trace(self, trace: Trace, step: int | None) -> None:
+        table = TokenTable(trace.text)
+        rows = pack_trace(trace, table, self.alternatives)
+        initial = None
+        if len(trace) and trace.mode == "diffusion":
+            initial = table.local(trace.tokens_in[: trace.offsets[1]]).tolist()
+        with self._lock, self.hold_sync():
+            self._trace, self._table, self._live = trace, table, None
+            self._rows = b"".join(rows)
+            self._tokens = {"ids": list(table.ids), "texts": list(table.texts)}
+            self._tail = {}
+            self._meta = {**describe(trace), "version": self._next_version(), "initial": initial}
+            if step is not None:
+                self.step = step
+
+    # a live run
+
+    def begin(
+        self,
+        *,
+        prompt: str = "",
+        steps: int = 48,
+        decode: Callable[[int], str] | None = None,
+        eos_token_ids: Iterable[int] = (),
+    ) -> None:
+        """Clears the canvas for a run whose events will be pushed; gives up one that was live."""
+        eos = sorted(eos_token_ids)
+        with self._lock, self.hold_sync():
+            self._trace = None
+            self._table = TokenTable(decode or "<{}>".format)
+            self._live = Live(eos=frozenset(eos))
+            self._rows, self._tokens, self._tail = b"", {}, {}
+            self.step, self.selected = 0, -1
+            facts = [f"at most {steps} passes a canvas"] if steps else []
+            self._meta = {
+                "version": self._next_version(),
+                "live": True,
+                "prompt": prompt,
+                "facts": facts,
+                "eos": eos,
+            }
+
+    def push(self, event: Any) -> None:
+        """Adds a StepEvent or TokenEvent to the live run, from any thread; ignores other events.
+
+        A row goes out at once where the last was sent a thirtieth of a second ago or earlier. Else the pass waits, and
+        the next pass on the same canvas takes its place.
+        """
+        if type(event).__name__ not in ("StepEvent", "TokenEvent"):
+            return
+        with self._lock:
+            if self._live is None:
+                raise DgemmaError("push shows a pass of a live run: call begin first")
+            self._live.add(event, self._table, self.alternatives)
+            self._send_tail()
+
+    def finish(self, trace: Trace) -> None:
+        """Ends the live run: the whole trace replaces its rows. Who scrubbed back stays there."""
+        self._set_trace(trace, step=None if self.step else len(trace))
+
+    def _send_tail(self) -> None:
+        """Sends what waits, as far as rows may go out by now."""
+        live = self._live
+        if live is None or not (room := live.room(time.monotonic())):
+            return
+        first, first_token = live.sent, live.sent_tokens
+        rows = live.take(self._table, room)
+        if not rows:
+            return
+        live.sent_tokens = len(self._table)
+        live.times += [time.monotonic()] * len(rows)
+        self._tail = {
+            "version": self._version, "first": first, "rows": [row for _, row in rows],
+            "ends": [end for end, _ in rows], "firstToken": first_token,
+            "ids": self._table.ids[first_token:], "texts": self._table.texts[first_token:],
+            "initial": live.initial,
+        }  # fmt: skip
+
+    def _next_version(self) -> int:
+        self._version += 1
+        return self._version
+
+    # steering
+
+    def on_steer(self, callback: Callable[[Steer], Any], *, remove: bool = False) -> None:
+        """Registers a callback for what the reader asks; the controls show while there is one."""
+        _change(self._steerers, callback, remove)
+        self._steerable = bool(self._steerers)
+
+    def on_stop(self, callback: Callable[[], Any], *, remove: bool = False) -> None:
+        """Registers a callback for the Stop button, which shows while a run is live."""
+        _change(self._stoppers, callback, remove)
+        self._stoppable = bool(self._stoppers)
+
+    def _receive(self, _widget: Any, content: dict[str, Any], _buffers: Any) -> None:
+        kind = content.get("type")
+        if kind == "resend":
+            with self._lock:
+                if self._live is not None:
+                    self._live.back_to(int(content["first"]), int(content["firstToken"]))
+                    self._send_tail()
+        elif kind == "stop":
+            for stop in list(self._stoppers):
+                stop()
+        elif kind == "steer":
+            steer = self._steer_from(content)
+            for callback in list(self._steerers):
+                callback(steer)
+
+    def _steer_from(self, content: dict[str, Any]) -> Steer:
+        step = int(content["step"])
+        position = content.get("position")
+        token = None
+        if position is not None and self._trace is not None:
+            token = self._token_at(self._trace, step, int(position))
+        return Steer(
+            content["action"], step, step - 1 if step else None, position,
+            content.get("start"), content.get("stop"), token, content.get("text"),
+        )  # fmt: skip
+
+    def _token_at(self, trace: Trace, step: int, position: int) -> int | None:
+        """The id that a frame shows at an answer position; None where nothing is written yet."""
+        for canvas in frame(trace, step, self.show):
+            for cell in canvas:
+                if cell.position == position:
+                    return cell.token
+        return None
+
+    # other forms
+
+    def __repr__(self) -> str:
+        if self._live is not None:
+            return f"Canvas(live, {self._live.passes} passes)"
+        return f"Canvas({self._trace!r})" if self._trace is not None else "Canvas(empty)"
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        """The widget, and its last frame as HTML and PNG for pages where no JavaScript runs."""
+        bundle = super()._repr_mimebundle_(**kwargs)
+        if bundle is None or self._trace is None:
+            return bundle
+        data, metadata = bundle
+        data["text/html"] = self.still_html()
+        data["image/png"] = base64.b64encode(self.to_png()).decode()
+        return data, metadata
+
+    def still_html(self) -> str:
+        """The last frame as HTML, for pages where no widget runs; empty before there is a trace."""
+        if self._trace is None:
+            return ""
+        return still.static_html(self._trace, title=self.title, colour_by=self.colour_by)
+
+    def _needs_trace(self) -> Trace:
+        if self._trace is None:
+            raise DgemmaError("the canvas holds no trace yet: nothing to export")
+        return self._trace
+
+    def to_html(self, path: str | os.PathLike[str]) -> Path:
+        """A standalone page with the same script, which needs no network. Returns the path."""
+        trace = self._needs_trace()
+        names = ("step", "colour_by", "show", "speed", "title", "_tokens", "_meta")
+        state = {name: getattr(self, name) for name in names}
+        state["_rows"] = base64.b64encode(self._rows).decode()
+        title = self.title or str(trace.metadata.get("prompt", "")) or "Denoising canvas"
+        return write_page(
+            path, "canvas/canvas.js", state, title=title, sheets=("canvas/canvas.css",)
+        )
+
+    def to_png(
+        self, path: str | os.PathLike[str] | None = None, *, step: int | None = None
+    ) -> bytes:
+        """One frame (the last by default) as PNG; written to `path` if given."""
+        return pictures.png(
+            self._needs_trace(), path, step=step, show=self.show, colour_by=self.colour_by
+        )
+
+    def to_webp(self, path: str | os.PathLike[str], *, seconds_a_step: float = 0.25) -> Path:
+        """The whole run as an animated WebP. Returns the path."""
+        return self._animate(path, "WEBP", seconds_a_step)
+
+    def to_gif(self, path: str | os.PathLike[str], *, seconds_a_step: float = 0.25) -> Path:
+        """The whole run as an animated GIF: fewer colours, understood everywhere. Returns the path."""
+        return self._animate(path, "GIF", seconds_a_step)
+
+    def _animate(self, path: str | os.PathLike[str], kind: str, seconds_a_step: float) -> Path:
+        return pictures.animate(
+            self._needs_trace(),
+            path,
+            kind,
+            seconds_a_step=seconds_a_step,
+            show=self.show,
+            colour_by=self.colour_by,
+        )
+
+
+def describe(trace: Trace) -> dict[str, Any]:
+    """What a page says about a trace besides its rows: json values."""
+    sampler = trace.metadata.get("sampler")
+    counts = [f"{len(trace.ids)} tokens", f"{trace.passes} passes"]
+    if trace.mode == "diffusion":
+        counts.insert(1, f"{trace.denoising_steps} denoising steps")
+    facts = [
+        str(trace.metadata.get("model", "")),
+        str(sampler.get("name", "")) if isinstance(sampler, dict) else str(sampler or ""),
+        "autoregressive" if trace.mode == "autoregressive" else "",
+        *counts,
+        f"{trace.total_seconds:.2f} s",
+        f"seed {trace.seed}" if trace.seed is not None else "",
+        f"stopped by {trace.stop_reason}" if trace.stop_reason else "unfinished",
+    ]
+    return {
+        "live": False,
+        "prompt": str(trace.metadata.get("prompt", "")),
+        "facts": [fact for fact in facts if fact],
+        "eos": sorted(trace.eos_ids()),
+        "commits": [
+            {"canvas": c.canvas, "kept": c.kept, "converged": c.converged} for c in trace.commits
+        ],
+    }
+
+
+def _change(callbacks: list[Any], callback: Any, remove: bool) -> None:
+    if remove:
+        callbacks.remove(callback)
+    else:
+        callbacks.append(callback)

@@ -1,0 +1,1 @@
+"""Charts of a trace, and of the machine: plotly figures."""

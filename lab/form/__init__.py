@@ -1,0 +1,1 @@
+"""Controls beside a canvas, and boxes that hold widgets."""

@@ -1,0 +1,64 @@
+"""A widget as a page of its own, without a kernel."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dgemma_lab.frontend.scripts import bundled, style
+
+
+def write_page(
+    path: str | os.PathLike[str],
+    script: str,
+    state: Mapping[str, Any],
+    *,
+    title: str,
+    sheets: Sequence[str],
+) -> Path:
+    """A page of the widget `script` (a path from lab/) over `state` (json values). It needs no network.
+
+    The widget shows its title itself; the page has it as its name, and as a heading for those who listen. The page's
+    script can reach the widget's model by the script's name.
+    """
+    name = Path(script).stem
+    data = json.dumps(state, ensure_ascii=False).replace("<", "\\u003c")
+    title = html.escape(title)
+    page = f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<style>
+body {{ margin: 16px auto; max-width: 1180px; padding: 0 12px; background: Canvas; color: CanvasText; }}
+h1 {{ position: absolute; width: 1px; height: 1px; margin: 0; overflow: hidden; clip-path: inset(50%); }}
+{style(*sheets)}</style>
+</head>
+<body>
+<main>
+<h1>{title}</h1>
+<div id="{name}"></div>
+</main>
+<script type="application/json" id="state">{data}</script>
+<script type="module">
+{bundled(script)}
+const state = JSON.parse(document.getElementById("state").textContent);
+globalThis["{name}"] = mount(state, document.getElementById("{name}"));
+</script>
+</body>
+</html>
+"""
+    path = Path(path)
+    path.write_text(page, "utf-8")
+    return path
+
+
+def static_wanted() -> bool:
+    """Outputs are to be complete when they are shown (DGEMMA_STATIC=1): a notebook is being made for readers."""
+    return os.environ.get("DGEMMA_STATIC") == "1"

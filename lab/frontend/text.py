@@ -1,0 +1,30 @@
+"""Tokens as text that a reader can see: spaces, line breaks and control characters have signs."""
+
+from __future__ import annotations
+
+import unicodedata
+
+
+def visible(text: str, limit: int = 24) -> str:
+    """A token's text with all of it visible, on one line; as in run.js."""
+    if text == "":
+        return "∅"
+    shown = "".join(
+        character
+        if character in "\u200c\u200d" and 0 < i < len(text) - 1  # joiners, as in emoji, Persian
+        else _visible_character(character)
+        for i, character in enumerate(text[:limit])
+    )
+    shown += "…" if len(text) > limit else ""
+    return "◌" + shown if unicodedata.category(shown[0]).startswith("M") else shown
+
+
+def _visible_character(character: str) -> str:
+    named = {" ": "·", "\n": "⏎", "\t": "⇥", "\x7f": "␡"}
+    if character in named:
+        return named[character]
+    if ord(character) < 32:
+        return chr(0x2400 + ord(character))
+    if unicodedata.category(character)[0] in "CZ":
+        return f"⟨{ord(character):04X}⟩"
+    return character

@@ -1,0 +1,1 @@
+"""The playground: one prompt, several ways to decode it, side by side."""

@@ -1,0 +1,1 @@
+"""The race: runs on one prompt, replayed on one clock."""

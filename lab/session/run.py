@@ -1,0 +1,248 @@
+"""A run in a thread: it writes on a canvas, and its results wait for the end."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from dgemma_core.errors import DgemmaError, RequestError
+from dgemma_core.events import Event, PromptEvent, StepEvent
+from dgemma_core.files.checkpoint import Loaded
+from dgemma_core.files.trace import Trace, TraceRecorder
+from dgemma_core.generation import Generation, Prompt, Settings, drain
+from dgemma_core.observe import Observe
+from dgemma_core.request import DecodeState, Request
+from dgemma_lab.canvas.canvas import Canvas
+from dgemma_lab.form.boxes import Stack
+from dgemma_lab.form.form import Form
+from dgemma_lab.frontend.page import static_wanted
+from dgemma_lab.session.plan import decoder, describe_run
+from dgemma_lab.session.states import StateCache
+
+SECONDS_BETWEEN_STATUS = 0.2
+
+
+class Run:
+    """One run in a thread. It shows its canvas with a Stop button and a status line; results wait for the end.
+
+    A branch has a parent, the run that it leaves, and an opening, the events that it inherits from there: they come
+    first in its trace.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        settings: Settings,
+        request: Request,
+        *,
+        prompt: Prompt = "",
+        observe: Observe | None = None,
+        canvas: Canvas | None = None,
+        states: StateCache | None = None,
+        parent: Run | None = None,
+        opening: Sequence[Event] = (),
+    ) -> None:
+        self.loaded, self.settings, self.request = loaded, settings, request
+        self.prompt, self.observe, self.parent = prompt, observe, parent
+        self.canvas = canvas or Canvas()
+        self.states = StateCache() if states is None else states
+        self.opening = tuple(opening)
+        self.opening_passes = sum(isinstance(event, StepEvent) for event in opening)
+        self.status = Form()
+        self.view = Stack(children=(self.canvas, self.status))
+        metadata = describe_run(loaded, settings, prompt, observe)
+        if parent is not None:
+            metadata["branch"] = {"passes": self.opening_passes, "seed": request.seed}
+        self._recorder = TraceRecorder(metadata=metadata, decode=decoder(loaded))
+        self._halt = threading.Event()
+        self._over = threading.Event()
+        self._lock = threading.Lock()
+        self._trace: Trace | None = None
+        self._generation: Generation | None = None
+        self._error: BaseException | None = None
+        self._finished: list[Callable[[Run], Any]] = []
+
+    # the thread
+
+    def start(self, after: Run | None = None) -> Run:
+        """Starts the thread; it first waits until the run `after` is over."""
+        threading.Thread(target=self._work, args=(after,), daemon=True, name="dgemma-run").start()
+        return self
+
+    def _work(self, after: Run | None) -> None:
+        try:
+            if after is not None and after.running:
+                self.status.say("waiting for the run before it")
+                after._over.wait()
+            if self._halt.is_set():
+                raise DgemmaError("the run was stopped before its turn came: it made no pass")
+            self._write()
+        except Exception as error:
+            self._error = error
+        self._report(self._trace or self._recorder.trace())
+        with self._lock:
+            self._over.set()
+        for callback in self._finished:
+            callback(self)
+
+    def _write(self) -> None:
+        """The run itself, from an empty canvas to the whole trace on it."""
+        self.canvas.on_stop(self.stop)
+        self.canvas.begin(
+            prompt=self.prompt if isinstance(self.prompt, str) else "",
+            steps=self.settings.steps or 0,
+            decode=decoder(self.loaded),
+            eos_token_ids=self.loaded.generation.eos_token_ids,
+        )
+        try:
+            for generation in drain(self._events(), self.loaded):
+                self._generation = generation
+        finally:
+            self.canvas.on_stop(self.stop, remove=True)
+            self._trace = self._recorder.trace()
+            self.canvas.finish(self._trace)
+
+    def _events(self) -> Iterator[Event]:
+        """The stream, as the trace, the canvas and the store see it, up to a Stop."""
+        shown = 0.0
+        stream = self.settings.events(self.loaded, [self.request], observe=self.observe)
+        with contextlib.closing(stream):  # type: ignore[type-var]
+            for event in self._joined(stream):
+                self._recorder.add(event)
+                self.canvas.push(event)
+                if isinstance(event, StepEvent) and len(self._recorder) > self.opening_passes:
+                    self.states.add(self, len(self._recorder), event.state)
+                if time.monotonic() - shown >= SECONDS_BETWEEN_STATUS:
+                    shown = time.monotonic()
+                    self.status.say(f"writing: {len(self._recorder)} passes, {event.seconds:.1f} s")
+                yield event
+                if self._halt.is_set():
+                    return
+
+    def _joined(self, stream: Iterator[Event]) -> Iterator[Event]:
+        """What the opening has, then what is new: one run with one clock."""
+        if not self.opening:
+            yield from stream
+            return
+        yield from self.opening
+        passed = self.opening[-1].seconds
+        for event in stream:
+            if not isinstance(event, PromptEvent):
+                yield replace(event, seconds=event.seconds + passed)
+
+    def _report(self, trace: Trace) -> None:
+        if self._error is not None:
+            self.status.say(f"{type(self._error).__name__}: {self._error}", alert=True)
+        elif self._generation is None:
+            self.status.say(f"stopped after {len(trace)} passes, {trace.total_seconds:.2f} s")
+        else:
+            self.status.say(
+                f"done: {len(trace.ids)} tokens in {trace.passes} passes, {trace.total_seconds:.2f} s"
+            )
+
+    # for the reader
+
+    def stop(self) -> None:
+        """Asks the run to end; it does after the pass that it is making."""
+        self._halt.set()
+
+    @property
+    def running(self) -> bool:
+        return not self._over.is_set()
+
+    @property
+    def failed(self) -> bool:
+        """It is over, and an error ended it: reading its trace raises that."""
+        return self._over.is_set() and self._error is not None
+
+    def on_finish(self, callback: Callable[[Run], Any]) -> None:
+        """Calls `callback(run)` when it is over, stopped or failed: from the run's thread, or here if it is already."""
+        with self._lock:
+            if not self._over.is_set():
+                self._finished.append(callback)
+                return
+        callback(self)
+
+    def wait(self, timeout: float | None = None) -> Run:
+        """Waits until the run is over; an interrupt stops it. DgemmaError after `timeout` seconds."""
+        try:
+            if not self._over.wait(timeout):
+                raise DgemmaError(f"the run is not over after {timeout} s: wait longer, or stop it")
+        except KeyboardInterrupt:
+            self.stop()
+            raise
+        return self
+
+    @property
+    def trace(self) -> Trace:
+        """What happened, once the run is over; a stopped run's trace holds what there is. Raises the run's error."""
+        self.wait()
+        if self._error is not None:
+            raise self._error
+        assert self._trace is not None
+        return self._trace
+
+    def result(self) -> Generation:
+        """The text and its cost, once the run is over. Raises its error, or DgemmaError if it was stopped."""
+        self.wait()
+        if self._error is not None:
+            raise self._error
+        if self._generation is None:
+            raise DgemmaError(
+                "the run was stopped before its text ended: its trace holds what there is"
+            )
+        return self._generation
+
+    def pins_at(self, passes: int) -> dict[int, int]:
+        """The pins (answer position → token) that held after `passes` passes: this run's, or those of its parent."""
+        if passes < self.opening_passes and self.parent is not None:
+            return self.parent.pins_at(passes)
+        state = self.request.state
+        return dict(self.request.pins if state is None else getattr(state, "pins", {}))
+
+    def text_of(self, token: int) -> str:
+        """The text of one token."""
+        return decoder(self.loaded)(token)
+
+    def state_at(self, passes: int) -> DecodeState | None:
+        """The state after `passes` passes, exactly; None at the prompt's end, before the first.
+
+        It comes from the store, or from replaying the run from the nearest state before; what a branch inherited comes
+        from its parent. RequestError where this run has no such state.
+        """
+        first, last = self.opening_passes, len(self._recorder)
+        if self.settings.mode == "autoregressive":
+            raise RequestError(
+                "an autoregressive run has no canvas to branch from: use mode='diffusion'"
+            )
+        if passes < first and self.parent is not None:
+            return self.parent.state_at(passes)
+        if not first <= passes <= last:
+            raise RequestError(f"this run has states after 0 to {last} passes, not after {passes}")
+        found: tuple[int, Any] = self.states.nearest(self, passes) or (first, self.request.state)
+        done, state = found
+        if done == passes:
+            return state
+        request = self.request if done == first else replace(self.request, state=state, pins={})
+        events = self.settings.events(self.loaded, [request])
+        with contextlib.closing(events):  # type: ignore[type-var]
+            for event in events:
+                if isinstance(event, StepEvent):
+                    done += 1
+                    if done == passes:
+                        return event.state
+        raise DgemmaError("the replay of this run ended before the step that was asked for")
+
+    def __repr__(self) -> str:
+        if self.running:
+            return f"Run(live, {len(self._recorder)} passes)"
+        return f"Run({self._error!r})" if self._error is not None else f"Run({self._trace!r})"
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        if static_wanted():
+            self.wait()
+        return self.view._repr_mimebundle_(**kwargs)

@@ -1,0 +1,1 @@
+"""Steering: pin, replace or blank tokens, and branch from any step."""

@@ -1,0 +1,116 @@
+"""The roofline: work counted by hand, times of this machine, the published point marked as such."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dgemma_core.errors import RequestError
+from dgemma_core.files.checkpoint import load_model, save_model
+from dgemma_lab.charts.roofline import PUBLISHED, Machine, StepCost, break_even, measure, roofline
+from dgemma_lab.charts.roofline import _cost as cost
+from dgemma_lab.charts.roofline import _spread as spread
+from tests.core import tiny
+from tests.lab import runs
+
+MACHINE = Machine(
+    name="a machine", model="tiny", dtype="float32", bandwidth=1e10, matrix_rate=1e11, prefix=10,
+    token_steps=tuple(StepCost(b, b, 0.01 * (1 + b / 10), 1e6 * b, 1e7) for b in (1, 4, 16)),
+    canvas_steps=tuple(StepCost(b, 8 * b, 0.02 * (1 + b / 2), 8e6 * b, 2e7) for b in (1, 4, 16)),
+)  # fmt: skip
+
+
+def test_a_step_is_counted_right() -> None:
+    """Every matrix of the tiny model, by its shape: 2 FLOP a weight and token, and the scores."""
+    loaded = runs.loaded()
+    text = loaded.model.config.text
+    d, v = text.hidden_size, text.vocab_size
+    attention = d * (16 + 8 + 8) + 16 * d  # sliding: q, k, v, o of 4 heads × 4 and 2 groups × 4
+    attention += d * (32 + 8) + 32 * d  # full: q, k, o of 4 heads × 8 and 1 group × 8
+    dense, router, expert = (
+        3 * d * text.intermediate_size,
+        d * 3,
+        3 * d * text.moe_intermediate_size,
+    )
+    weights = attention + 2 * (dense + router) + 2 * 2 * expert + v * d
+    scores = 2 * 4 * 4 * 11 + 2 * 4 * 8 * 11
+    one = cost(loaded, 1, 1, 10, 0.5, 2.0)
+    small = 2 * (7 * d + d + 3 + 1) + 2 * (4 + 4) - 2 * 4 + 2 * 4 + d + 40  # norms and scalars
+    assert one.flops == pytest.approx(2 * (weights + scores), rel=0.03)
+    assert 0 <= one.flops - 2 * (weights + scores) <= 4 * small
+    assert one.rate == one.flops / 0.5
+    read = 4 * (weights + 2 * 2 * 4 * 10 + 2 * 1 * 8 * 10)
+    assert one.bytes == pytest.approx(read, rel=0.03) and one.bytes >= read
+
+
+def test_a_quantised_model_counts_all_its_weights(tmp_path: Path) -> None:
+    """The arithmetic of the plain one, and the bytes in which its weights lie."""
+    plain = runs.loaded()
+    save_model(plain.model, tmp_path, generation=plain.generation)
+    one = cost(plain, 2, 8, 10, 0.5, 3.0)
+    cached = 2 * 4 * (2 * 2 * 4 * 10 + 2 * 1 * 8 * 10)
+    for scheme in ("int8", "int4"):
+        loaded = replace(plain, model=load_model(tmp_path, device="cpu", quantize=scheme))
+        found = cost(loaded, 2, 8, 10, 0.5, 3.0)
+        assert found.flops == one.flops
+        held = sum(t.nbytes for t in (*loaded.model.parameters(), *loaded.model.buffers()))
+        assert found.bytes - cached == held < (one.bytes - cached) / 2  # all experts are touched
+    assert measure(loaded, batches=(1,), passes=2).dtype == "float32, weights int4"
+
+
+def test_experts_that_tokens_spread_over() -> None:
+    text = tiny.CONFIG.text
+    assert spread(text, 1) == pytest.approx(2.0)
+    assert spread(text, 2) == pytest.approx(3 * (1 - (1 / 3) ** 2))
+
+
+def test_measuring_times_both_steps_at_each_batch() -> None:
+    machine = measure(runs.loaded(), batches=(1, 3), passes=2)
+    assert [step.batch for step in machine.token_steps] == [1, 3]
+    assert [step.tokens for step in machine.canvas_steps] == [8, 24]
+    assert all(step.seconds > 0 for step in (*machine.token_steps, *machine.canvas_steps))
+    assert machine.bandwidth > 1e8 and machine.matrix_rate > 1e8
+    for wrong in ({"batches": ()}, {"batches": (0,)}, {"passes": 1}):
+        with pytest.raises(RequestError, match="at least"):
+            measure(runs.loaded(), **wrong)
+
+
+def test_the_break_even_is_the_ratio_of_the_steps() -> None:
+    assert MACHINE.break_even() == pytest.approx((0.03 / 0.011, 0.06 / 0.014, 0.18 / 0.026))
+    figure = break_even(MACHINE, tokens_per_forward=5.0)
+    assert list(figure.data[0].y) == pytest.approx(MACHINE.break_even())
+    assert "diffusion pays at batch 1, 4" in figure.layout.title.text
+    assert "does not pay" in break_even(MACHINE, tokens_per_forward=1.5).layout.title.text
+
+
+def test_the_published_points_are_marked_as_published() -> None:
+    ratio, overtaken = [part for part in break_even(MACHINE).data if "published" in part.name]
+    assert (list(ratio.x), list(ratio.y)) == ([1], [PUBLISHED.steps_ratio])
+    assert (list(overtaken.x), list(overtaken.y)) == ([32], [PUBLISHED.tokens_per_forward])
+    for claim in (ratio, overtaken):
+        assert "not measured here" in claim.name and "not measured here" in claim.hovertemplate
+    assert len(break_even(MACHINE, published=None).data) == 1
+
+
+def test_no_words_stand_among_the_points() -> None:
+    """Where the points lie the machine decides: names are told in the legend, which has room of its own."""
+    for figure in (roofline(MACHINE), break_even(MACHINE, tokens_per_forward=3.2)):
+        assert (
+            all("text" not in part.mode for part in figure.data) and not figure.layout.annotations
+        )
+    kept = break_even(MACHINE, tokens_per_forward=3.2).layout.shapes[0]
+    assert kept.y0 == kept.y1 == 3.2 and kept.showlegend
+    assert kept.name == "kept here: 3.2 tokens a forward"
+
+
+def test_the_roof_has_two_slopes() -> None:
+    roof, tokens, canvases = roofline(MACHINE).data
+    assert roof.y[1] == roof.y[2] == 1e11 and roof.x[1] == 10
+    assert roof.y[0] == pytest.approx(roof.x[0] * 1e10)
+    assert list(tokens.x) == pytest.approx([0.1, 0.4, 1.6]) and list(canvases.x) == pytest.approx(
+        [0.4, 1.6, 6.4]
+    )
+    assert "10 GB/s, 100 GFLOP/s" in roofline(MACHINE).layout.title.text
+    assert "1 TB/s" in roofline(replace(MACHINE, bandwidth=1e12)).layout.title.text

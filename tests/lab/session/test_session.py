@@ -1,0 +1,251 @@
+"""Live runs: at once, to the end, stopped, replaced, failed; and the states behind them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+import torch
+
+from dgemma_core.errors import DgemmaError, RequestError
+from dgemma_core.observe import Observe
+from dgemma_core.samplers import BlockRefinement
+from dgemma_lab.canvas.packing import TokenTable, pack_trace
+from dgemma_lab.session.plan import plan, record
+from dgemma_lab.session.run import Run
+from dgemma_lab.session.session import Session
+from dgemma_lab.session.states import StateCache
+from tests.lab import runs
+from tests.lab.runs import PROMPT
+
+
+def test_a_run_returns_at_once_and_ends_with_what_a_plain_recording_gives() -> None:
+    loaded = runs.loaded()
+    runs.slow(loaded.model, 0.02)
+    run = Session(loaded).run(PROMPT, seed=3)
+    assert run.running
+    assert run.trace.digest() == record(loaded, PROMPT, seed=3, observe=Observe(top_k=5)).digest()
+    assert not run.running
+    assert run.result().ids == tuple(run.trace.ids.tolist())
+    assert run.canvas.trace is run.trace
+    assert run.status.message.startswith(
+        f"done: {len(run.trace.ids)} tokens in {run.trace.passes} passes"
+    )
+    assert run.trace.top_ids is not None
+
+
+@pytest.mark.parametrize("mode", ["diffusion", "autoregressive"])
+def test_the_browser_gets_30_rows_a_second_and_everything_at_the_end(mode: Any) -> None:
+    loaded = runs.loaded(max_denoising_steps=48, eos_token_ids=(), max_new_tokens=24)
+    session = Session(loaded)
+    options = {"stop_rule": None} if mode == "diffusion" else {"mode": mode, "max_new_tokens": 300}
+    run = Run(loaded, *plan(loaded, PROMPT, **options), observe=session.observe)
+    sent: list[float] = []
+    run.canvas.observe(
+        lambda change: sent.extend(time.monotonic() for _ in change["new"].get("rows", ())), "_tail"
+    )
+    run.start().wait()
+    passes = len(run.trace)
+    assert passes == (144 if mode == "diffusion" else 300)
+    assert 0 < len(sent) < passes, "the model is faster than what is shown of it"
+    for i, begin in enumerate(sent):
+        # A row may have become due just before it was counted.
+        assert sum(at < begin + 0.99 for at in sent[i:]) <= 30
+    assert run.canvas.trace is run.trace
+    whole = pack_trace(run.trace, TokenTable(run.trace.text))
+    assert run.canvas._rows == b"".join(whole) and len(whole) == passes
+
+
+def test_stop_takes_effect_within_a_pass_and_keeps_what_there_is() -> None:
+    loaded = runs.loaded(max_denoising_steps=200, eos_token_ids=())
+    runs.slow(loaded.model, 0.02)
+    run = Session(loaded).run(PROMPT, stop_rule=None)
+    while run.canvas._live is None or run.canvas._live.passes < 3:
+        time.sleep(0.005)
+    before = len(run._recorder)
+    run.stop()
+    run.wait(10)
+    assert before <= len(run.trace) <= before + 1
+    assert run.trace.stop_reason is None
+    assert "stopped after" in run.status.message
+    with pytest.raises(DgemmaError, match="stopped before its text ended"):
+        run.result()
+
+
+def test_the_button_stops_too_and_is_gone_afterwards() -> None:
+    loaded = runs.loaded(max_denoising_steps=200, eos_token_ids=())
+    runs.slow(loaded.model, 0.02)
+    run = Session(loaded).run(PROMPT, stop_rule=None)
+    while not run.canvas._stoppable:
+        time.sleep(0.005)
+    run.canvas._receive(run.canvas, {"type": "stop"}, [])
+    assert run.wait(10).trace.stop_reason is None
+    assert not run.canvas._stoppable
+
+
+def test_a_second_run_replaces_the_first() -> None:
+    loaded = runs.loaded(max_denoising_steps=200, eos_token_ids=())
+    runs.slow(loaded.model, 0.01)
+    session = Session(loaded)
+    first = session.run(PROMPT, stop_rule=None)
+    second = session.run(PROMPT, canvas=first.canvas, steps=2)
+    assert second.trace.stop_reason == "length"
+    assert first.trace.stop_reason is None and len(first.trace) < 400
+    assert second.canvas.trace is second.trace
+    assert session.current is second
+
+
+def test_boxes_take_turns_and_each_replaces_only_its_own() -> None:
+    loaded = runs.loaded(eos_token_ids=())
+    runs.slow(loaded.model, 0.005)
+    session = Session(loaded)
+    long, short = {"steps": 60, "stop_rule": None}, {"steps": 2}
+    boxes = [session.ask(PROMPT, **options) for options in (long, short, short)]
+    firsts = [box.run() for box in boxes]
+    assert all(run is not None for run in firsts)
+    again = boxes[1].run()
+    assert again is not None and len(again.trace) == 4
+    assert [run.failed for run in firsts if run] == [False, True, False]
+    assert [len(run.trace) for run in (firsts[0], firsts[2]) if run] == [120, 4]
+    with pytest.raises(DgemmaError, match="stopped before its turn"):
+        firsts[1].result()  # type: ignore[union-attr]
+    assert boxes[1].canvas.trace is again.trace
+
+
+def test_only_one_run_is_at_work_at_a_time() -> None:
+    loaded = runs.loaded(max_denoising_steps=20, eos_token_ids=())
+    at_work = threading.Lock()
+    collisions = []
+    denoise = loaded.model.denoise
+
+    def watched(*args: Any, **options: Any) -> torch.Tensor:
+        collisions.append(not at_work.acquire(blocking=False))
+        time.sleep(0.005)
+        if not collisions[-1]:
+            at_work.release()
+        return denoise(*args, **options)
+
+    loaded.model.denoise = watched  # type: ignore[method-assign]
+    session = Session(loaded)
+    last = [session.run(PROMPT, stop_rule=None) for _ in range(4)][-1]
+    last.wait()
+    assert collisions and not any(collisions)
+
+
+def test_an_error_is_raised_where_the_result_is_read() -> None:
+    loaded = runs.loaded()
+
+    def broken(*args: Any, **options: Any) -> None:
+        raise RuntimeError("the weights are wet")
+
+    loaded.model.denoise = broken  # type: ignore[assignment]
+    run = Session(loaded).run(PROMPT)
+    run.wait()
+    assert run.failed
+    for read in (lambda: run.trace, run.result):
+        with pytest.raises(RuntimeError, match="the weights are wet"):
+            read()
+    assert run.status.alert and "the weights are wet" in run.status.message
+
+
+def test_bad_options_are_refused_before_a_thread_starts() -> None:
+    session = Session(runs.loaded())
+    threads = threading.active_count()
+    with pytest.raises(RequestError, match="temperature"):
+        session.run(PROMPT, temperature=0.5)
+    with pytest.raises(RequestError, match="pins have no meaning"):
+        session.run(PROMPT, mode="autoregressive", pins={0: 1})
+    assert session.current is None and threading.active_count() == threads
+
+
+def test_pins_may_be_texts() -> None:
+    loaded = runs.loaded()
+    ids = loaded.tokenizer.encode("[1,2]")
+    assert len(ids) > 1
+    _, request = plan(loaded, PROMPT, pins={2: "[1,2]", 9: 7})
+    assert request.pins == {**{2 + i: token for i, token in enumerate(ids)}, 9: 7}
+    run = Session(loaded).run(PROMPT, pins={2: "[1,2]"})
+    for row in run.trace.rows("tokens_out", 0):
+        assert row[2 : 2 + len(ids)].tolist() == ids
+
+
+def test_waiting_has_a_limit() -> None:
+    loaded = runs.loaded(max_denoising_steps=200, eos_token_ids=())
+    runs.slow(loaded.model, 0.02)
+    run = Session(loaded).run(PROMPT, stop_rule=None)
+    with pytest.raises(DgemmaError, match="not over after"):
+        run.wait(0.05)
+    run.stop()
+    run.wait(10)
+
+
+def test_finish_callbacks_run_once_whenever_registered() -> None:
+    run = Session(runs.loaded()).run(PROMPT)
+    heard: list[Run] = []
+    run.on_finish(heard.append)
+    run.wait()
+    deadline = time.monotonic() + 5
+    while not heard and time.monotonic() < deadline:
+        time.sleep(0.005)
+    run.on_finish(heard.append)
+    assert heard == [run, run]
+
+
+def test_autoregressive_runs_live_too() -> None:
+    run = Session(runs.loaded(eos_token_ids=())).run(PROMPT, mode="autoregressive")
+    assert run.trace.mode == "autoregressive" and len(run.trace) == 16
+    with pytest.raises(RequestError, match="no canvas to branch from"):
+        run.state_at(3)
+
+
+@pytest.mark.parametrize("limit", [1, 1 << 30])
+def test_a_state_from_the_store_or_replayed_is_the_same(limit: int) -> None:
+    loaded = runs.loaded(eos_token_ids=())
+    settings, request = plan(loaded, PROMPT, sampler=BlockRefinement(), stop_rule=None)
+    every = Run(loaded, settings, request).start().wait()
+    thin = Run(loaded, settings, request, states=StateCache(limit)).start().wait()
+    assert len(every.trace) == 12
+    for passes in range(1, 13):
+        one, two = every.states.nearest(every, passes), thin.state_at(passes)
+        assert one is not None and one[0] == passes and two is not None
+        for name, value in vars(one[1]).items():
+            other = getattr(two, name)
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(value, other), name
+            elif name != "cache":
+                assert value == other, name
+    assert thin.state_at(0) is None
+    with pytest.raises(RequestError, match="0 to 12 passes"):
+        thin.state_at(13)
+
+
+def test_the_states_of_all_runs_stay_within_keep_bytes() -> None:
+    session = Session(runs.loaded(eos_token_ids=()), keep_bytes=1)
+    run = session.run(PROMPT, stop_rule=None).wait()
+    assert run.states is session.states and run.states.limit == 1
+    assert len(run.states) == 1, "more than one byte holds the newest state alone"
+
+
+def test_ask_runs_what_is_typed_and_says_what_is_wrong() -> None:
+    session = Session(runs.loaded())
+    box = session.ask(PROMPT, max_new_tokens=8)
+    box.form._receive(box.form, {"type": "press", "name": "run"}, [])
+    assert box.current is not None
+    assert box.current.trace.metadata["prompt"] == PROMPT
+    assert box.canvas.trace is box.current.trace
+    box.form.values = {**box.form.values, "seed": -1}
+    box.run().wait()  # type: ignore[union-attr]
+    assert box.current.failed
+    while not box.form.alert:
+        time.sleep(0.005)
+    assert "seed -1 is out of range" in box.form.message
+
+
+def test_a_view_carries_html_once_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DGEMMA_STATIC", "1")
+    run = Session(runs.loaded()).run(PROMPT)
+    bundle = run._repr_mimebundle_()
+    assert not run.running
+    assert "<span" in bundle["text/html"]
