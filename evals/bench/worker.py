@@ -53,8 +53,7 @@ def intervals(marks: Sequence[float]) -> list[float]:
 class Ours:
     """This project."""
 
-    def __init__(self, oracle_order: bool = False, soft_top_k: int | None = None) -> None:
-        self.oracle_order = oracle_order
+    def __init__(self, soft_top_k: int | None = None) -> None:
         self.soft_top_k = soft_top_k
 
     def load(self, folder: str, dtype: str) -> None:
@@ -70,13 +69,6 @@ class Ours:
         hidden = self.model.denoise(torch.tensor([canvas]), cache)
         return self.model.logits(hidden[0, positions])
 
-    def _draws(self, seed: int) -> Any:
-        from dgemma_core.draws import CounterDraws, OracleDraws
-
-        if self.oracle_order:
-            return OracleDraws(torch.Generator().manual_seed(seed))
-        return CounterDraws()
-
     def steps(self, prompts: list[list[int]], count: int, seed: int) -> list[float]:
         from dgemma_core.diffusion import denoise_canvases
         from dgemma_core.events import PromptEvent, StepEvent
@@ -87,7 +79,7 @@ class Ours:
         marks, rows = [], len(prompts)
         events = denoise_canvases(
             self.model, requests, steps=count, stop_rule=None, batch_size=rows, eos=(),
-            draws=self._draws(seed), soft_top_k=self.soft_top_k,
+            soft_top_k=self.soft_top_k,
         )  # fmt: skip
         seen = 0
         for event in events:
@@ -108,8 +100,8 @@ class Ours:
         ]
         found: dict[Any, list[int]] = {}
         for event in denoise_canvases(
-            self.model, requests, batch_size=batch, draws=self._draws(seed), soft_top_k=self.soft_top_k,
-        ):  # fmt: skip
+            self.model, requests, batch_size=batch, soft_top_k=self.soft_top_k
+        ):
             if isinstance(event, FinishEvent):
                 found[event.request] = list(event.ids)
         return [found[i] for i in range(len(prompts))]
@@ -125,13 +117,6 @@ class Ours:
             if isinstance(event, PromptEvent | TokenEvent):
                 marks.append(time.perf_counter())
         return intervals(marks)
-
-
-class OursInOracleOrder(Ours):
-    """This project, drawing its random numbers in the public implementation's order."""
-
-    def __init__(self) -> None:
-        super().__init__(oracle_order=True)
 
 
 class OursTop8(Ours):
@@ -312,7 +297,6 @@ def kept(ids: Sequence[int], ends: set[int], limit: int) -> list[int]:
 
 IMPLEMENTATIONS: dict[str, type[Implementation]] = {
     "dgemma": Ours,
-    "dgemma (oracle order)": OursInOracleOrder,
     "dgemma (soft_top_k=8)": OursTop8,
     "transformers": Transformers,
     "transformers (grouped experts)": TransformersGrouped,

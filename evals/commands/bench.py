@@ -45,7 +45,7 @@ def steps(
     allocator: Allocator = "system,tcmalloc",
     threads: Threads = CORES,
     rounds: Rounds = 5,
-    peers: Peers = f"dgemma (oracle order),dgemma (soft_top_k=8),{PUBLIC}",
+    peers: Peers = f"dgemma (soft_top_k=8),{PUBLIC}",
     count: Annotated[int, typer.Option(min=2, help="Fixed denoising steps a round.")] = 8,
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 128,
     vocab: Annotated[int, typer.Option(min=64, help="Vocabulary of the random model.")] = 262_144,

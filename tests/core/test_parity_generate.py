@@ -1,4 +1,4 @@
-"""`denoise_canvases` against transformers' `generate`, token for token, in its order of draws.
+"""Generation against transformers' `generate`, token for token, in its order of draws (tests/oracle/lockstep.py).
 
 Nothing is picked: case n is drawn from the number n and runs under the random seed n. Where a run
 first differs, every difference of that step must be a near-tie by the oracle's own numbers
@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,13 +20,15 @@ import torch
 from transformers import DiffusionGemmaForBlockDiffusion
 
 from dgemma_core.diffusion import denoise_canvases
-from dgemma_core.draws import OracleDraws
+from dgemma_core.draws import CounterDraws
 from dgemma_core.events import FinishEvent, StepEvent
 from dgemma_core.files.checkpoint import load_model
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.request import Request
 from dgemma_core.samplers import EntropyBound, StopRule
+from tests.oracle import lockstep
 from tests.oracle.build import Drawn, diffusion_oracle, draw, random_ids, resized, save
+from tests.oracle.draws import OracleDraws
 from tests.oracle.record import Knobs, OracleRun, OracleStep, generate, occurrences
 from tests.oracle.ties import LOGITS, RowStep, differences, mistakes, oracle_row, race
 
@@ -86,25 +87,16 @@ def oracle_run(oracle: DiffusionGemmaForBlockDiffusion, case: Case) -> OracleRun
     )
 
 
-def our_events(model: DiffusionGemma, case: Case, sampler: EntropyBound) -> list[object]:
+def our_run(model: DiffusionGemma, case: Case, sampler: EntropyBound | None = None) -> lockstep.Run:
     """Our run of a case: its prompts as one batch, its seed, the oracle's order of draws."""
-    knobs = case.knobs
-    requests = [
-        Request(ids=tuple(ids), max_new_tokens=case.max_new_tokens, id=row)
-        for row, ids in enumerate(case.prompts.tolist())
-    ]
-    draws = OracleDraws(torch.Generator().manual_seed(case.number))
-    events = denoise_canvases(
+    return lockstep.write(
         model,
-        requests,
+        case.prompts,
+        case.knobs,
+        OracleDraws(torch.Generator().manual_seed(case.number)),
+        max_new_tokens=case.max_new_tokens,
         sampler=sampler,
-        steps=knobs.steps,
-        stop_rule=StopRule(stability=knobs.stability, confidence=knobs.confidence),
-        batch_size=len(requests),
-        eos=knobs.eos,
-        draws=draws,
     )
-    return list(events)
 
 
 @dataclass(frozen=True)
@@ -130,10 +122,9 @@ def own_noise(case: Case, step: OracleStep, row: int) -> float:
     return math.inf if apart > PARTED else float(apart) * case.knobs.temperature(step.step)
 
 
-def compare(events: Iterable[object], case: Case, run: OracleRun) -> Outcome:
+def compare(written: lockstep.Run, case: Case, run: OracleRun) -> Outcome:
     """Step by step, row by row, until the first difference."""
-    ours = {(e.canvas, e.step, e.request): e for e in events if isinstance(e, StepEvent)}
-    ended: set[int] = set()
+    ours = {(step.canvas, step.step, step.row): step for step in written.steps}
     for canvas in run.canvases:
         for step in canvas:
             found: list[str] = []
@@ -142,39 +133,28 @@ def compare(events: Iterable[object], case: Case, run: OracleRun) -> Outcome:
                 if step.latched[row]:
                     continue
                 where = f"case {case.number}, canvas {step.canvas}, step {step.step}, row {row}"
-                event = ours.get((step.canvas, step.step, row))
-                if event is None:
-                    if row not in ended:
-                        return Outcome(where, [f"{where}: no such step"])
-                    continue
-                row_step = RowStep(
-                    event.tokens_out, event.sample, event.argmax, event.accepted, event.finished
-                )
-                if not torch.equal(event.tokens_in, step.tokens_in[row]):
+                made = ours.pop((step.canvas, step.step, row), None)
+                if made is None:
+                    return Outcome(where, [f"{where}: no such step"])
+                if not torch.equal(made.tokens_in, step.tokens_in[row]):
                     return Outcome(where, [f"{where}: the canvas before the step"])
-                names = differences(row_step, oracle_row(step, row))
+                names = differences(made.did, oracle_row(step, row))
                 if names:
                     found.append(f"{where}: {', '.join(names)}")
                     noise = max(LOGITS, 4 * own_noise(case, step, row))
                     if noise < math.inf:
-                        judged = mistakes(row_step, step, row, case.knobs, noise)
+                        judged = mistakes(made.did, step, row, case.knobs, noise)
                         wrong += [f"{where}: {mistake}" for mistake in judged]
             if found:
                 return Outcome("; ".join(found), wrong)
-        last = canvas[-1].argmax
-        ended |= {
-            row
-            for row in range(len(case.prompts))
-            if torch.isin(last[row], torch.tensor(case.knobs.eos)).any()
-        }
-    return Outcome(None, [])
+    return Outcome("its end", [f"{len(ours)} steps too many"]) if ours else Outcome(None, [])
 
 
 @dataclass(frozen=True)
 class Both:
     case: Case
     run: OracleRun
-    events: list[object]
+    written: lockstep.Run
     outcome: Outcome
 
 
@@ -186,8 +166,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Both]:
         folder = save(oracle, tmp_path_factory.mktemp(f"case{case.number}"))
         run = oracle_run(oracle, case)
         model = load_model(folder, dtype="float32", device="cpu")
-        events = our_events(model, case, sampler_of(case.knobs))
-        both.append(Both(case, run, events, compare(events, case, run)))
+        written = our_run(model, case)
+        both.append(Both(case, run, written, compare(written, case, run)))
     return both
 
 
@@ -206,20 +186,70 @@ def test_texts_are_the_oracles(runs: list[Both]) -> None:
     """Kept tokens, then PAD, are what the oracle returns; so is the number of steps."""
     for both in equal(runs):
         case, length = both.case, both.case.prompts.shape[1]
-        finishes = {e.request: e for e in both.events if isinstance(e, FinishEvent)}
-        for row, theirs in enumerate(both.run.sequences[:, length:].tolist()):
-            kept = list(finishes[row].ids)
-            assert kept + [case.knobs.pad] * (len(theirs) - len(kept)) == theirs, case.number
-            ended = bool(set(kept) & set(case.knobs.eos))
-            assert finishes[row].stop_reason == ("eos" if ended else "length")
-            canvases = -(-len(kept) // case.drawn.canvas_length)
-            assert finishes[row].canvases == canvases
-            steps = [s for canvas in both.run.canvases[:canvases] for s in canvas]
-            denoising_steps = finishes[row].denoising_steps
-            assert denoising_steps == sum(not s.latched[row] for s in steps)
+        assert torch.equal(both.written.sequences, both.run.sequences[:, length:]), case.number
+        for row, text in enumerate(both.written.texts):
+            theirs = both.run.sequences[row, length:].tolist()
+            assert list(text.ids) == theirs[: len(text.ids)]
+            ended = bool(set(text.ids) & set(case.knobs.eos))
+            assert text.reason == ("eos" if ended else "length")
+            assert text.canvases == -(-len(text.ids) // case.drawn.canvas_length)
+            steps = [s for canvas in both.run.canvases[: text.canvases] for s in canvas]
+            assert text.denoising_steps == sum(not s.latched[row] for s in steps)
             not_pad = sum(token != case.knobs.pad for token in theirs)
             a_forward = float(both.run.tokens_per_forward[row])
-            assert not_pad / denoising_steps == pytest.approx(a_forward)
+            assert not_pad / text.denoising_steps == pytest.approx(a_forward)
+
+
+def test_the_product_loop_writes_the_same_as_the_lockstep(runs: list[Both], tmp_path: Path) -> None:
+    """With equal draws, the loop in which rows join and leave gives each row the lockstep's steps and text."""
+    steps = 0
+    for both in runs:
+        case = both.case
+        folder = save(diffusion_oracle(case.drawn), tmp_path / str(case.number))
+        model = load_model(folder, dtype="float32", device="cpu")
+        seeds = [100 + row for row in range(len(case.prompts))]
+        expected = lockstep.write(
+            model,
+            case.prompts,
+            case.knobs,
+            CounterDraws(),
+            seeds=seeds,
+            max_new_tokens=case.max_new_tokens,
+        )
+        requests = [
+            Request(ids=tuple(ids), seed=seed, max_new_tokens=case.max_new_tokens, id=row)
+            for row, (ids, seed) in enumerate(zip(case.prompts.tolist(), seeds, strict=True))
+        ]
+        events = list(
+            denoise_canvases(
+                model,
+                requests,
+                sampler=sampler_of(case.knobs),
+                steps=case.knobs.steps,
+                stop_rule=StopRule(
+                    stability=case.knobs.stability, confidence=case.knobs.confidence
+                ),
+                batch_size=2,
+                eos=case.knobs.eos,
+            )
+        )
+        lockstep_steps = {(s.canvas, s.step, s.row): s for s in expected.steps}
+        for event in events:
+            if isinstance(event, StepEvent):
+                step = lockstep_steps[event.canvas, event.step, event.request]
+                assert torch.equal(event.tokens_in, step.tokens_in)
+                did = RowStep(
+                    event.tokens_out, event.sample, event.argmax, event.accepted, event.finished
+                )
+                assert differences(did, step.did) == [], f"case {case.number}"
+                steps += 1
+            if isinstance(event, FinishEvent):
+                text = expected.texts[event.request]
+                assert event.ids == text.ids and event.stop_reason == text.reason
+                assert event.canvases == text.canvases
+                assert event.denoising_steps == text.denoising_steps
+        assert sum(isinstance(event, FinishEvent) for event in events) == len(requests)
+    assert steps > 500
 
 
 def test_the_runs_show_what_generation_can_do(runs: list[Both]) -> None:
@@ -259,7 +289,7 @@ def test_a_slightly_wrong_sampler_is_not_taken_for_ties(
         wrong = replace(right, **{setting: factor * getattr(right, setting)})
         folder = save(diffusion_oracle(both.case.drawn), tmp_path / str(both.case.number))
         model = load_model(folder, dtype="float32", device="cpu")
-        outcome = compare(our_events(model, both.case, wrong), both.case, both.run)
+        outcome = compare(our_run(model, both.case, wrong), both.case, both.run)
         noticed += outcome.differ_at is not None
         if outcome.differ_at is not None and not outcome.mistakes:
             forgiven.append(outcome.differ_at)

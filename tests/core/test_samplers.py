@@ -17,7 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dgemma_core.draws import CounterDraws, OracleDraws, RowKey
+from dgemma_core.draws import CounterDraws, RowKey
 from dgemma_core.errors import RequestError
 from dgemma_core.samplers import (
     BlockRefinement,
@@ -29,6 +29,7 @@ from dgemma_core.samplers import (
     describe,
     sampler_from,
 )
+from tests.oracle.draws import OracleDraws
 
 from .plain_head import predict
 

@@ -17,7 +17,7 @@ import dgemma_core as dg
 from dgemma_core.backends.cpu.products import Linear
 from dgemma_core.command import cli
 from dgemma_core.config import GenerationDefaults
-from dgemma_core.draws import CounterDraws, CounterStep, OracleDraws, OracleStep, RowKey
+from dgemma_core.draws import CounterDraws, RowKey
 from dgemma_core.errors import CheckpointError, RequestError
 from dgemma_core.experts import Experts, Router
 from dgemma_core.files import checkpoint
@@ -34,7 +34,7 @@ from dgemma_core.files.quantised import (
     stored_bytes,
 )
 from dgemma_core.files.tensors import TensorFiles
-from dgemma_core.head import VocabularyHead
+from dgemma_core.head import Filters, VocabularyHead
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.nano.families import examples, family
 from tests.backends.cuda.live_bytes import LiveBytes
@@ -273,10 +273,11 @@ def test_the_head_streams_a_quantised_embedding(bits: int) -> None:
         torch.testing.assert_close(
             head.token_logprob(hidden, tokens), plain.token_logprob(hidden, tokens)
         )
-        for draws in ("counter", "oracle"):
+        draws = CounterDraws().step([RowKey(0, 0), RowKey(1, 0)], [3, 3], 3)
+        for filters in (None, Filters(top_k=50)):  # slices, and whole rows
             for soft in (True, False):
                 found, expected = (
-                    each.predict(hidden, 0.7, _draws(draws), soft=soft, top_k=3)
+                    each.predict(hidden, 0.7, draws, filters=filters, soft=soft, top_k=3)
                     for each in (head, plain)
                 )
                 assert torch.equal(found.sample, expected.sample)
@@ -289,12 +290,6 @@ def test_the_head_streams_a_quantised_embedding(bits: int) -> None:
                     torch.testing.assert_close(
                         found.soft_embedding, expected.soft_embedding, rtol=1e-4, atol=4e-5
                     )
-
-
-def _draws(kind: str) -> CounterStep | OracleStep:
-    if kind == "counter":
-        return CounterDraws().step([RowKey(0, 0), RowKey(1, 0)], [3, 3], 3)
-    return OracleDraws(torch.Generator().manual_seed(5)).step([RowKey(0, 0)] * 2, [3, 3], 3)
 
 
 def test_the_head_never_holds_the_whole_embedding() -> None:
