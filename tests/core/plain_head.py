@@ -73,6 +73,7 @@ def predict(
     return PlainPrediction(
         sample=sample,
         sample_probability=sampling.gather(-1, sample[..., None]).squeeze(-1),
+        sample_logprob=referred.log_softmax(-1).gather(-1, sample[..., None]).squeeze(-1),
         argmax=argmax,
         argmax_probability=p.gather(-1, argmax[..., None]).squeeze(-1),
         entropy=-(p * referred.log_softmax(-1)).sum(-1),

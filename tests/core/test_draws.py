@@ -248,7 +248,5 @@ def test_misuse_is_refused():
             RowKey(seed, 0)
     with pytest.raises(RequestError, match="canvas -1"):
         RowKey(0, -1)
-    with pytest.raises(TypeError, match="inverse_cdf"):
-        DRAWS.step([RowKey(0, 0)], [0], 4).multinomial(torch.ones(4, 3))
     with pytest.raises(ValueError, match="zip"):
         DRAWS.step([RowKey(0, 0)], [0, 1], 4).tokens(3)

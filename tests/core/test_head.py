@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dgemma_core import head as head_module
 from dgemma_core.backends.cpu.running import folds, row_top
-from dgemma_core.draws import CounterDraws, RowKey
+from dgemma_core.draws import CounterDraws, OracleDraws, RowKey
 from dgemma_core.errors import RequestError
 from dgemma_core.head import (
     BELOW_ONE,
@@ -359,6 +359,21 @@ def test_a_place_without_mass_is_never_found(seed: int) -> None:
             place, inside = found_in(masses, inside)
             assert (masses.gather(1, place) > 0).all()
             assert ((inside >= 0) & (inside < 1)).all()
+
+
+def test_oracle_draws_take_whole_rows_in_order() -> None:
+    """Blocks of rows consume the generator as one multinomial over all of them."""
+    generator = torch.Generator().manual_seed(1)
+    weight, hidden = (
+        torch.randn(40, 8, generator=generator),
+        torch.randn(2, 5, 8, generator=generator),
+    )
+    head = VocabularyHead(weight, 30.0, 16)
+    draws = OracleDraws(torch.Generator().manual_seed(7)).step([RowKey(0, 0)] * 2, [0, 0], 5)
+    sample = head.predict(hidden, 0.5, draws, soft=False).sample
+    probabilities = (head.logits(hidden) / 0.5).softmax(-1).view(10, 40)
+    theirs = torch.multinomial(probabilities, 1, generator=torch.Generator().manual_seed(7))
+    assert torch.equal(sample, theirs.view(2, 5))
 
 
 class Largest(TorchDispatchMode):

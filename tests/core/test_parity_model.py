@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from transformers import DiffusionGemmaForBlockDiffusion
 
-from dgemma_core import GenerationDefaults, experts, layers, load
+from dgemma_core import GenerationDefaults, layers, load
 from dgemma_core import model as model_module
 from dgemma_core.cache import attend_causal
 from dgemma_core.files.checkpoint import load_model, read_config, save_model
@@ -151,9 +151,12 @@ def _text(**changes: object) -> Planted:
 
 def _rope(**changes: object) -> Planted:
     def plant(model: DiffusionGemma, patch: pytest.MonkeyPatch) -> None:
-        for layer in model.layers:
-            if layer.config.full:
-                patch.setattr(layer, "config", replace(layer.config, **changes))
+        text = model.config.text
+        kinds = tuple(replace(kind, **changes) if kind.full else kind for kind in text.layers)
+        for layer, kind in zip(model.layers, kinds, strict=True):
+            patch.setattr(layer, "config", kind)
+        text = replace(text, layers=kinds)
+        patch.setattr(model, "config", replace(model.config, text=text))
 
     return plant
 
@@ -196,8 +199,8 @@ def _one_set_of_layer_scalars(model: DiffusionGemma, patch: pytest.MonkeyPatch) 
 
 
 def _exact_gelu(model: DiffusionGemma, patch: pytest.MonkeyPatch) -> None:
-    for module in (layers, experts):
-        patch.setattr(module, "gelu", F.gelu)
+    gelu = F.gelu
+    patch.setattr(F, "gelu", lambda x, approximate: gelu(x))
 
 
 def _values_keep_their_length(model: DiffusionGemma, patch: pytest.MonkeyPatch) -> None:
@@ -214,13 +217,11 @@ def _embedding_unscaled(model: DiffusionGemma, patch: pytest.MonkeyPatch) -> Non
 
 
 def _canvas_one_position_late(model: DiffusionGemma, patch: pytest.MonkeyPatch) -> None:
-    denoise, rotations = model.denoise, model._rotations_of
+    denoise, rotations = model.denoise, model.rotations
 
     def late(*args: object, **options: object) -> torch.Tensor:
         with pytest.MonkeyPatch.context() as inner:
-            inner.setattr(
-                model, "_rotations_of", lambda spans: rotations([(at + 1, n) for at, n in spans])
-            )
+            inner.setattr(model, "rotations", lambda at, dtype: rotations(at + 1, dtype))
             return denoise(*args, **options)
 
     patch.setattr(model, "denoise", late)

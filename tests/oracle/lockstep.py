@@ -201,4 +201,4 @@ def _predict(model: DiffusionGemma, hidden: Tensor, temperature: float) -> Predi
     """The model's prediction; its sample, drawn from numbers of no meaning, is not used."""
     keys = [RowKey(0, 0)] * len(hidden)
     unused = CounterDraws().step(keys, [0] * len(hidden), hidden.shape[1])
-    return model.head.predict(hidden, torch.full((len(hidden),), temperature), unused)
+    return model.predict(hidden, torch.full((len(hidden),), temperature), unused)
