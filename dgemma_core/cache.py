@@ -207,9 +207,10 @@ def check_row(row: RowCache, config: TextConfig, like: Tensor) -> None:
     fits = len(row.buffers) == len(config.layers)
     for buffer, layer in zip(row.buffers, config.layers, strict=False):
         if buffer is not None:
-            heads, _, d = buffer.keys.shape
-            fits &= (heads, d) == (layer.num_key_value_heads, layer.head_dim)
-            fits &= buffer.keys.dtype == like.dtype and buffer.keys.device == like.device
+            shape = (layer.num_key_value_heads, *buffer.keys.shape[1:2], layer.head_dim)
+            for held in (buffer.keys, buffer.values):
+                fits &= held.shape == shape and held.is_contiguous()
+                fits &= held.dtype == like.dtype and held.device == like.device
     if not fits:
         raise RequestError(
             "the prefix cache is of another model, dtype or device: encode the prompt with this model"

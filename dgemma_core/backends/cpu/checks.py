@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dgemma_core.cache import RowCache
+from dgemma_core.cache import RowCache, check_row
 from dgemma_core.config import TextConfig
 from dgemma_core.errors import RequestError
 
@@ -70,41 +70,29 @@ def positions(config: TextConfig, rows: Sequence[RowCache], sizes: Sequence[int]
     return longest
 
 
-def row_caches(config: TextConfig, rows: Sequence[RowCache]) -> None:
-    """Refuses rows whose keys and values are not those of a float32 model of this shape on the CPU."""
-    windows = tuple(None if layer.full else config.sliding_window - 1 for layer in config.layers)
-    shapes = [(layer.num_key_value_heads, layer.head_dim) for layer in config.layers]
+def row_caches(
+    config: TextConfig, windows: tuple[int | None, ...], rows: Sequence[RowCache], like: Tensor
+) -> None:
+    """Refuses rows whose keys and values are not those of this model, in the dtype and on the device of `like`.
+
+    windows: positions that each layer keeps. `check_row` looks at a row's tensors once; positions are looked at by
+    every call.
+    """
     for row in rows:
-        if row.windows != windows or len(row.buffers) != len(shapes) or row.length < 0:
-            raise _another_model()
-        for layer, ((heads, dim), buffer) in enumerate(zip(shapes, row.buffers, strict=True)):
+        check_row(row, config, like)
+        length = row.length
+        fits = row.windows == windows and length >= 0
+        for window, buffer in zip(windows, row.buffers, strict=True):
             if buffer is None:
-                if row.length:
-                    raise _another_model()
-                continue
-            for held in (buffer.keys, buffer.values):
-                if (
-                    held.dtype is not torch.float32
-                    or not held.is_cpu
-                    or held.dim() != 3
-                    or not held.is_contiguous()
-                ):
-                    raise _another_model()
-            shape = buffer.keys.shape
-            if (
-                buffer.values.shape != shape
-                or shape[0] != heads
-                or shape[2] != dim
-                or not 0 <= buffer.base <= row.first(layer, row.length)
-                or not row.length <= buffer.filled <= buffer.base + shape[1]
-            ):
-                raise _another_model()
-
-
-def _another_model() -> RequestError:
-    return RequestError(
-        "the prefix cache was made by another model, or in another dtype: encode the prompt with this one"
-    )
+                fits &= not length
+            else:
+                first = 0 if window is None else max(0, length - window)
+                end = buffer.base + buffer.keys.shape[1]
+                fits &= 0 <= buffer.base <= first and length <= buffer.filled <= end
+        if not fits:
+            raise RequestError(
+                "the prefix cache is of another model, dtype or device: encode the prompt with this model"
+            )
 
 
 def capped_scale(cap: float, temperatures: Tensor | float) -> Tensor:

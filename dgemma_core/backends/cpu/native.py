@@ -90,13 +90,16 @@ class NativeModel:
         self.weights = [weight.detach() for weight in model.parameters()]
         self.sources = self._sources()
         self.kept: list[Tensor] = []  # what C holds pointers to
+        self.windows = tuple(
+            None if layer.full else text.sliding_window - 1 for layer in text.layers
+        )
         layers = cast(Sequence[Layer], model.layers)
         self.layers = (bindings.Layer * len(layers))(
             *(
                 self._layer(layer, window, of_encoder)
                 for layer, window, of_encoder in zip(
                     layers,
-                    [None if layer.full else text.sliding_window - 1 for layer in text.layers],
+                    self.windows,
                     model.encoder_layer_scalars.tolist(),
                     strict=True,
                 )
@@ -253,7 +256,7 @@ class NativeModel:
             return torch.empty(0, self.width)
         if soft is not None:
             soft = checks.floats("the soft embedding", soft, (tokens, self.width))
-        checks.row_caches(text, rows)
+        checks.row_caches(text, self.windows, rows, self.likes[0])
         self._grow_rotations(checks.positions(text, rows, sizes))
         segments = (bindings.Segment * len(rows))()
         buffers = self._buffers(rows, sizes, causal)

@@ -425,7 +425,7 @@ def test_rows_of_another_model(what: str) -> None:
     model = small()
     made, row = small_model_of(model), model.encode([[1, 2, 3, 4, 5]]).rows[0]
     damaged = dict(damaged_rows(row))[what]
-    with pytest.raises(RequestError, match="the prefix cache was made by another model"):
+    with pytest.raises(RequestError, match="the prefix cache is of another model"):
         made.forward(random_ids(model, 8), [damaged], [8], causal=False)
 
 
