@@ -230,13 +230,16 @@ class VocabularyHead:
     def vocab_size(self) -> int:
         return int(self.weight.shape[0])
 
+    def tokens_per_slice(self, rows: int) -> int:
+        """Tokens of a slice for so many rows of hidden states, in whole groups."""
+        if self.slice_size is not None:
+            return -(-self.slice_size // GROUP) * GROUP
+        whole = isinstance(self.weight, Tensor)
+        return max(SLICE, LOGITS // max(1, rows) // SLICE * SLICE) if whole else SLICE
+
     def slices(self, rows: int) -> Iterator[tuple[int, Matrix]]:
-        """Slices of the vocabulary for so many rows of hidden states: first token, and embeddings (S, D)."""
-        size = self.slice_size
-        if size is None:
-            whole = isinstance(self.weight, Tensor)
-            size = max(SLICE, LOGITS // max(1, rows) // SLICE * SLICE) if whole else SLICE
-        size = -(-size // GROUP) * GROUP
+        """Of every slice, its first token and its embeddings (S, D)."""
+        size = self.tokens_per_slice(rows)
         for start in range(0, self.vocab_size, size):
             yield start, self.weight[start : start + size]
 
@@ -419,8 +422,9 @@ class VocabularyHead:
         assert asked.uniform is not None
         group, inside = found_in(groups, asked.uniform.unsqueeze(1))
         tokens, logits = [], []
-        # No more embeddings at a time than a slice has logits.
-        count = max(1, LOGITS // (GROUP * hidden.shape[1]))
+        # No more numbers at a time than a slice has logits.
+        rows, width = hidden.shape
+        count = max(1, rows * self.tokens_per_slice(rows) // (GROUP * width))
         for part in torch.arange(len(hidden), device=hidden.device).split(count):
             ids = group[part] * GROUP + torch.arange(GROUP, device=hidden.device)  # (R, GROUP)
             weight = dense(self.weight[ids.clamp_max(self.vocab_size - 1)], hidden.dtype)

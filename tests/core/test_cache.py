@@ -275,7 +275,7 @@ def test_what_denoise_refuses(model: DiffusionGemma) -> None:
     cache = model.encode([[1, 2], [3]])
     with pytest.raises(RequestError, match="1 rows of tokens for a prefix cache of 2"):
         model.denoise(CANVAS, cache)
-    with pytest.raises(RequestError, match=r"\(rows, positions\), got shape \(8,\)"):
+    with pytest.raises(RequestError, match=r"\(rows, positions\).*got shape \(8,\)"):
         model.denoise(CANVAS[0], cache)
     with pytest.raises(RequestError, match=r"soft embedding has shape \(1, 7, 16\)"):
         model.denoise(CANVAS, cache[0], torch.zeros(1, 7, 16))

@@ -1,4 +1,4 @@
-"""Three ways to run the experts against one plain loop in float64."""
+"""The experts against one plain loop in float64."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dgemma_core import experts as module
-from dgemma_core.experts import Experts
-from dgemma_core.train.dense_pass import run_experts
+from dgemma_core.experts import Experts, Router, Routing
+from dgemma_core.train.dense_pass import mixture
 from tests.core import tiny
 
 
@@ -33,40 +32,37 @@ def plain(experts: Experts, x: Tensor, weights: Tensor, chosen: Tensor) -> Tenso
 
 @pytest.mark.parametrize("tokens", [1, 2, 7, 150])
 @pytest.mark.parametrize("seed", range(3))
-def test_all_ways_agree(
-    experts: Experts, monkeypatch: pytest.MonkeyPatch, tokens: int, seed: int
+def test_the_sorted_loop_and_training_agree_with_it(
+    experts: Experts, tokens: int, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(tokens, 16, generator=generator)
     weights = torch.rand(tokens, 2, generator=generator)
     chosen = torch.rand(tokens, experts.count, generator=generator).topk(2).indices
     expected = plain(experts, x, weights, chosen)
-    for below in (0, 2**62):  # sorted by expert, and every expert on every token
-        monkeypatch.setattr(module, "ALL_BELOW", below)
-        torch.testing.assert_close(
-            experts(x, weights, chosen).double(), expected, rtol=1e-5, atol=1e-5
-        )
-    padded = (run_experts(experts, x, chosen) * weights.unsqueeze(-1)).sum(-2)
-    torch.testing.assert_close(padded.double(), expected, rtol=1e-5, atol=1e-5)
+    found = experts(x, weights, chosen)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    batched = mixture(experts, x, Routing(weights, chosen, weights))
+    torch.testing.assert_close(batched.double(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_ways_do_run(experts: Experts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few multiplications: all experts at once. Many: expert by expert."""
+def test_only_the_chosen_experts_run(experts: Experts, monkeypatch: pytest.MonkeyPatch) -> None:
     ran = []
-    down = Experts.down
-    monkeypatch.setattr(Experts, "down", lambda self, e, rows: ran.append(e) or down(self, e, rows))
-    x, chosen = torch.randn(3, 16), torch.tensor([[0, 1], [0, 2], [0, 1]])
-    experts(x, torch.ones(3, 2), chosen)
-    assert ran == []
-    monkeypatch.setattr(module, "ALL_BELOW", 0)
-    experts(x, torch.ones(3, 2), chosen)
+    expert = Experts.expert
+    monkeypatch.setattr(Experts, "expert", lambda self, e, x: ran.append(e) or expert(self, e, x))
+    experts(torch.randn(3, 16), torch.ones(3, 2), torch.tensor([[0, 1], [0, 2], [0, 1]]))
     assert ran == [0, 1, 2]
 
 
-def test_gelu_is_the_tanh_form_whatever_its_way() -> None:
-    x = torch.linspace(-12, 12, 40_001)
-    exact = torch.nn.functional.gelu(x.double(), approximate="tanh")
-    with torch.no_grad():
-        many, few = module.gelu(x), torch.cat([module.gelu(part) for part in x.split(1000)])
-    for found in (many, few, module.gelu(x)):
-        torch.testing.assert_close(found.double(), exact, rtol=3e-6, atol=1e-6)
+def test_the_router_keeps_the_best_and_scales_them() -> None:
+    router = tiny.model(4).layers[0].router
+    assert isinstance(router, Router)
+    x = torch.randn(5, 16)
+    routing = router(x)
+    normed = x.double() * (x.double().square().mean(-1, keepdim=True) + router.eps) ** -0.5
+    scores = (normed * router.scale.double() * 16**-0.5) @ router.proj.weight.double().T
+    best = scores.softmax(-1).topk(router.top_k)
+    shares = best.values / best.values.sum(-1, keepdim=True)
+    expected = shares * router.per_expert_scale.double()[best.indices]
+    assert torch.equal(routing.chosen, best.indices)
+    torch.testing.assert_close(routing.weights.double(), expected, rtol=1e-5, atol=1e-6)

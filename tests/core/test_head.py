@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dgemma_core import head as head_module
-from dgemma_core.backends.cpu.running import folds, row_top
-from dgemma_core.draws import CounterDraws, OracleDraws, RowKey
+from dgemma_core.backends.cpu import head as cpu_head
+from dgemma_core.backends.cpu.head import CpuHead
+from dgemma_core.backends.cpu.online_softmax import row_top, serves
+from dgemma_core.draws import CounterDraws, RowKey
 from dgemma_core.errors import RequestError
 from dgemma_core.head import (
     BELOW_ONE,
@@ -31,14 +33,19 @@ from tests.core import plain_head
 CASES = range(80)
 
 
-@pytest.fixture(autouse=True, params=("fold.c", "torch"))
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways to the statistics of a slice."""
-    if request.param == "torch":
-        monkeypatch.setattr(head_module, "folds", lambda hidden: False)
-    else:
-        assert folds(torch.zeros(1)), "no C compiler"
-    return str(request.param)
+HEADS = {"torch": VocabularyHead, "cpu": CpuHead}
+
+
+@pytest.fixture(autouse=True, params=HEADS)
+def head(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[VocabularyHead]:
+    """The reference head, and the one with statistics by C."""
+    assert serves(torch.zeros(1)), "no C compiler"
+    monkeypatch.setitem(globals(), "Head", HEADS[request.param])
+    return HEADS[request.param]
+
+
+Head = VocabularyHead
+"""The head under test."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +53,6 @@ class Uniforms:
     """Draws of given uniform numbers (B, C)."""
 
     uniform: Tensor
-
-    def multinomial(self, probabilities: Tensor) -> Tensor:
-        raise AssertionError("uniform numbers are there")
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Case:
 
     @property
     def head(self) -> VocabularyHead:
-        return VocabularyHead(self.weight, self.cap, self.slice_size)
+        return Head(self.weight, self.cap, self.slice_size)
 
     def logits(self) -> Tensor:
         """Soft-capped, (B, C, V) float64; the product is rounded to the weights' dtype, as theirs."""
@@ -87,7 +91,7 @@ def draw_case(number: int, *, integers: bool = False, dtype: torch.dtype = torch
     slices; then many logits are equal."""
     rng = random.Random(f"head {number}")
     generator = torch.Generator().manual_seed(number)
-    vocab, width = rng.choice([7, 33, 64, 200]), rng.choice([3, 8, 16])
+    vocab, width = rng.choice([7, 64, 200, 330]), rng.choice([3, 8, 16])
     batch, length = rng.randint(1, 3), rng.randint(1, 6)
     if integers:
         weight = torch.randint(-1, 2, (vocab, width), generator=generator).float()
@@ -107,7 +111,7 @@ def draw_case(number: int, *, integers: bool = False, dtype: torch.dtype = torch
         weight=weight.to(dtype),
         hidden=hidden.to(dtype),
         cap=rng.choice([30.0, 5.0]),
-        slice_size=rng.choice([1, 3, 10, vocab // 2, vocab, vocab + 5]),
+        slice_size=rng.choice([64, 128, vocab, vocab + 5]),
         temperature=temperature,
         options={
             "reference": rng.choice(["tempered", "raw"]),
@@ -174,6 +178,8 @@ def test_prediction_is_the_plain_softmaxs(number: int) -> None:
         case.draws.uniform <= after + 1e-5
     ).all()
     close(ours.sample_probability, after - before, 1e-4)
+    referred = reference_logits(case).log_softmax(-1)
+    close(ours.sample_logprob, referred.gather(-1, ours.sample[..., None]).squeeze(-1), 2e-4)
 
 
 @pytest.mark.parametrize("number", CASES)
@@ -232,7 +238,7 @@ def test_the_drawn_cases_reach_everything() -> None:
     assert sum(case.options["filters"] is not None for case in cases) >= 20
     assert sum(isinstance(case.temperature, Tensor) for case in cases) >= 10
     assert {c.temperature for c in cases if isinstance(c.temperature, float)} == {0, 0.4, 1, 2}
-    assert sum(len(case.weight) % case.slice_size > 0 for case in cases) >= 10
+    assert sum(len(case.weight) > case.slice_size for case in cases) >= 10
     assert sum(case.slice_size >= len(case.weight) for case in cases) >= 10
     assert sum(bool((case.logits().abs() >= 0.999 * case.cap).any()) for case in cases) >= 10
     exact = [draw_case(number, integers=True).logits() for number in CASES]
@@ -260,7 +266,7 @@ def test_logits_are_exact_at_the_extremes() -> None:
     """Nothing overflows where all mass is on one token, or on none."""
     weight = torch.eye(5)
     sure, lost = 1e30 * torch.eye(5)[3], torch.zeros(5)
-    ours = VocabularyHead(weight, 30.0, 2).predict(
+    ours = Head(weight, 30.0, 2).predict(
         torch.stack([sure, lost])[None], 0.01, top_k=5, draws=Uniforms(torch.full((1, 2), 0.999))
     )
     assert ours.sample.tolist() == [[3, 4]] and ours.argmax.tolist() == [[3, 0]]
@@ -280,7 +286,7 @@ def test_samples_are_fair(temperature: float, filters: Filters | None) -> None:
     weight = torch.randn(vocab, 4, generator=generator)
     hidden = torch.randn(4, generator=generator).expand(1, count, 4)
     draws = CounterDraws().step([RowKey(5, 0)], [0], count)
-    head = VocabularyHead(weight, 30.0, slice_size=5)
+    head = Head(weight, 30.0, slice_size=5)
     sample = head.predict(hidden, temperature, draws, filters=filters, soft=False).sample
     logits = 30 * torch.tanh((hidden[0, 0] @ weight.T).double() / 30) / temperature
     p = plain_head.cut(logits, filters).softmax(-1)
@@ -292,24 +298,25 @@ def test_samples_are_fair(temperature: float, filters: Filters | None) -> None:
     assert abs(statistic - freedom) / math.sqrt(2 * freedom) < 5
 
 
-def test_slices_without_mass_need_no_second_product(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slices_without_mass_need_no_second_product(
+    head: type[VocabularyHead], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where every position is sure of a token of the first slice, the others add nothing to the soft embedding."""
     generator = torch.Generator().manual_seed(0)
-    weight, hidden = torch.randn(100, 8, generator=generator), torch.zeros(2, 3, 8)
-    weight[:, 0] = torch.where(torch.arange(100) < 10, 1.0, -1.0)
+    weight, hidden = torch.randn(640, 8, generator=generator), torch.zeros(2, 3, 8)
+    weight[:, 0] = torch.where(torch.arange(640) < 10, 1.0, -1.0)
     hidden[..., 0] = 40.0
-    products = []
-    own = head_module.linear
-    monkeypatch.setattr(
-        head_module, "linear", lambda x, w: (products.append(w.shape), own(x, w))[1]
-    )
-    sure = VocabularyHead(weight, 30.0, 10).predict(hidden, 0.7, Uniforms(torch.rand(2, 3)))
-    assert products == [(10, 8), (8, 10)] + 9 * [(10, 8)]
+    shapes = []
+    plain = F.linear
+    monkeypatch.setattr(cpu_head.F, "linear", lambda x, w: (shapes.append(w.shape), plain(x, w))[1])
+    sure = Head(weight, 30.0, 64).predict(hidden, 0.7, Uniforms(torch.rand(2, 3)))
+    if head is CpuHead:
+        assert shapes == [(64, 8), (8, 64)] + 9 * [(64, 8)]
     shares = (weight.double() @ hidden[0, 0].double()).div(30).tanh().mul(30 / 0.7).softmax(0)
     close(sure.soft_embedding[0, 0], shares @ weight.double() * 8**0.5, 1e-6)
-    del products[:]
-    VocabularyHead(weight, 30.0, 10).predict(0 * hidden, 0.7, Uniforms(torch.rand(2, 3)))
-    assert len(products) == 20
+    del shapes[:]
+    Head(weight, 30.0, 64).predict(0 * hidden, 0.7, Uniforms(torch.rand(2, 3)))
+    assert len(shapes) == (20 if head is CpuHead else 10)
 
 
 def test_what_is_reported_changes_nothing() -> None:
@@ -320,8 +327,8 @@ def test_what_is_reported_changes_nothing() -> None:
         torch.randn(2, 9, 8, generator=generator),
     )
     uniforms = Uniforms(torch.rand(2, 9, generator=generator))
-    for slice_size in (100, 1000):
-        head = VocabularyHead(weight, 30.0, slice_size)
+    for slice_size in (128, 1000):
+        head = Head(weight, 30.0, slice_size)
         plain, watched = head.predict(hidden, 0.7, uniforms), head.predict(hidden, 0.7, uniforms, top_k=5)  # fmt: skip
         for name in ("sample", "argmax", "entropy", "sample_probability", "soft_embedding"):
             assert torch.equal(getattr(plain, name), getattr(watched, name))
@@ -331,18 +338,18 @@ def test_what_is_reported_changes_nothing() -> None:
 def test_samples_do_not_depend_on_slices_and_neighbours() -> None:
     generator = torch.Generator().manual_seed(1)
     weight, hidden = (
-        torch.randn(100, 8, generator=generator),
+        torch.randn(1000, 8, generator=generator),
         torch.randn(6, 8, 8, generator=generator),
     )
     keys = [RowKey(seed, 2) for seed in range(6)]
-    whole = VocabularyHead(weight, 30.0).predict(hidden, 0.7, CounterDraws().step(keys, [4] * 6, 8))
-    for slice_size in (1, 7, 33, 50, 99, 100):
-        head = VocabularyHead(weight, 30.0, slice_size)
+    whole = Head(weight, 30.0).predict(hidden, 0.7, CounterDraws().step(keys, [4] * 6, 8))
+    for slice_size in (64, 128, 1000):
+        head = Head(weight, 30.0, slice_size)
         sliced = head.predict(hidden, 0.7, CounterDraws().step(keys, [4] * 6, 8))
         assert torch.equal(sliced.sample, whole.sample)
         close(sliced.sample_probability, whole.sample_probability, 1e-5)
     for row, key in enumerate(keys):
-        head = VocabularyHead(weight, 30.0, 33)
+        head = Head(weight, 30.0, 64)
         alone = head.predict(hidden[row : row + 1], 0.7, CounterDraws().step([key], [4], 8))
         assert torch.equal(alone.sample[0], whole.sample[row])
 
@@ -359,21 +366,6 @@ def test_a_place_without_mass_is_never_found(seed: int) -> None:
             place, inside = found_in(masses, inside)
             assert (masses.gather(1, place) > 0).all()
             assert ((inside >= 0) & (inside < 1)).all()
-
-
-def test_oracle_draws_take_whole_rows_in_order() -> None:
-    """Blocks of rows consume the generator as one multinomial over all of them."""
-    generator = torch.Generator().manual_seed(1)
-    weight, hidden = (
-        torch.randn(40, 8, generator=generator),
-        torch.randn(2, 5, 8, generator=generator),
-    )
-    head = VocabularyHead(weight, 30.0, 16)
-    draws = OracleDraws(torch.Generator().manual_seed(7)).step([RowKey(0, 0)] * 2, [0, 0], 5)
-    sample = head.predict(hidden, 0.5, draws, soft=False).sample
-    probabilities = (head.logits(hidden) / 0.5).softmax(-1).view(10, 40)
-    theirs = torch.multinomial(probabilities, 1, generator=torch.Generator().manual_seed(7))
-    assert torch.equal(sample, theirs.view(2, 5))
 
 
 class Largest(TorchDispatchMode):
@@ -399,7 +391,7 @@ def test_the_streamed_path_allocates_slices_only(reference: Any, temperature: fl
     rows, width, vocab, size = 48, 16, 4096, 128
     weight, hidden = torch.randn(vocab, width), torch.randn(2, rows // 2, width)
     draws = CounterDraws().step([RowKey(0, 0), RowKey(1, 0)], [0, 0], rows // 2)
-    head = VocabularyHead(weight, 30.0, size)
+    head = Head(weight, 30.0, size)
     with torch.inference_mode(), Largest(weight) as largest:
         head.predict(hidden, temperature, draws, reference=reference, top_k=8)
         head.predict(hidden, temperature, draws, reference=reference, soft_top_k=8)
@@ -432,7 +424,7 @@ def test_token_logit_in_bfloat16_rounds_as_the_logits_do() -> None:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(500, 256, generator=generator).bfloat16()
     hidden = torch.randn(1, 500, 256, generator=generator).bfloat16()
-    head = VocabularyHead(weight, 30.0)
+    head = Head(weight, 30.0)
     tokens = torch.arange(500)[None]
     ours, whole = head.token_logit(hidden, tokens), head.logits(hidden)[0].diagonal()[None]
     # the order of summation may flip a rounding now and then, by one unit in the last place
@@ -462,12 +454,14 @@ WEIGHT = torch.randn(6, 4)
         ((-1.0, Uniforms(torch.rand(2, 3))), {}, "temperature"),
         ((torch.tensor([0.0, 1.0]), Uniforms(torch.rand(2, 3))), {}, "temperature"),
         ((float("nan"), Uniforms(torch.rand(2, 3))), {}, "temperature"),
+        ((1e-40, Uniforms(torch.rand(2, 3))), {}, "temperature"),
+        ((float("inf"), Uniforms(torch.rand(2, 3))), {}, "temperature"),
         ((0.0,), {"filters": Filters(2)}, "no effect"),
     ],
 )
 def test_refusals(arguments: tuple[Any, ...], options: dict[str, Any], words: str) -> None:
     with pytest.raises(RequestError, match=words):
-        VocabularyHead(WEIGHT, 30.0).predict(torch.randn(2, 3, 4), *arguments, **options)
+        Head(WEIGHT, 30.0).predict(torch.randn(2, 3, 4), *arguments, **options)
 
 
 @pytest.mark.parametrize(
@@ -481,14 +475,31 @@ def test_filters_that_leave_nothing(filters: dict[str, Any]) -> None:
 @pytest.mark.parametrize("token", [-100, -1, 6])
 def test_logprob_of_no_token_is_refused(token: int) -> None:
     with pytest.raises(RequestError, match="0 … 5"):
-        VocabularyHead(WEIGHT, 30.0, 4).token_logprob(torch.randn(2, 4), torch.tensor([0, token]))
+        Head(WEIGHT, 30.0, 4).token_logprob(torch.randn(2, 4), torch.tensor([0, token]))
 
 
 def test_few_rows_take_larger_slices() -> None:
     """So that a slice's logits, and not its tokens, are always as many."""
-    head = VocabularyHead(torch.zeros(4, 2), 30.0)
-    sizes = {rows: head._slice_for(rows) for rows in (1, 8, 24, 32, 256, 4096)}
+    head = Head(torch.zeros(4, 2), 30.0)
+    sizes = {rows: head.tokens_per_slice(rows) for rows in (1, 8, 24, 32, 256, 4096)}
     assert sizes[256] == sizes[4096] == SLICE and sizes[32] == 8 * SLICE
     assert all(rows * size <= LOGITS for rows, size in sizes.items() if rows <= 256)
     assert all(size % SLICE == 0 for size in sizes.values())
-    assert VocabularyHead(torch.zeros(4, 2), 30.0, 5)._slice_for(1) == 5
+    assert VocabularyHead(torch.zeros(4, 2), 30.0, 5).tokens_per_slice(1) == 5
+
+
+@pytest.mark.parametrize("shape", [(1, 0, 4), (0, 3, 4), (1, 3, 5), (3, 4)])
+def test_refuses_hidden_states_of_another_shape(shape: tuple[int, ...]) -> None:
+    with pytest.raises(RequestError, match="hidden states are"):
+        Head(WEIGHT, 30.0).predict(torch.zeros(shape), 0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_numbers_that_are_not_finite_end_in_one_error(number: float, dtype: torch.dtype) -> None:
+    hidden = torch.randn(1, 3, 4)
+    hidden[0, 1, 2] = number
+    weight = WEIGHT.clone()
+    weight[0, 2] = 0  # infinity times zero is no number
+    with pytest.raises(RequestError, match="not finite"):
+        Head(weight.to(dtype), 30.0).predict(hidden.to(dtype), 0.0)
