@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from dgemma_core.files.checkpoint import Loaded as Loaded
     from dgemma_core.files.checkpoint import load as load
     from dgemma_core.files.checkpoint import load_model as load_model
-    from dgemma_core.files.checkpoint import read_config as read_config
-    from dgemma_core.files.checkpoint import save_model as save_model
+    from dgemma_core.files.finding import read_config as read_config
+    from dgemma_core.files.saving import save_model as save_model
     from dgemma_core.files.trace import Trace as Trace
     from dgemma_core.generation import Chat as Chat
     from dgemma_core.generation import Generation as Generation
@@ -60,7 +60,9 @@ _HOMES = {
     "draws": ("CounterDraws",),
     "errors": ("CheckpointError", "DeviceError", "DgemmaError", "RequestError"),
     "events": ("CanvasEvent", "FinishEvent", "PromptEvent", "StepEvent", "TokenEvent"),
-    "files.checkpoint": ("Loaded", "load", "load_model", "read_config", "save_model"),
+    "files.checkpoint": ("Loaded", "load", "load_model"),
+    "files.finding": ("read_config",),
+    "files.saving": ("save_model",),
     "files.trace": ("Trace",),
     "generation": ("Chat", "Generation", "Settings", "generate", "prompt_ids"),
     "head": ("Prediction",),

@@ -432,7 +432,8 @@ def info(
 
     Of one on the hub only its configuration and the headers of its files are read.
     """
-    from dgemma_core.files.checkpoint import describe
+    from dgemma_core.files.config_json import generation_defaults_json, model_config_json
+    from dgemma_core.files.description import describe
 
     found = describe(model)
     config, defaults, stored = found.config, found.generation, dict(found.stored)
@@ -444,8 +445,8 @@ def info(
             "parameters": {"total": total, "active": active},
             "stored_bytes": stored,
             "loaded_bytes": loaded,
-            "config": config.to_json(),
-            "generation_config": defaults.to_json(),
+            "config": model_config_json(config),
+            "generation_config": generation_defaults_json(defaults),
         }
         print(json.dumps(facts))
         return

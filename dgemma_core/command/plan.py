@@ -29,7 +29,7 @@ from dgemma_core.cache import Buffer, PrefixCache
 from dgemma_core.config import LayerConfig, ModelConfig, TextConfig
 from dgemma_core.errors import RequestError
 from dgemma_core.facts.released import CONFIGS, VISION_PARAMETERS
-from dgemma_core.files.checkpoint import read_config
+from dgemma_core.files.finding import read_config
 from dgemma_core.files.quantised import GROUP, SCHEMES, SLICE, stored_sizes
 from dgemma_core.model import DiffusionGemma
 

@@ -18,18 +18,25 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dgemma_core.errors import CheckpointError
+from dgemma_core.files.reading import (
+    AGAIN,
+    file_size,
+    plain,
+    read_json,
+    refuse_placeholder,
+    shown,
+)
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
-AGAIN = "download or copy it again"
 _LARGEST_HEADER = 100_000_000  # bytes, the format's own limit
-_SHARD = re.compile(r"[\w-][\w.-]*\.safetensors")
+_MOST_AXES, _MOST_EXTENT = 8, 2**48
+_SHARD = re.compile(r"[\w-][\w.-]{0,200}\.safetensors", re.ASCII)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -47,9 +54,14 @@ _DTYPES: Mapping[str, torch.dtype] = {
 }
 
 
+def short_name(dtype: torch.dtype) -> str:
+    """A dtype's name without "torch."."""
+    return str(dtype).removeprefix("torch.")
+
+
 def dtype_name(kind: str) -> str:
-    """torch's name of a dtype that a header names; the header's own where torch has none."""
-    return str(_DTYPES[kind]).removeprefix("torch.") if kind in _DTYPES else kind
+    """torch's name of a dtype that a header names; the header's name where torch has none."""
+    return short_name(_DTYPES[kind]) if kind in _DTYPES else kind
 
 
 @dataclass(frozen=True)
@@ -65,7 +77,7 @@ class StoredTensor:
 
     def refuse(self, expected: str, found: str, advice: str) -> CheckpointError:
         """The error of this tensor not being what a model expects."""
-        where = f"{self.file}: {self.name}"
+        where = f"{self.file}: {plain(self.name)}"
         return CheckpointError(f"{where}: expected {expected}, found {found}; {advice}")
 
 
@@ -77,7 +89,10 @@ class TensorFiles:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.stored = _read_folder(folder)
+        try:
+            self.stored = _read_folder(folder)
+        except OSError as error:  # a folder that may not be read
+            raise CheckpointError(f"{folder}: cannot be read ({error}); {AGAIN}") from error
         self._mapped: dict[Path, Tensor] = {}
 
     def __getitem__(self, name: str) -> Tensor:
@@ -116,32 +131,34 @@ class TensorFiles:
         self._mapped.clear()
 
 
+def check_finite(stored: StoredTensor, tensor: Tensor) -> None:
+    """Raises CheckpointError unless all numbers of `tensor`, read from `stored`, are finite.
+
+    One pass over the numbers without a copy: a NaN makes both extremes NaN.
+    """
+    if not tensor.numel():
+        return
+    low, high = torch.aminmax(tensor.detach())
+    if not bool(torch.isfinite(low) & torch.isfinite(high)):
+        expected = f"finite weights as {short_name(tensor.dtype)}"
+        advice = "download the checkpoint again, or train or convert it anew"
+        raise stored.refuse(expected, "NaN or infinite ones", advice)
+
+
 def lacks_shards(folder: Path) -> bool:
     """Whether a folder holds an index but not all weights that it names, or no weights at all.
 
-    A hub's cache looks so where only its json files were downloaded. Damaged files are not judged.
+    A hub's cache looks so where only its json files were downloaded. Other damage is not looked for.
     """
     if not (folder / INDEX).exists():
         return not (folder / SINGLE).exists()
     content = read_json(folder / INDEX)
     places = content.get("weight_map") if isinstance(content, dict) else None
     names = places.values() if isinstance(places, dict) else ()
-    return not all(isinstance(name, str) and (folder / name).exists() for name in names)
-
-
-def read_json(file: Path) -> Any:
-    """The parsed content of a json file. Raises CheckpointError where it is missing or damaged."""
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise CheckpointError(f"{file}: expected a file, found none; {AGAIN}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{file}: cannot be read ({error}); {AGAIN}") from error
-    _refuse_placeholder(file, text[:100].encode(), len(text))
-    try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{file}: expected json, found {error}; {AGAIN}") from error
+    return not all(
+        isinstance(name, str) and _SHARD.fullmatch(name) and (folder / name).exists()
+        for name in names
+    )
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
@@ -150,17 +167,15 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     Raises CheckpointError where the file is missing, truncated, or not what its name says.
     """
     try:
-        size = file.stat().st_size
+        size = file_size(file)
         with file.open("rb") as opened:
             start = opened.read(100)
             length = int.from_bytes(start[:8], "little")
             opened.seek(8)
-            raw = opened.read(length) if length <= _LARGEST_HEADER else b""
-    except FileNotFoundError:
-        raise CheckpointError(f"{file}: expected a file, found none; {AGAIN}") from None
+            raw = opened.read(length) if length <= min(size, _LARGEST_HEADER) else b""
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read ({error}); {AGAIN}") from error
-    _refuse_placeholder(file, start, size)
+    refuse_placeholder(file, start, size)
     try:
         header = json.loads(raw) if len(raw) == length else None
     except (ValueError, RecursionError):
@@ -188,17 +203,20 @@ def _entry(file: Path, name: str, entry: object, origin: int) -> StoredTensor:
     """One entry of a header; offsets count from the header's end, at byte `origin`."""
     match entry:
         case {"dtype": str(kind), "shape": list(shape), "data_offsets": [int(begin), int(end)]} if (
-            kind in _DTYPES and all(type(extent) is int and extent >= 0 for extent in shape)
+            kind in _DTYPES
+            and len(shape) <= _MOST_AXES
+            and all(type(x) is int and 0 <= x <= _MOST_EXTENT for x in [*shape, begin, end])
         ):
             dtype = _DTYPES[kind]
             stored = StoredTensor(file, name, dtype, tuple(shape), origin + begin, origin + end)
-            if begin >= 0 and end - begin == math.prod(shape) * dtype.itemsize:
+            if end - begin == math.prod(shape) * dtype.itemsize:
                 return stored
             expected = f"{math.prod(shape) * dtype.itemsize} bytes for {kind} {shape}"
             raise stored.refuse(expected, f"bytes {begin} to {end}", AGAIN)
-    found = f"{json.dumps(entry):.100}"
     expected = f"a dtype of {', '.join(_DTYPES)}, a shape and two offsets"
-    raise CheckpointError(f"{file}: {name}: expected {expected}, found {found}; {AGAIN}")
+    raise CheckpointError(
+        f"{file}: {plain(name)}: expected {expected}, found {shown(entry, 100)}; {AGAIN}"
+    )
 
 
 def _read_folder(folder: Path) -> dict[str, StoredTensor]:
@@ -223,14 +241,14 @@ def _read_shards(folder: Path, index: Path) -> dict[str, StoredTensor]:
     places = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(places, dict) or not places:
         expected = "a weight_map from tensor names to files"
-        raise CheckpointError(f"{index}: expected {expected}, found {places!r:.60}; {AGAIN}")
+        raise CheckpointError(f"{index}: expected {expected}, found {shown(places, 60)}; {AGAIN}")
     stored: dict[str, StoredTensor] = {}
     for name, shard in places.items():
         if not isinstance(shard, str) or not _SHARD.fullmatch(shard):
             expected = "the name of a safetensors file in the same folder"
             advice = "do not use this checkpoint"
             raise CheckpointError(
-                f"{index}: {name}: expected {expected}, found {shard!r:.80}; {advice}"
+                f"{index}: {plain(name)}: expected {expected}, found {shown(shard)}; {advice}"
             )
     for shard in sorted(set(places.values())):
         for name, tensor in read_header(folder / shard).items():
@@ -238,14 +256,14 @@ def _read_shards(folder: Path, index: Path) -> dict[str, StoredTensor]:
                 found = f"it in {shard}"
                 expected = f"the tensor {'in ' + places[name] if name in places else 'nowhere'}"
                 raise CheckpointError(
-                    f"{index}: {name}: expected {expected}, found {found}; {AGAIN}"
+                    f"{index}: {plain(name)}: expected {expected}, found {found}; {AGAIN}"
                 )
             stored[name] = tensor
     if missing := sorted(places.keys() - stored.keys()):
         name = missing[0]
         file, expected = folder / places[name], f"the tensor, which {INDEX} places here"
         raise CheckpointError(
-            f"{file}: {name}: expected {expected}, found none{_and_more(missing)}; {AGAIN}"
+            f"{file}: {plain(name)}: expected {expected}, found none{_and_more(missing)}; {AGAIN}"
         )
     listed = set(places.values())
     for other in sorted(folder.glob("model-*-of-*.safetensors")):
@@ -262,11 +280,3 @@ def _and_more(names: list[str]) -> str:
 def _pickle(file: Path) -> CheckpointError:
     advice = "pickles are never opened, convert it with transformers' save_pretrained"
     return CheckpointError(f"{file}: expected safetensors, found a pickle; {advice}")
-
-
-def _refuse_placeholder(file: Path, start: bytes, size: int) -> None:
-    if size == 0:
-        raise CheckpointError(f"{file}: expected content, found an empty file; {AGAIN}")
-    if start.startswith(b"version https://git-lfs"):
-        advice = "fetch the file itself with `git lfs pull`"
-        raise CheckpointError(f"{file}: expected content, found a git-lfs pointer; {advice}")

@@ -91,7 +91,8 @@ def make_trainer(
 
     workers: None for as many as there are cores on a CPU, 1 on a GPU.
     """
-    from dgemma_core.files.checkpoint import load_model, resolve_device
+    from dgemma_core.files.checkpoint import load_model
+    from dgemma_core.files.devices import resolve_device
     from dgemma_core.model import DiffusionGemma
     from dgemma_core.nano.recipes import FamilyTexts, nano_tokenizer, turn_end
     from dgemma_core.train.distillation import TeacherTexts
@@ -134,7 +135,8 @@ def make_trainer(
 
 def _loaded(start: str, recipe: NamedRecipe) -> DiffusionGemma:
     """The checkpoint `start`, float32. RequestError if its weights are of another shape than the recipe's model's."""
-    from dgemma_core.files.checkpoint import find_folder, load_model
+    from dgemma_core.files.checkpoint import load_model
+    from dgemma_core.files.finding import find_folder
     from dgemma_core.model import DiffusionGemma
 
     model = load_model(find_folder(start), dtype="float32", device="cpu")
@@ -171,7 +173,7 @@ def export(model: DiffusionGemma, recipe: NamedRecipe, folder: Path) -> Path:
     """Writes the model as bfloat16 in the public layout, with tokenizer, template and the tiny vision tower."""
     import torch
 
-    from dgemma_core.files.checkpoint import save_model, tiny_vision
+    from dgemma_core.files.saving import save_model, tiny_vision
     from dgemma_core.model import DiffusionGemma
     from dgemma_core.nano.recipes import NANO
 

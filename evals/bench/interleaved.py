@@ -310,7 +310,7 @@ def random_checkpoint(
     import torch
 
     from dgemma_core.config import GenerationDefaults, LayerConfig, ModelConfig, TextConfig
-    from dgemma_core.files.checkpoint import save_model, tiny_vision
+    from dgemma_core.files.saving import save_model, tiny_vision
     from dgemma_core.model import DiffusionGemma
     from dgemma_evals.writers.export import export_autoregressive
 

@@ -44,7 +44,7 @@ def measure(
     import torch
 
     from dgemma_core.command.plan import encoding
-    from dgemma_core.files.checkpoint import read_config
+    from dgemma_core.files.finding import read_config
 
     interleaved.random_checkpoint(folder, autoregressive=False, **shape)
     config, _ = read_config(folder)

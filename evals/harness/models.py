@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from dgemma_core import FinishEvent, Generation, Loaded, Request, RequestError, Settings, load
 from dgemma_core.events import Event
-from dgemma_core.files.checkpoint import available_memory
+from dgemma_core.files.devices import available_memory
 from dgemma_core.files.quantised import held_sizes
 from dgemma_core.generation import Mode, drain
 from dgemma_core.samplers import describe

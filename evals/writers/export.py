@@ -15,8 +15,8 @@ from torch import nn
 
 from dgemma_core import CheckpointError, DiffusionGemma, load_model, save_model
 from dgemma_core.config import GEMMA_4_TEXT
-from dgemma_core.files.checkpoint import CONFIG, find_folder, read_config
-from dgemma_core.files.tensors import read_json
+from dgemma_core.files.finding import CONFIG, find_folder, read_config
+from dgemma_core.files.reading import read_json
 
 _TEXT_FILES = (
     "tokenizer.json",

@@ -203,7 +203,7 @@ class Options:
 
     def folder(self) -> Path:
         """The checkpoint's folder; a hub checkpoint is downloaded if need be."""
-        from dgemma_core.files.checkpoint import find_folder
+        from dgemma_core.files.finding import find_folder
 
         if self.revision is None:
             return find_folder(self.pretrained)

@@ -24,10 +24,12 @@ from dgemma_core.command.plan import (
     weight_bytes,
     working_lines,
 )
-from dgemma_core.config import GenerationDefaults, LayerConfig, ModelConfig
+from dgemma_core.config import GenerationDefaults, LayerConfig
 from dgemma_core.errors import RequestError
 from dgemma_core.facts.released import CONFIGS, DIFFUSION_26B
-from dgemma_core.files.checkpoint import load_model, save_model
+from dgemma_core.files.checkpoint import load_model
+from dgemma_core.files.config_json import read_model_config
+from dgemma_core.files.saving import save_model
 from dgemma_core.model import DiffusionGemma
 from tests.backends.cuda.live_bytes import LiveBytes
 from tests.core import tiny
@@ -46,7 +48,7 @@ def run(*arguments: object) -> Result:
 
 
 def test_the_released_shape_is_the_checkpoints() -> None:
-    assert CONFIGS[DIFFUSION_26B] == ModelConfig.from_json(released_config())
+    assert CONFIGS[DIFFUSION_26B] == read_model_config(released_config())
 
 
 def test_what_fits_18_gb() -> None:

@@ -14,7 +14,8 @@ from transformers import Gemma4ForCausalLM, Gemma4ForConditionalGeneration
 from dgemma_core import RequestError
 from dgemma_core.autoregression import decode_tokens
 from dgemma_core.events import FinishEvent, TokenEvent
-from dgemma_core.files.checkpoint import load_model, read_config
+from dgemma_core.files.checkpoint import load_model
+from dgemma_core.files.finding import read_config
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.request import Request
 from tests.oracle.build import Drawn, diffusion_oracle, draw, gemma4_oracle, random_ids, save

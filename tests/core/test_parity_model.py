@@ -16,7 +16,9 @@ from transformers import DiffusionGemmaForBlockDiffusion
 from dgemma_core import GenerationDefaults, layers, load
 from dgemma_core import model as model_module
 from dgemma_core.cache import attend_causal
-from dgemma_core.files.checkpoint import load_model, read_config, save_model
+from dgemma_core.files.checkpoint import load_model
+from dgemma_core.files.finding import read_config
+from dgemma_core.files.saving import save_model
 from dgemma_core.model import DiffusionGemma
 from tests.oracle.build import Drawn, diffusion_oracle, draw, reloaded, resized, save
 from tests.oracle.passes import Passes, Tokens, oracle_passes, our_passes

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from dgemma_core.cache import PrefixCache, RowCache
 from dgemma_core.config import GenerationDefaults, LayerConfig, ModelConfig, TextConfig
-from dgemma_core.files.checkpoint import NANO, Loaded
+from dgemma_core.files.checkpoint import Loaded
+from dgemma_core.files.finding import NANO
 from dgemma_core.head import VocabularyHead
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.text import Tokenizer, load_tokenizer

@@ -27,20 +27,14 @@ from transformers import (
 
 from dgemma_core.config import GenerationDefaults, LayerConfig, ModelConfig, TextConfig
 from dgemma_core.errors import CheckpointError, DeviceError, RequestError
-from dgemma_core.files import checkpoint
-from dgemma_core.files.checkpoint import (
-    available_memory,
-    describe,
-    find_folder,
-    load,
-    load_model,
-    public_shapes,
-    read_config,
-    save_model,
-    tiny_vision,
-    vision_config,
-    vision_tensors,
-)
+from dgemma_core.files import checkpoint, devices, finding, saving
+from dgemma_core.files.checkpoint import load, load_model
+from dgemma_core.files.config_json import read_model_config
+from dgemma_core.files.description import describe
+from dgemma_core.files.devices import available_memory
+from dgemma_core.files.finding import find_folder, read_config
+from dgemma_core.files.names import public_shapes
+from dgemma_core.files.saving import save_model, tiny_vision, vision_config, vision_tensors
 from dgemma_core.files.tensors import INDEX, SINGLE, TensorFiles
 from dgemma_core.model import DiffusionGemma
 from tests.oracle.build import diffusion_oracle, draw, gemma4_oracle, save
@@ -103,7 +97,7 @@ def same(one: DiffusionGemma, other: DiffusionGemma) -> bool:
 
 
 def test_the_released_checkpoint_has_its_names_shapes_and_size() -> None:
-    shapes = public_shapes(ModelConfig.from_json(released_config()))
+    shapes = public_shapes(read_model_config(released_config()))
     with torch.device("meta"):
         oracle = DiffusionGemmaForBlockDiffusion(DiffusionGemmaConfig.from_dict(released_config()))
     theirs = {
@@ -122,7 +116,7 @@ def test_the_released_checkpoint_has_its_names_shapes_and_size() -> None:
 @pytest.mark.parametrize("kind", ["gemma4", "gemma4_text"])
 def test_the_released_gemma_4_has_its_names_and_shapes(kind: str) -> None:
     given = gemma4_config()
-    config = ModelConfig.from_json(given if kind == "gemma4" else given["text_config"])
+    config = read_model_config(given if kind == "gemma4" else given["text_config"])
     shapes = public_shapes(config)
     with torch.device("meta"):
         oracle: torch.nn.Module
@@ -140,10 +134,7 @@ def test_the_released_gemma_4_has_its_names_and_shapes(kind: str) -> None:
 # ---- reading -------------------------------------------------------------------------------------
 
 
-def test_a_large_model_is_a_view_of_its_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(checkpoint, "_JOINED_BELOW", 0)
+def test_a_model_is_a_view_of_its_file(tmp_path: Path) -> None:
     model = load_model(write(tmp_path), device="cpu")
     weights = {name: p for name, p in model.named_parameters() if name != "encoder_layer_scalars"}
     assert len({p.untyped_storage().data_ptr() for p in weights.values()}) == 1
@@ -339,9 +330,60 @@ def test_nano_is_the_embedded_checkpoint_unless_a_path_is_meant(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write(Path("nano"))
-    assert find_folder("nano") == checkpoint.NANO
+    assert find_folder("nano") == finding.NANO
     assert find_folder("./nano") == find_folder(Path("nano")) == Path("nano")
     assert same(load(Path("nano"), device="cpu").model, random_model())
+
+
+def test_weights_that_overflow_the_dtype_are_named(tmp_path: Path) -> None:
+    folder = write(tmp_path)
+    tensors = load_file(folder / SINGLE)
+    tensors[QUERY][0, 0] = 1e5
+    save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
+    assert load_model(folder, device="cpu").dtype == torch.float32
+    for quantize in (None, "int4"):
+        with pytest.raises(CheckpointError, match=f"{QUERY}: expected finite weights as float16"):
+            load_model(folder, device="cpu", dtype="float16", quantize=quantize)
+
+
+def test_of_a_large_mapped_model_only_small_tensors_are_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write(tmp_path)
+    tensors = load_file(folder / SINGLE)
+    tensors[QUERY][0, 0] = math.nan
+    save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
+    monkeypatch.setattr(checkpoint, "CHECKED_MODEL", 0)
+    monkeypatch.setattr(checkpoint, "CHECKED_TENSOR", tensors[QUERY].nbytes - 1)
+    assert load_model(folder, device="cpu").layers[0].self_attn.q_proj.weight[0, 0].isnan()
+    with pytest.raises(CheckpointError, match=f"{QUERY}: expected finite"):
+        load_model(folder, device="cpu", dtype="float64")  # a copy, which is always checked
+    tensors[QUERY][0, 0], tensors[SCALAR][0] = 0.0, math.nan
+    save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"{SCALAR}: expected finite"):
+        load_model(folder, device="cpu")
+
+
+@pytest.mark.parametrize("name", [5, None, b"nano", ["nano"], "x" * 5000, "\0", "~no-such-user/x"])
+def test_what_is_no_name_is_one_error(name: Any, hub: Path) -> None:
+    for attempt in (load, load_model, find_folder, describe):
+        with pytest.raises(CheckpointError) as caught:
+            attempt(name)
+        assert "\n" not in str(caught.value)
+
+
+def test_the_backend_is_chosen_at_load(tmp_path: Path) -> None:
+    folder = write(tmp_path)
+    assert load_model(folder, device="cpu", backend="torch").backend.name == "torch"
+    assert load(folder, device="cpu", backend="torch").model.backend.name == "torch"
+    assert (
+        load_model(folder, device="cpu").backend.name == DiffusionGemma(CONFIG).use().backend.name
+    )
+    for attempt in (load, load_model):
+        with pytest.raises(
+            RequestError, match="unknown backend 'abacus': choose one of auto, torch"
+        ):
+            attempt(tmp_path / "even before the folder is looked at", backend="abacus")
 
 
 # ---- devices, dtypes, memory ---------------------------------------------------------------------
@@ -374,7 +416,7 @@ def test_a_dtype_that_is_none(dtype: Any, tmp_path: Path) -> None:
 def test_too_little_memory_says_how_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path)
     count = sum(parameter.numel() for parameter in random_model().parameters())
-    monkeypatch.setattr(checkpoint, "available_memory", lambda device: 4 * count - 1)
+    monkeypatch.setattr(devices, "available_memory", lambda device: 4 * count - 1)
     with pytest.raises(CheckpointError) as caught:
         load_model(tmp_path, device="cpu")
     message = str(caught.value)
@@ -382,17 +424,17 @@ def test_too_little_memory_says_how_much(tmp_path: Path, monkeypatch: pytest.Mon
     for words in ("expected 0.0 GB", "found 0.0 GB", "on cpu", "as float32", "dtype='bfloat16'"):
         assert words in message
     assert load_model(tmp_path, device="cpu", dtype="bfloat16").dtype == torch.bfloat16
-    monkeypatch.setattr(checkpoint, "available_memory", lambda device: 4 * count)
+    monkeypatch.setattr(devices, "available_memory", lambda device: 4 * count)
     assert same(load_model(tmp_path, device="cpu"), random_model())
 
 
 def test_the_released_checkpoint_does_not_fit_a_small_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "available_memory", lambda device: 16 * 10**9)
+    monkeypatch.setattr(devices, "available_memory", lambda device: 16 * 10**9)
     needed = 2 * TEXT_PARAMETERS
     with pytest.raises(CheckpointError) as caught:
-        checkpoint._check_memory(tmp_path, needed, "bfloat16", "", torch.device("cpu"))
+        devices.check_memory(tmp_path, needed, "bfloat16", "", torch.device("cpu"))
     message = str(caught.value)
     assert "expected 50.5 GB of free memory on cpu for the weights as bfloat16" in message
     assert "found 16.0 GB; free memory, or load a smaller checkpoint" in message
@@ -417,6 +459,19 @@ def test_a_checkpoint_with_the_tiny_vision_tower_loads_in_transformers(tmp_path:
     assert oracle.generation_config.sampler_config.entropy_bound == GENERATION.entropy_bound
     oracle.save_pretrained(tmp_path / "back")
     assert same(load_model(tmp_path / "back", device="cpu"), random_model())
+
+
+@pytest.mark.parametrize("name", [SINGLE, "config.json", INDEX])
+def test_pipes_and_devices_are_never_replaced(name: str, tmp_path: Path) -> None:
+    for put in (os.mkfifo, lambda path: os.symlink("/dev/null", path), os.mkdir):
+        folder = tmp_path / put.__name__.strip("<>")
+        folder.mkdir()
+        put(folder / name)
+        before = os.lstat(folder / name)
+        with pytest.raises(CheckpointError, match=f"{name}: expected a regular file or none"):
+            write(folder)
+        assert [file.name for file in folder.iterdir()] == [name]
+        assert os.lstat(folder / name).st_ino == before.st_ino
 
 
 def test_saving_to_where_the_model_came_from(tmp_path: Path) -> None:
@@ -451,7 +506,7 @@ def test_a_failure_while_writing_leaves_the_earlier_checkpoint(
     def full_disk(*arguments: Any, **options: Any) -> None:
         raise error
 
-    monkeypatch.setattr(checkpoint, writer, full_disk)
+    monkeypatch.setattr(saving, writer, full_disk)
     with pytest.raises(CheckpointError, match=r"cannot be written .*No space left.*; make room"):
         write(tmp_path, random_model(seed=1))
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
@@ -605,6 +660,22 @@ def cut(name: str, keep: Callable[[int], int]) -> Breaker:
     return breaker
 
 
+def pipe(name: str) -> Breaker:
+    def breaker(folder: Path) -> None:
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return breaker
+
+
+def link(name: str, target: str) -> Breaker:
+    def breaker(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).symlink_to(target)
+
+    return breaker
+
+
 def vanished(folder: Path) -> None:
     shutil.rmtree(folder)
 
@@ -642,6 +713,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 51650000
 SHARD_1, SHARD_2 = (f"model-{n:05d}-of-00006.safetensors" for n in (1, 2))
 AGAIN, OTHER = "download or copy it again", "of different models"
 VALUE = f"{DECODER}layers.2.self_attn.v_proj.weight"
+SCALAR = f"{ENCODER}layers.1.layer_scalar"
 BAND = f"{DECODER}self_conditioning.gate_proj.weight"
 
 # case: (how a good checkpoint is broken, what the error must say: place, expected, found, advice)
@@ -670,6 +742,52 @@ BROKEN: dict[str, tuple[Breaker, tuple[str, ...]]] = {
     "broken sampler defaults": (
         edit_json("generation_config.json", lambda values: values.update(t_max=0.1)),
         ("generation_config.json: t_max", "at least t_min", "found 0.1"),
+    ),
+    "a number of thousands of digits": (
+        replace_by("config.json", b'{"canvas_length": ' + b"9" * 5000 + b"}"),
+        ("config.json: expected json", "digits", AGAIN),
+    ),
+    "deep nesting": (
+        replace_by("config.json", b"[" * 100_000 + b"]" * 100_000),
+        ("config.json: expected json", "nested", AGAIN),
+    ),
+    "too large a config": (
+        lambda folder: os.truncate(folder / "config.json", 2**30),
+        ("config.json: expected at most", f"found {2**30}", AGAIN),
+    ),
+    "config is a pipe": (pipe("config.json"), ("config.json", "regular file", "a pipe", AGAIN)),
+    "config is a device": (
+        link("config.json", "/dev/zero"), ("config.json", "regular file", "a device", AGAIN)
+    ),
+    "sampler defaults are a pipe": (
+        pipe("generation_config.json"), ("generation_config.json", "found a pipe")
+    ),
+    "weights are a pipe": (pipe(SINGLE), (SINGLE, "regular file", "found a pipe", AGAIN)),
+    "weights are a device": (link(SINGLE, "/dev/zero"), (SINGLE, "found a device", AGAIN)),
+    "weights are a folder": (
+        lambda folder: ((folder / SINGLE).unlink(), (folder / SINGLE).mkdir()),
+        (SINGLE, "found a folder", AGAIN),
+    ),
+    "a header longer than the file": (
+        replace_by(SINGLE, (10**8).to_bytes(8, "little") + b"{}"), (SINGLE, "10 bytes", AGAIN)
+    ),
+    "a shape of huge numbers": (
+        edit_header(lambda header: header[QUERY].update(shape=[2**63] * 8)), (QUERY, "a shape")
+    ),
+    "a shape of a thousand axes": (
+        edit_header(lambda header: header[QUERY].update(shape=[1] * 1000)), (QUERY, "a shape")
+    ),
+    "a name with terminal escapes": (
+        edit_header(lambda header: header.update({"\x1b[2J\n": header.pop(QUERY)})),
+        (f"{QUERY}: expected shape",),
+    ),
+    "a NaN": (
+        edit_tensors(lambda tensors: tensors[QUERY][3].fill_(math.nan)),
+        (f"{SINGLE}: {QUERY}", "finite weights as float32", "NaN or infinite", "download"),
+    ),
+    "an infinite weight": (
+        edit_tensors(lambda tensors: tensors[SCALAR].fill_(-math.inf)),
+        (f"{SINGLE}: {SCALAR}", "finite weights as float32", "NaN or infinite"),
     ),
     "no weights": (
         replace_by(SINGLE, None), (f"expected {SINGLE} or {INDEX}", "found no weights", AGAIN)
@@ -790,7 +908,7 @@ BROKEN_SHARDS: dict[str, tuple[Breaker, tuple[str, ...]]] = {
     "an index that is no json": (replace_by(INDEX, b"{"), (f"{INDEX}: expected json", AGAIN)),
     "an index without a map": (
         edit_json(INDEX, lambda index: index.pop("weight_map")),
-        (INDEX, "expected a weight_map", "found None", AGAIN),
+        (INDEX, "expected a weight_map", "found null", AGAIN),
     ),
     "an empty map": (
         edit_json(INDEX, lambda index: index["weight_map"].clear()), (INDEX, "found {}", AGAIN)
@@ -817,11 +935,11 @@ BROKEN_SHARDS: dict[str, tuple[Breaker, tuple[str, ...]]] = {
     ),
     "an index that points outside": (
         edit_json(INDEX, lambda index: index["weight_map"].update({QUERY: "../x.safetensors"})),
-        (f"{INDEX}: {QUERY}", "file in the same folder", "'../x.safetensors'", "do not use"),
+        (f"{INDEX}: {QUERY}", "file in the same folder", "\"../x.safetensors\"", "do not use"),
     ),
     "an index that points to a file of the system": (
         edit_json(INDEX, lambda index: index["weight_map"].update({QUERY: "/etc/passwd"})),
-        (f"{INDEX}: {QUERY}", "file in the same folder", "'/etc/passwd'"),
+        (f"{INDEX}: {QUERY}", "file in the same folder", "\"/etc/passwd\""),
     ),
     "an index that points up": (
         edit_json(INDEX, lambda index: index["weight_map"].update({QUERY: ".."})), (INDEX, QUERY)

@@ -16,6 +16,12 @@ from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
 
 from dgemma_core.config import GenerationDefaults, LayerConfig, ModelConfig
 from dgemma_core.errors import CheckpointError
+from dgemma_core.files.config_json import (
+    generation_defaults_json,
+    model_config_json,
+    read_generation_defaults,
+    read_model_config,
+)
 from tests.oracle.build import draw
 from tests.oracle.released import gemma4_config, released_config, released_generation
 
@@ -97,7 +103,7 @@ def check_text(ours: ModelConfig, oracle: Any) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_a_diffusion_config_means_what_transformers_reads_in_it(form: str) -> None:
     text = FORMS[form]
-    ours = ModelConfig.from_json(diffusion(text))
+    ours = read_model_config(diffusion(text))
     check_text(ours, DiffusionGemmaTextConfig(**copy.deepcopy({**MOE, **text})))
     assert ours.can_denoise and ours.canvas_length == 256
 
@@ -107,7 +113,7 @@ def test_a_diffusion_config_means_what_transformers_reads_in_it(form: str) -> No
 def test_a_gemma_4_config_means_what_transformers_reads_in_it(form: str, nested: bool) -> None:
     text = {**GEMMA4, **FORMS[form]}
     plain, wrapped = {"model_type": "gemma4_text", **text}, {"model_type": "gemma4"}
-    ours = ModelConfig.from_json({**wrapped, "text_config": text} if nested else plain)
+    ours = read_model_config({**wrapped, "text_config": text} if nested else plain)
     check_text(ours, Gemma4TextConfig(**copy.deepcopy(text)))
     assert not ours.can_denoise
 
@@ -116,15 +122,15 @@ def test_a_gemma_4_config_means_what_transformers_reads_in_it(form: str, nested:
 def test_a_config_saved_by_transformers_reads_the_same(case: int, tmp_path: Path) -> None:
     oracle = DiffusionGemmaConfig(text_config=DiffusionGemmaTextConfig(**draw(case).text))
     oracle.save_pretrained(tmp_path)
-    ours = ModelConfig.from_json(json.loads((tmp_path / "config.json").read_text()))
+    ours = read_model_config(json.loads((tmp_path / "config.json").read_text()))
     check_text(ours, oracle.text_config)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_config_written_here_reads_back_here_and_in_transformers(form: str) -> None:
-    ours = ModelConfig.from_json(diffusion(FORMS[form], canvas_length=48))
-    written = json.loads(json.dumps(ours.to_json()))
-    assert ModelConfig.from_json(written) == ours
+    ours = read_model_config(diffusion(FORMS[form], canvas_length=48))
+    written = json.loads(json.dumps(model_config_json(ours)))
+    assert read_model_config(written) == ours
     oracle = DiffusionGemmaConfig.from_dict(written)
     assert oracle.canvas_length == 48
     oracle.text_config.eos_token_id = oracle.text_config.eos_token_id[0]
@@ -135,31 +141,31 @@ def test_a_config_written_here_reads_back_here_and_in_transformers(form: str) ->
 def test_a_gemma_4_config_written_here_reads_back(kind: str) -> None:
     text = gemma4_config()["text_config"]
     given = {"model_type": "gemma4", "text_config": text}
-    ours = ModelConfig.from_json(given if kind == "gemma4" else text)
-    written = ours.to_json()
+    ours = read_model_config(given if kind == "gemma4" else text)
+    written = model_config_json(ours)
     assert written["model_type"] == kind
-    assert ModelConfig.from_json(written) == ours
+    assert read_model_config(written) == ours
     oracle = Gemma4TextConfig.from_dict(written.get("text_config", written))
     oracle.eos_token_id = oracle.eos_token_id[0]
     check_text(ours, oracle)
 
 
 def test_the_released_configuration() -> None:
-    config = ModelConfig.from_json(released_config())
+    config = read_model_config(released_config())
     sliding = LayerConfig(False, num_key_value_heads=8, head_dim=256, rope_theta=1e4)
     full = LayerConfig(True, 2, head_dim=512, rope_theta=1e6, rotary_fraction=0.25)
     assert config.text.layers == ((sliding,) * 5 + (full,)) * 5
     assert (config.bos_token_id, config.eos_token_ids, config.pad_token_id) == (2, (1,), 0)
     assert config.media_token_ids == (258_880, 255_999, 258_882)
-    generation = GenerationDefaults.from_json(released_generation(), config)
+    generation = read_generation_defaults(released_generation(), config)
     assert generation == GenerationDefaults(eos_token_ids=(1, 106, 50))
-    assert generation.to_json() == released_generation()
+    assert generation_defaults_json(generation) == released_generation()
 
 
 def test_media_tokens_are_those_that_the_vocabulary_holds() -> None:
     def media(**root: Any) -> tuple[int, ...]:
         text = root.pop("text", {})
-        return ModelConfig.from_json(diffusion(text, **root)).media_token_ids
+        return read_model_config(diffusion(text, **root)).media_token_ids
 
     assert media() == (258_880, 255_999, 258_882)
     assert media(video_token_id=258_884) == (258_880, 255_999, 258_882, 258_884)
@@ -168,10 +174,10 @@ def test_media_tokens_are_those_that_the_vocabulary_holds() -> None:
     assert media(image_token_id=None) == (255_999, 258_882)
     for root in ({}, {"video_token_id": 258_884}, dict.fromkeys(["image_token_id"], None)):
         for text in ({}, {"vocab_size": 300}):
-            config = ModelConfig.from_json(diffusion(text, **root))
-            again = ModelConfig.from_json(config.to_json())
+            config = read_model_config(diffusion(text, **root))
+            again = read_model_config(model_config_json(config))
             assert again.media_token_ids == config.media_token_ids
-    gemma = ModelConfig.from_json(gemma4_config()).media_token_ids
+    gemma = read_model_config(gemma4_config()).media_token_ids
     assert gemma == (258_880, 255_999, 258_882, 258_884, 258_881, 256_000, 258_883)
 
 
@@ -185,7 +191,7 @@ def test_media_tokens_are_those_that_the_vocabulary_holds() -> None:
     ],
 )
 def test_end_tokens(root: dict[str, Any], text: dict[str, Any], expected: tuple[int, ...]) -> None:
-    assert ModelConfig.from_json(diffusion(text, **root)).eos_token_ids == expected
+    assert read_model_config(diffusion(text, **root)).eos_token_ids == expected
 
 
 # ---- what is not this architecture, and what is no config ---------------------------------------
@@ -255,12 +261,36 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, tuple[str, ...]]] = {
     "quantised": (
         root(quantization_config={"bits": 4}), "quantization_config", ("bits", "quantised")
     ),
+    "soft cap that float32 rounds to 0": (
+        text(final_logit_softcapping=1e-40), "final_logit_softcapping", ("from 1e-30",)
+    ),
+    "a thousand layers too many": (
+        text(num_hidden_layers=100_000), "num_hidden_layers", ("at most 1000", "found 100000")
+    ),
+    "a canvas of a million": (
+        root(canvas_length=10**6), "canvas_length", ("at most 4096", "found 1000000")
+    ),
+    "a size of 64 bits": (text(hidden_size=2**63), "hidden_size", ("at most 1048576",)),
+    "a size of a hundred digits": (text(sliding_window=10**99), "sliding_window", ("at most",)),
+    "an eps of a thousand digits": (text(rms_norm_eps=10**999), "rms_norm_eps", ("to 1e+09",)),
+    "a token of 64 bits": (text(eos_token_id=[2**63]), "eos_token_id", ("token id",)),
+    "a layer index of a thousand digits": (
+        text(per_layer_config={"9" * 5000: {}}), "per_layer_config", ("30 layers",)
+    ),
+    "a name over two lines": (
+        text(per_layer_config={"5": {"x\n\x1b[2J": 1}}), "per_layer_config", ("x\\n\\u001b[2J",)
+    ),
+    "RoPE of theta 1e-9": (
+        text(rope_parameters={SLIDING: {"rope_theta": 1e-9}}),
+        f"rope_parameters.{SLIDING}.rope_theta",
+        ("at least 1",),
+    ),
     "no soft cap": (gemma_without("final_logit_softcapping"), "final_logit_softcapping", ()),
     "soft cap null": (
         text(final_logit_softcapping=None), "final_logit_softcapping", ("found null",)
     ),
     "infinite soft cap": (
-        text(final_logit_softcapping=float("inf")), "final_logit_softcapping", ("above 0",)
+        text(final_logit_softcapping=float("inf")), "final_logit_softcapping", ("to 1e+09",)
     ),
     "more experts a token than there are": (
         text(top_k_experts=5), "top_k_experts", ("at most num_experts, which is 4", "found 5")
@@ -328,7 +358,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, tuple[str, ...]]] = {
 def test_other_models_and_broken_configs_are_refused_by_name(case: str) -> None:
     make, key, words = REFUSED[case]
     with pytest.raises(CheckpointError) as caught:
-        ModelConfig.from_json(make(), source="/models/x/config.json")
+        read_model_config(make(), source="/models/x/config.json")
     message = str(caught.value)
     assert "\n" not in message
     assert message.startswith("/models/x/config.json: ")
@@ -340,26 +370,26 @@ def test_other_models_and_broken_configs_are_refused_by_name(case: str) -> None:
 
 
 def test_generation_values_that_are_missing_or_null_take_the_defaults() -> None:
-    config = ModelConfig.from_json(diffusion({"eos_token_id": [7, 9], "pad_token_id": 5}))
+    config = read_model_config(diffusion({"eos_token_id": [7, 9], "pad_token_id": 5}))
     expected = GenerationDefaults(eos_token_ids=(7, 9), pad_token_id=5)
     nulls = DiffusionGemmaGenerationConfig().to_dict()
     assert nulls["sampler_config"] is None
-    assert GenerationDefaults.from_json(None, config) == expected
-    assert GenerationDefaults.from_json({}, config) == expected
-    assert GenerationDefaults.from_json(nulls, config) == expected
+    assert read_generation_defaults(None, config) == expected
+    assert read_generation_defaults({}, config) == expected
+    assert read_generation_defaults(nulls, config) == expected
     own = {"eos_token_id": 3, "sampler_config": {"entropy_bound": 0.3}, "max_denoising_steps": 9}
-    read = GenerationDefaults.from_json(own, config)
+    read = read_generation_defaults(own, config)
     assert (read.eos_token_ids, read.entropy_bound, read.max_denoising_steps) == ((3,), 0.3, 9)
 
 
 def test_generation_values_written_here_load_in_transformers(tmp_path: Path) -> None:
-    config = ModelConfig.from_json(diffusion({}))
+    config = read_model_config(diffusion({}))
     ours = GenerationDefaults(
         max_new_tokens=7, max_denoising_steps=5, entropy_bound=0.2, t_min=0.1, t_max=0.9,
         stability_threshold=2, confidence_threshold=0.01, eos_token_ids=(4, 5), pad_token_id=6,
         bos_token_id=8,
     )  # fmt: skip
-    (tmp_path / "generation_config.json").write_text(json.dumps(ours.to_json()))
+    (tmp_path / "generation_config.json").write_text(json.dumps(generation_defaults_json(ours)))
     oracle = DiffusionGemmaGenerationConfig.from_pretrained(tmp_path)
     assert oracle.sampler_config.entropy_bound == 0.2
     assert (oracle.t_min, oracle.t_max, oracle.max_denoising_steps) == (0.1, 0.9, 5)
@@ -367,7 +397,7 @@ def test_generation_values_written_here_load_in_transformers(tmp_path: Path) -> 
     assert (oracle.eos_token_id, oracle.pad_token_id, oracle.bos_token_id) == ([4, 5], 6, 8)
     oracle.save_pretrained(tmp_path / "saved")
     saved = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
-    assert GenerationDefaults.from_json(saved, config) == ours
+    assert read_generation_defaults(saved, config) == ours
 
 
 @pytest.mark.parametrize(
@@ -376,6 +406,9 @@ def test_generation_values_written_here_load_in_transformers(tmp_path: Path) -> 
         ([], "", ("json object", "found []")),
         ({"max_denoising_steps": 0}, "max_denoising_steps", ("at least 1", "found 0")),
         ({"max_new_tokens": 2.5}, "max_new_tokens", ("whole number", "found 2.5")),
+        ({"max_denoising_steps": 10**6}, "max_denoising_steps", ("at most 10000",)),
+        ({"max_new_tokens": 2**63}, "max_new_tokens", ("at most",)),
+        ({"t_min": 1e-40}, "t_min", ("from 1e-30",)),
         ({"t_min": -0.1}, "t_min", ("at least 0", "found -0.1")),
         ({"t_min": 0.9}, "t_max", ("at least t_min, which is 0.9", "which means 0.8")),
         ({"stability_threshold": -1}, "stability_threshold", ("at least 0",)),
@@ -386,9 +419,9 @@ def test_generation_values_written_here_load_in_transformers(tmp_path: Path) -> 
     ],
 )
 def test_broken_generation_values_are_refused(given: Any, key: str, words: tuple[str, ...]) -> None:
-    config = ModelConfig.from_json(diffusion({}))
+    config = read_model_config(diffusion({}))
     with pytest.raises(CheckpointError) as caught:
-        GenerationDefaults.from_json(given, config, source="g.json")
+        read_generation_defaults(given, config, source="g.json")
     assert str(caught.value).startswith("g.json: ")
     for word in (key, "expected", "found", *words):
         assert word in str(caught.value)

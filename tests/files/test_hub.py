@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dgemma_core.config import GenerationDefaults
-from dgemma_core.files.checkpoint import save_model
+from dgemma_core.files.saving import save_model
 from tests.core import tiny
 from tests.files import hub_server
 

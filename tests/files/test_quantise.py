@@ -20,9 +20,9 @@ from dgemma_core.config import GenerationDefaults
 from dgemma_core.draws import CounterDraws, RowKey
 from dgemma_core.errors import CheckpointError, RequestError
 from dgemma_core.experts import Experts, Router
-from dgemma_core.files import checkpoint
+from dgemma_core.files import devices, finding
 from dgemma_core.files import quantised as quantise
-from dgemma_core.files.checkpoint import load_model, save_model
+from dgemma_core.files.checkpoint import load_model
 from dgemma_core.files.quantised import (
     GROUP,
     SCHEMES,
@@ -33,6 +33,7 @@ from dgemma_core.files.quantised import (
     quantised,
     stored_bytes,
 )
+from dgemma_core.files.saving import save_model
 from dgemma_core.files.tensors import TensorFiles
 from dgemma_core.head import Filters, VocabularyHead
 from dgemma_core.model import DiffusionGemma
@@ -114,7 +115,7 @@ def test_no_number_is_further_off_than_its_group_allows(
             bound = torch.where(clipped, step, 0.5 * step)
         # scales are rounded to bfloat16: steps are up to 2⁻⁸ wider than from an exact scale
         assert (error <= bound * (1 + 2**-7) + 8 * farthest * 2**-10 * (bits == 4)).all()
-    torch.testing.assert_close(codes.dense(torch.float32).double(), back, rtol=1e-6, atol=0)
+    torch.testing.assert_close(codes.dequantize(torch.float32).double(), back, rtol=1e-6, atol=0)
 
 
 def test_a_typical_error_is_that_of_the_steps() -> None:
@@ -128,7 +129,7 @@ def test_zeros_stay_zeros() -> None:
     weight = torch.zeros(3, 64)
     weight[1, 40] = 5.0
     for bits in (4, 8):
-        back = quantised(weight, bits).dense(torch.float32)
+        back = quantised(weight, bits).dequantize(torch.float32)
         assert torch.equal(back != 0, weight != 0)
 
 
@@ -262,7 +263,7 @@ def test_the_head_streams_a_quantised_embedding(bits: int) -> None:
     codes = quantised(weight, bits)
     hidden = torch.randn(2, 3, 24, generator=generator)
     tokens = torch.randint(100, (2, 3), generator=generator)
-    plain = VocabularyHead(codes.dense(torch.float32), 30.0)
+    plain = VocabularyHead(codes.dequantize(torch.float32), 30.0)
     for slice_size in (7, 100):
         head = VocabularyHead(codes, 30.0, slice_size)
         assert head.vocab_size == 100
@@ -358,11 +359,11 @@ def test_memory_is_checked_for_what_will_be_held(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = sum(t.nbytes for t in load_model(folder, device="cpu", quantize="int4").buffers())
-    monkeypatch.setattr(checkpoint, "available_memory", lambda device: 2 * held)
+    monkeypatch.setattr(devices, "available_memory", lambda device: 2 * held)
     load_model(folder, device="cpu", quantize="int4")
     with pytest.raises(CheckpointError, match=r"as float32.*dtype='bfloat16'"):
         load_model(folder, device="cpu")
-    monkeypatch.setattr(checkpoint, "available_memory", lambda device: 1000)
+    monkeypatch.setattr(devices, "available_memory", lambda device: 1000)
     with pytest.raises(CheckpointError, match=r"as int8, found.*quantize='int4'"):
         load_model(folder, device="cpu", quantize="int8")
     with pytest.raises(CheckpointError, match=r"as bfloat16, found.*quantize='int4'"):
@@ -405,7 +406,7 @@ def test_a_scheme_that_is_none(folder: Path) -> None:
 
 
 def test_a_scheme_is_judged_before_a_download(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "_download", lambda name: pytest.fail("downloaded"))
+    monkeypatch.setattr(finding, "_download", lambda name: pytest.fail("downloaded"))
     with pytest.raises(RequestError, match="int5"):
         dg.load("owner/name", quantize="int5")
 

@@ -31,9 +31,10 @@ def build(config: ModelConfig, device: torch.device, dtype: torch.dtype, seed: i
     from transformers import AutoConfig, DiffusionGemmaForBlockDiffusion
     from transformers.initialization import no_init_weights
 
-    from dgemma_core.files.checkpoint import tiny_vision
+    from dgemma_core.files.config_json import model_config_json
+    from dgemma_core.files.saving import tiny_vision
 
-    written = {**config.to_json(), "vision_config": tiny_vision(config)[0]}
+    written = {**model_config_json(config), "vision_config": tiny_vision(config)[0]}
     theirs = AutoConfig.for_model(**written)
     usual = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
