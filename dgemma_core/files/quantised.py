@@ -194,7 +194,7 @@ class Holder(nn.Module):
     """A module whose matrices are codes and scales: two buffers each, empty until `fill`."""
 
     def __init__(self, shapes: Mapping[str, Shape], bits: int) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # of a class that is also `Experts`, whose matrices are not wanted
         self.bits = bits
         self.columns = {name: shape[-1] for name, shape in shapes.items()}
         for name, shape in shapes.items():

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import dgemma_core as dg
-from dgemma_core.backends.cpu.products import Linear
 from dgemma_core.command import cli
 from dgemma_core.config import GenerationDefaults
 from dgemma_core.draws import CounterDraws, RowKey
@@ -228,7 +227,7 @@ def test_what_is_quantised_and_what_stays(name: str, plain: DiffusionGemma, fold
     assert {QuantisedEmbedding, QuantisedExperts, QuantisedLinear} <= kinds
     assert Experts not in kinds and nn.Embedding not in kinds
     routers = [module for module in model.modules() if isinstance(module, Router)]
-    assert routers and all(type(router.proj) is Linear for router in routers)
+    assert routers and all(type(router.proj) is nn.Linear for router in routers)
     theirs = dict(plain.named_parameters())
     for parameter, tensor in model.named_parameters():
         assert torch.equal(tensor, theirs[parameter])
