@@ -85,10 +85,10 @@ class Section:
     def token(self, key: str, default: int | None = None) -> int:
         """A token id; null means the default."""
         value = self.get(key, default)
-        value = self.defaults.get(key) if value is None else value
-        if not _is_token(value):
-            raise self.refuse(key, value, "a token id")
-        return int(value)
+        token: Any = self.defaults.get(key) if value is None else value
+        if not _is_token(token):
+            raise self.refuse(key, token, "a token id")
+        return int(token)
 
     def tokens(self, key: str, default: tuple[int, ...] = ()) -> tuple[int, ...]:
         """Token ids: a list, a single id, or null for none."""

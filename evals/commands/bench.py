@@ -80,7 +80,7 @@ def write(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Limit of a text.")] = 96,
 ) -> None:
     """B: kept tokens a second on real prompts, with natural ends, and the share that is solved."""
-    from dgemma_core.files.checkpoint import find_folder
+    from dgemma_core.files.finding import find_folder
     from dgemma_core.nano.families import TASKS, examples, family
     from dgemma_core.text import load_tokenizer
     from dgemma_evals.bench import interleaved
@@ -128,7 +128,7 @@ def tokens(
     vocab: Annotated[int, typer.Option(min=64, help="Vocabulary of the random model.")] = 262_144,
 ) -> None:
     """C: seconds a greedy autoregressive token, on nano and on the random model of `steps`."""
-    from dgemma_core.files.checkpoint import find_folder
+    from dgemma_core.files.finding import find_folder
     from dgemma_evals.bench import interleaved
     from dgemma_evals.writers.export import export_autoregressive
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from dgemma_core.errors import RequestError
-from dgemma_core.files.checkpoint import load_model, save_model
+from dgemma_core.files.checkpoint import load_model
+from dgemma_core.files.saving import save_model
 from dgemma_lab.charts.roofline import PUBLISHED, Machine, StepCost, break_even, measure, roofline
 from dgemma_lab.charts.roofline import _cost as cost
 from dgemma_lab.charts.roofline import _spread as spread
