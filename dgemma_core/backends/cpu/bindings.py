@@ -83,7 +83,10 @@ class RowStats(ctypes.Structure):
 @cache
 def small_model() -> ctypes.CDLL | None:
     """small_model.c, or None, after one warning, where it cannot be compiled."""
-    found = library("small_model")
+    found = library(
+        "small_model",
+        ("scratch_size", "forward", "predict_scratch_size", "predict", "panel_width", "checksum"),
+    )
     return None if found is None else with_small_model_types(found)
 
 
@@ -113,7 +116,7 @@ def with_small_model_types(found: ctypes.CDLL) -> ctypes.CDLL:
 @cache
 def online_softmax() -> ctypes.CDLL | None:
     """online_softmax.c, or None, after one warning, where it cannot be compiled."""
-    found = library("online_softmax")
+    found = library("online_softmax", ("add_slice", "blend", "sample_in_group"))
     return None if found is None else with_online_softmax_types(found)
 
 
