@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from dgemma_core.config import GenerationDefaults, ModelConfig
     from dgemma_core.events import Event
     from dgemma_core.files.checkpoint import Loaded
-    from dgemma_core.files.trace import Trace, TraceRecorder
+    from dgemma_core.files.recording import TraceRecorder
+    from dgemma_core.files.trace import Trace
     from dgemma_core.generation import Generation, Settings
     from dgemma_core.samplers import Sampler
     from dgemma_core.text import Tokenizer
@@ -363,7 +364,7 @@ def _listener(
 
 
 def _recorder(loaded: Loaded, settings: Settings) -> TraceRecorder:
-    from dgemma_core.files.trace import TraceRecorder
+    from dgemma_core.files.recording import TraceRecorder
     from dgemma_core.samplers import describe
 
     sampler = settings.resolved(loaded).sampler

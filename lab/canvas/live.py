@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dgemma_core.files.trace import KINDS, as_array
+from dgemma_core.files.recording import as_array
+from dgemma_core.files.trace import KINDS
 from dgemma_lab.canvas.packing import Pass, TokenTable, joined, marks, pack, pass_from_event
 
 ROWS_A_SECOND = 30  # at most, while a run is live: a browser draws no more

@@ -29,7 +29,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dgemma_core.files.trace import KINDS, STATES, Trace, as_array
+from dgemma_core.files.recording import as_array
+from dgemma_core.files.trace import KINDS, STATES, Trace
 
 HEADER = struct.Struct("<IHBBHHIIfffBBxx")
 MAX_ENTROPY = 16.0  # nats; e^16 is more tokens than any vocabulary has

@@ -12,7 +12,8 @@ from typing import Any
 from dgemma_core.errors import DgemmaError, RequestError
 from dgemma_core.events import Event, PromptEvent, StepEvent
 from dgemma_core.files.checkpoint import Loaded
-from dgemma_core.files.trace import Trace, TraceRecorder
+from dgemma_core.files.recording import TraceRecorder
+from dgemma_core.files.trace import Trace
 from dgemma_core.generation import Generation, Prompt, Settings, drain
 from dgemma_core.observe import Observe
 from dgemma_core.request import DecodeState, Request

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -16,6 +17,8 @@ import pytest
 
 from dgemma_core.errors import DgemmaError
 from dgemma_core.files import trace as module
+from dgemma_core.files import trace_file
+from dgemma_core.files.recording import TraceRecorder
 from dgemma_core.files.trace import (
     ACCEPTED,
     AFTER_EOS,
@@ -24,7 +27,6 @@ from dgemma_core.files.trace import (
     PINNED,
     REMELTED,
     Trace,
-    TraceRecorder,
 )
 
 from ..core import tiny
@@ -344,6 +346,138 @@ def test_unsuitable_files_are_refused_in_one_line(trace: Trace, tmp_path: Path) 
     refused("entropy has 3 entries, expected 256")
 
 
+CANVAS = np.zeros(16, np.int32)
+FOREIGN: dict[str, tuple[dict[str, Any], str]] = {
+    # part of the file → what stands there instead; the error
+    "other dtype": ({"entropy": np.zeros(256)}, "entropy.npy: expected float32"),
+    "other rank": ({"entropy": np.zeros((256, 1), np.float32)}, "entropy.npy: expected float32"),
+    "no array": ({"ids": np.int32(3)}, "ids.npy: expected int32"),
+    "texts": ({"ids": np.array(["a", "b"])}, "ids.npy"),
+    "NaN": ({"entropy": np.full(256, np.nan, np.float32)}, "entropy holds NaN"),
+    "kind": ({"kind": np.full(16, 9, np.uint8)}, "kind is beyond"),
+    "canvases out of order": ({"canvas": CANVAS - np.arange(16, dtype=np.int32)}, "below 0"),
+    "falling offsets": ({"offsets": np.arange(17)[::-1].copy()}, "offsets must rise"),
+    "uneven canvas": ({"offsets": np.r_[0, 1, 32:272:16]}, "one canvas has two lengths"),
+    "kept": ({"commit_kept": np.array([99, 0], np.int32)}, "commit_kept is beyond"),
+    "mode": ({"header": {"mode": "both"}}, "mode: expected diffusion or autoregressive"),
+    "mode of a list": ({"header": {"mode": ["diffusion"]}}, "mode: expected"),
+    "strings of a list": ({"header": {"strings": [1]}}, "strings is no mapping"),
+    "strings of names": ({"header": {"strings": {"x": "y"}}}, "strings is no mapping"),
+    "strings of digits": ({"header": {"strings": {"9" * 5000: "y"}}}, "strings is no mapping"),
+    "strings of numbers": ({"header": {"strings": {"1": 2}}}, "strings is no mapping"),
+    "metadata of a text": ({"header": {"metadata": "x"}}, "metadata is no mapping"),
+    "ends of a text": ({"header": {"metadata": {"eos_token_ids": ["x"]}}}, "eos_token_ids"),
+    "attention of a text": ({"header": {"attention": "x"}}, "attention is no count"),
+    "attention of many": ({"header": {"attention": 10**9}}, "attention is no count"),
+    "attention that is not there": ({"header": {"attention": 1}}, "attention_0"),
+    "attention of one pass": (
+        {"header": {"attention": 1}, "attention_0": np.zeros((1, 1, 1, 1), np.float32)},
+        "attention has not 16",
+    ),
+    "seed": ({"header": {"seed": "x"}}, "seed is no seed"),
+    "steps": ({"header": {"steps": -1}}, "steps is no count"),
+    "seconds": ({"header": {"total_seconds": None}}, "total_seconds is no number"),
+    "infinite seconds": ({"header": {"total_seconds": float("inf")}}, "total_seconds is no number"),
+    "stop": ({"header": {"stop_reason": {}}}, "stop_reason is"),
+    "schema": ({"header": {"schema": True}}, "trace schema True"),
+    "deep header": ({"header": b"[" * 100_000}, "not a whole trace file"),
+    "long number": ({"header": b"9" * 5000}, "not a whole trace file"),
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_a_trace_is_checked_as_a_whole_at_load(case: str, trace: Trace, tmp_path: Path) -> None:
+    changes, match = FOREIGN[case]
+    with np.load(trace.save(tmp_path / "good")) as file:
+        arrays = dict(file)
+    if isinstance(header := changes.get("header", {}), dict):
+        header = json.dumps({**json.loads(arrays["header"].tobytes()), **header}).encode()
+    np.savez(
+        tmp_path / "bad.npz", **{**arrays, **changes, "header": np.frombuffer(header, np.uint8)}
+    )
+    with pytest.raises(DgemmaError, match=match) as caught:
+        Trace.load(tmp_path / "bad.npz")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_unpacks_to_gigabytes_is_refused_before(trace: Trace, tmp_path: Path) -> None:
+    path = trace.save(tmp_path / "run")
+    with (
+        zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as file,
+        file.open("more.npy", "w") as out,
+    ):
+        for _ in range(80):
+            out.write(bytes(2**20))
+    with pytest.raises(DgemmaError, match=r"would unpack from 0\.1 MB to 84 MB"):
+        Trace.load(path)
+
+
+def test_an_array_cannot_claim_more_than_its_bytes(trace: Trace, tmp_path: Path) -> None:
+    path = trace.save(tmp_path / "run")
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(tmp_path / "bad", "w") as target:
+        for name in source.namelist():
+            raw = source.read(name)
+            if name == "entropy.npy":
+                raw = raw.replace(b"(256,)", b"(25600000000000,)")
+            target.writestr(name, raw)
+    with pytest.raises(DgemmaError, match="does not fill its bytes"):
+        Trace.load(tmp_path / "bad")
+
+
+def test_a_pipe_is_no_trace(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
+        with pytest.raises(DgemmaError, match="expected a regular file"):
+            Trace.load(path)
+
+
+def test_only_traces_are_replaced(trace: Trace, tmp_path: Path) -> None:
+    """Never devices, pipes, folders, other files, nor what a link to one of them points to."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "notes.txt").write_text("precious")
+    np.savez(tmp_path / "other.npz", a=np.zeros(3))
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "notes.txt", "other.npz", "folder"):
+        (tmp_path / f"to-{name}").symlink_to(tmp_path / name)
+    (tmp_path / "null").symlink_to("/dev/null")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    before = {file.name: os.lstat(file) for file in tmp_path.iterdir()}
+    for name in before:
+        with pytest.raises(DgemmaError) as caught:
+            trace.save(tmp_path / name)
+        assert "\n" not in str(caught.value)
+    for bad in ("/dev/null", "/dev/full", tmp_path / "no/such", "x" * 5000, "a\0b"):
+        with pytest.raises(DgemmaError):
+            trace.save(bad)
+    assert {file.name: os.lstat(file) for file in tmp_path.iterdir()} == before
+    assert (tmp_path / "notes.txt").read_text() == "precious"
+
+
+def test_new_files_empty_ones_and_links_to_traces_are_written(trace: Trace, tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    trace.save(tmp_path / "run")
+    (tmp_path / "latest").symlink_to(tmp_path / "run")
+    (tmp_path / "next").symlink_to(tmp_path / "to come")
+    other = replace(trace, stop_reason="length")
+    for name in ("run", "empty", "latest", "next", "new"):
+        other.save(tmp_path / name)
+        assert Trace.load(tmp_path / name).digest() == other.digest()
+    assert (tmp_path / "latest").is_symlink() and (tmp_path / "next").is_symlink()
+    assert (tmp_path / "to come").is_file() and len(list(tmp_path.iterdir())) == 6
+
+
+def test_a_full_disk_is_one_line(
+    trace: Trace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(trace_file.np, "savez_compressed", full)
+    with pytest.raises(DgemmaError, match=r"cannot be written .No space left"):
+        trace.save(tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_flipped_byte_is_refused_or_harmless(trace: Trace, tmp_path: Path) -> None:
     whole = trace.save(tmp_path / "good.npz").read_bytes()
     bad = tmp_path / "bad.npz"
@@ -374,8 +508,8 @@ def test_reading_needs_no_torch() -> None:
     code = "import sys\n"
     code += "sys.modules['torch'] = None\n"
     code += "import types; sys.modules['dgemma_core'] = p = types.ModuleType('dgemma_core'); "
-    code += f"p.__path__ = [{str(Path(module.__file__).parent)!r}]\n"
-    code += "import dgemma_core.files.trace"
+    code += f"p.__path__ = [{str(Path(module.__file__).parents[1])!r}]\n"
+    code += "from dgemma_core.files import recording, trace, trace_file"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
