@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dgemma_core.facts.machine import cores
-from dgemma_evals.harness.records import digest
+from dgemma_evals.hashes import digest
 
 
 def environment() -> dict[str, Any]:

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from dgemma_core import RequestError
-from dgemma_evals.bench import interleaved
-from dgemma_evals.bench.interleaved import Measured, Setting, Worker
+from dgemma_evals.bench import processes, random_model
+from dgemma_evals.bench.processes import Measured, Setting, Worker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,7 @@ class Crew:
         if name not in self.workers:
             self.workers[name] = Worker(name, self.setting)
         if self.holds.get(name) != weights:
-            self.workers[name].ask("load", folder=str(folder), dtype=self.setting.dtype)
+            self.workers[name].load(folder, self.setting)
             self.holds[name] = weights
         return self.workers[name]
 
@@ -127,9 +127,9 @@ def measure_point(shape: Shape, folder: Path, crew: Crew, *, count: int) -> list
     """One entry an implementation: its seconds a step of each round, or why it has none."""
     setting = crew.setting
     prompts = [
-        interleaved.random_ids(shape.vocabulary, shape.prefix, 1 + i) for i in range(shape.batch)
+        random_model.random_ids(shape.vocabulary, shape.prefix, 1 + i) for i in range(shape.batch)
     ]
-    canvas = interleaved.random_ids(shape.vocabulary, shape.canvas, 0)
+    canvas = random_model.random_ids(shape.vocabulary, shape.canvas, 0)
     weights = (shape.vocabulary, shape.experts, shape.canvas)
     expected: Any = None
     failed: dict[str, str] = {}
@@ -145,10 +145,10 @@ def measure_point(shape: Shape, folder: Path, crew: Crew, *, count: int) -> list
             failed[name] = f"{crew.names[0]} failed: nothing to prove equal logits against"
             continue
         try:
-            logits, _ = crew.hold(name, folder, weights).logits(prompts[0], canvas)
+            logits, answer = crew.hold(name, folder, weights).logits(prompts[0], canvas)
             expected = logits if expected is None else expected
-            difference = interleaved.apart(name, logits, crew.names[0], expected, setting)
-            measured[name] = Measured(name, logits_difference=difference)
+            difference = processes.apart(name, logits, crew.names[0], expected, setting)
+            measured[name] = Measured(name, backend=answer["backend"], logits_difference=difference)
         except RequestError as error:
             fail(name, error)
     for turn in range(setting.rounds + 1):
@@ -171,6 +171,7 @@ def measure_point(shape: Shape, folder: Path, crew: Crew, *, count: int) -> list
 def _entry(measured: Measured) -> dict[str, Any]:
     return {
         "name": measured.name,
+        "backend": measured.backend,
         "rounds": measured.rounds,
         "median": measured.median,
         "logits_difference": measured.logits_difference,
@@ -198,7 +199,7 @@ def measure(
     """Rows so far and how many are still to come, whenever a point is done.
 
     earlier: rows of a run that was killed; its points of the same settings are taken over. model: other
-    arguments of `interleaved.random_checkpoint`.
+    arguments of `random_model.random_checkpoint`.
     """
     from tqdm.auto import tqdm
 
@@ -231,7 +232,7 @@ def measure(
             if lies != weights:
                 lies = weights
                 shutil.rmtree(folder, ignore_errors=True)
-                interleaved.random_checkpoint(
+                random_model.random_checkpoint(
                     folder, vocab=shape.vocabulary, experts=shape.experts, autoregressive=False,
                     **model,
                 )  # fmt: skip

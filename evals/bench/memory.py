@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from dgemma_core import RequestError
-from dgemma_evals.bench import interleaved
+from dgemma_evals.bench import random_model
 from dgemma_evals.resident import peak_bytes, resident_bytes, restart_peak
 
 SHAPE: Mapping[str, Any] = {
@@ -38,7 +38,13 @@ _BLOCK = 65_536
 
 
 def measure(
-    folder: Path, *, prefix: int, dtype: str, threads: int, shape: Mapping[str, Any] = SHAPE
+    folder: Path,
+    *,
+    prefix: int,
+    dtype: str,
+    threads: int,
+    backend: str = "auto",
+    shape: Mapping[str, Any] = SHAPE,
 ) -> dict[str, Any]:
     """One row: predicted and measured bytes, held and at the peak. The model is made if need be."""
     import torch
@@ -46,12 +52,12 @@ def measure(
     from dgemma_core.command.plan import encoding
     from dgemma_core.files.finding import read_config
 
-    interleaved.random_checkpoint(folder, autoregressive=False, **shape)
+    random_model.random_checkpoint(folder, autoregressive=False, **shape)
     config, _ = read_config(folder)
     most = config.text.max_position_embeddings
     if prefix > most:
         raise RequestError(f"--prefix {prefix}: the model takes {most} tokens at most")
-    ids = interleaved.random_ids(config.text.vocab_size, prefix, 1)
+    ids = random_model.random_ids(config.text.vocab_size, prefix, 1)
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
@@ -60,7 +66,7 @@ def measure(
     }
     environment.pop("LD_PRELOAD", None)
     done = subprocess.run(
-        [sys.executable, "-m", "dgemma_evals.bench.memory", str(folder), dtype],
+        [sys.executable, "-m", "dgemma_evals.bench.memory", str(folder), dtype, backend],
         input=json.dumps(ids), capture_output=True, text=True, env=environment,
     )  # fmt: skip
     if done.returncode:
@@ -73,6 +79,7 @@ def measure(
         "prefix": prefix,
         "dtype": dtype,
         "threads": threads,
+        "backend": found["backend"],
         "shape": dict(shape),
         "parts": [
             _part("held", predicted.held, found["held"]),
@@ -111,14 +118,14 @@ def sentence(row: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    """The fresh process: a folder and a dtype as arguments, token ids as JSON on standard input."""
+    """The fresh process: a folder, a dtype and a backend as arguments, token ids as JSON on standard input."""
     import time
 
     from dgemma_core.files.checkpoint import load_model
 
-    folder, dtype = sys.argv[1:]
+    folder, dtype, backend = sys.argv[1:]
     ids: list[int] = json.loads(sys.stdin.read())
-    model = load_model(folder, dtype=dtype, device="cpu")
+    model = load_model(folder, dtype=dtype, device="cpu").use(backend)
     for parameter in model.parameters():
         parameter.sum()
     loaded = resident_bytes()
@@ -135,7 +142,8 @@ def main() -> None:
     peak, after = peak_bytes(), resident_bytes()
     assert after is not None and cache.lengths == [len(ids)]
     found = {
-        "held": after - before, "peak": peak - before, "kernels": before - loaded, "seconds": seconds
+        "held": after - before, "peak": peak - before, "kernels": before - loaded, "seconds": seconds,
+        "backend": model.backend.name,
     }  # fmt: skip
     sys.stdout.write(json.dumps(found))
 

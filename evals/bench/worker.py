@@ -29,8 +29,12 @@ from dgemma_evals.resident import peak_bytes, restart_peak
 class Implementation(Protocol):
     """What is measured."""
 
-    def load(self, folder: str, dtype: str) -> None:
-        """Loads a checkpoint in the public layout."""
+    @property
+    def backend(self) -> str | None:
+        """What runs this project's passes; None for others."""
+
+    def load(self, folder: str, dtype: str, backend: str) -> None:
+        """Loads a checkpoint in the public layout. backend: of this project's model."""
 
     def logits(self, prompt: list[int], canvas: list[int], positions: list[int]) -> Tensor:
         """Raw soft-capped logits (k, V) float32 of a first denoising pass, or, with an empty canvas, of the causal
@@ -53,13 +57,16 @@ def intervals(marks: Sequence[float]) -> list[float]:
 class Ours:
     """This project."""
 
-    def __init__(self, soft_top_k: int | None = None) -> None:
-        self.soft_top_k = soft_top_k
+    soft_top_k: int | None = None
 
-    def load(self, folder: str, dtype: str) -> None:
+    def load(self, folder: str, dtype: str, backend: str) -> None:
         from dgemma_core.files.checkpoint import load_model
 
-        self.model = load_model(Path(folder), dtype=dtype, device="cpu")
+        self.model = load_model(Path(folder), dtype=dtype, device="cpu").use(backend)
+
+    @property
+    def backend(self) -> str | None:
+        return self.model.backend.name
 
     def logits(self, prompt: list[int], canvas: list[int], positions: list[int]) -> Tensor:
         cache = self.model.encode([prompt])
@@ -100,8 +107,8 @@ class Ours:
         ]
         found: dict[Any, list[int]] = {}
         for event in denoise_canvases(
-            self.model, requests, batch_size=batch, soft_top_k=self.soft_top_k
-        ):
+            self.model, requests, batch_size=batch, soft_top_k=self.soft_top_k,
+        ):  # fmt: skip
             if isinstance(event, FinishEvent):
                 found[event.request] = list(event.ids)
         return [found[i] for i in range(len(prompts))]
@@ -122,16 +129,16 @@ class Ours:
 class OursTop8(Ours):
     """This project, self-conditioning on the 8 most probable tokens alone: other work than the others do."""
 
-    def __init__(self) -> None:
-        super().__init__(soft_top_k=8)
+    soft_top_k = 8
 
 
 class Transformers:
     """Hugging Face transformers: dynamic cache, sdpa."""
 
     experts = "eager"
+    backend: str | None = None
 
-    def load(self, folder: str, dtype: str) -> None:
+    def load(self, folder: str, dtype: str, backend: str) -> None:
         from transformers import DiffusionGemmaForBlockDiffusion
 
         self.folder, self.dtype = folder, getattr(torch, dtype)
@@ -255,13 +262,13 @@ class Diffusers(Transformers):
 
     experts = "grouped_mm"
 
-    def load(self, folder: str, dtype: str) -> None:
+    def load(self, folder: str, dtype: str, backend: str) -> None:
         from diffusers import EntropyBoundScheduler
         from diffusers.pipelines.diffusion_gemma.pipeline_diffusion_gemma import (
             DiffusionGemmaPipeline,
         )
 
-        super().load(folder, dtype)
+        super().load(folder, dtype, backend)
         self.prompts = _NoProcessor()
         self.pipeline = DiffusionGemmaPipeline(self.model, EntropyBoundScheduler(), self.prompts)
         self.pipeline.set_progress_bar_config(disable=True)
@@ -327,6 +334,7 @@ def main() -> None:
             start = time.perf_counter()
             answer["result"] = getattr(implementation, do)(**command)
             answer["seconds"] = time.perf_counter() - start
+        answer["backend"] = implementation.backend
         answer["peak_bytes"] = peak_bytes()
         print(json.dumps(answer), file=answers, flush=True)
 

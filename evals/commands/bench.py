@@ -18,7 +18,7 @@ from dgemma_core.facts.machine import cores
 from dgemma_evals.commands.gpu import gpu
 
 if TYPE_CHECKING:
-    from dgemma_evals.bench.interleaved import Setting
+    from dgemma_evals.bench.processes import Setting
 
 bench_app = typer.Typer(
     no_args_is_help=True,
@@ -31,6 +31,8 @@ Allocator = Annotated[str, typer.Option(help="system, tcmalloc, or both: for all
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads of every implementation.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Timed rounds, after one to warm up.")]
 Peers = Annotated[str, typer.Option(help="Implementations beside this project, with commas.")]
+
+Backend = Annotated[str, typer.Option(help="What runs this project's models: torch or cpu; auto.")]
 
 PUBLIC = "transformers,transformers (grouped experts),diffusers"
 
@@ -45,19 +47,20 @@ def steps(
     allocator: Allocator = "system,tcmalloc",
     threads: Threads = CORES,
     rounds: Rounds = 5,
+    backend: Backend = "auto",
     peers: Peers = f"dgemma (soft_top_k=8),{PUBLIC}",
     count: Annotated[int, typer.Option(min=2, help="Fixed denoising steps a round.")] = 8,
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 128,
     vocab: Annotated[int, typer.Option(min=64, help="Vocabulary of the random model.")] = 262_144,
 ) -> None:
     """A: seconds a denoising step of a random model with the released vocabulary."""
-    from dgemma_evals.bench import interleaved
+    from dgemma_evals.bench import interleaved, processes, random_model
 
-    names = interleaved.check_peers(_split(peers))
-    folder = interleaved.random_checkpoint(out / f"shape-a-{vocab}", vocab=vocab)
-    ids, canvas = interleaved.random_ids(vocab, prompt, 1), interleaved.random_ids(vocab, 256, 2)
+    names = processes.check_peers(_split(peers))
+    folder = random_model.random_checkpoint(out / f"shape-a-{vocab}", vocab=vocab)
+    ids, canvas = random_model.random_ids(vocab, prompt, 1), random_model.random_ids(vocab, 256, 2)
     rows = []
-    for setting in _settings(threads, rounds, dtype, allocator):
+    for setting in _settings(threads, rounds, backend, dtype, allocator):
         found = interleaved.steps(folder, names, setting, prompt=ids, canvas=canvas, count=count)
         facts = {"prompt": prompt, "canvas": 256, "steps": count, "vocabulary": vocab}
         rows.append(interleaved.row("A", setting, found, unit="s/step", **facts))
@@ -74,6 +77,7 @@ def write(
     allocator: Allocator = "tcmalloc",
     threads: Threads = CORES,
     rounds: Rounds = 3,
+    backend: Backend = "auto",
     peers: Peers = "transformers,transformers (grouped experts)",
     limit: Annotated[int, typer.Option(min=1, help="Problems of each family.")] = 4,
     batches: Annotated[str, typer.Option(help="Batch sizes, with commas.")] = "1,8",
@@ -83,9 +87,9 @@ def write(
     from dgemma_core.files.finding import find_folder
     from dgemma_core.nano.families import TASKS, examples, family
     from dgemma_core.text import load_tokenizer
-    from dgemma_evals.bench import interleaved
+    from dgemma_evals.bench import interleaved, processes
 
-    names = interleaved.check_peers(_split(peers))
+    names = processes.check_peers(_split(peers))
     folder = find_folder(model)
     tokenizer = load_tokenizer(folder)
     if tokenizer is None:
@@ -98,7 +102,7 @@ def write(
         return family(problem.family).solved(problem.entry, tokenizer.decode(ids))
 
     rows = []
-    for setting in _settings(threads, rounds, dtype, allocator):
+    for setting in _settings(threads, rounds, backend, dtype, allocator):
         for batch in map(_number, _split(batches)):
             found = interleaved.writing(
                 folder,
@@ -123,28 +127,29 @@ def tokens(
     allocator: Allocator = "tcmalloc",
     threads: Threads = CORES,
     rounds: Rounds = 5,
+    backend: Backend = "auto",
     peers: Peers = "transformers,transformers (grouped experts)",
     count: Annotated[int, typer.Option(min=2, help="Tokens a round.")] = 32,
     vocab: Annotated[int, typer.Option(min=64, help="Vocabulary of the random model.")] = 262_144,
 ) -> None:
     """C: seconds a greedy autoregressive token, on nano and on the random model of `steps`."""
     from dgemma_core.files.finding import find_folder
-    from dgemma_evals.bench import interleaved
+    from dgemma_evals.bench import interleaved, processes, random_model
     from dgemma_evals.writers.export import export_autoregressive
 
-    names = interleaved.check_peers(_split(peers))
-    random = interleaved.random_checkpoint(out / f"shape-a-{vocab}", vocab=vocab)
+    names = processes.check_peers(_split(peers))
+    random = random_model.random_checkpoint(out / f"shape-a-{vocab}", vocab=vocab)
     nano = out / "nano"
     if not nano.exists():
         nano.symlink_to(find_folder("nano").resolve(), target_is_directory=True)
     export_autoregressive("nano", f"{nano}-autoregressive")
     rows = []
-    for setting in _settings(threads, rounds, dtype, allocator):
+    for setting in _settings(threads, rounds, backend, dtype, allocator):
         for folder, name, size, length in (
             (nano, "nano", 1024, 40),
             (random, "shape A", vocab, 128),
         ):
-            prompt = interleaved.random_ids(size, length, 3)
+            prompt = random_model.random_ids(size, length, 3)
             found = interleaved.tokens(folder, names, setting, prompt=prompt, count=count)
             rows.append(
                 interleaved.row("C", setting, found, unit="s/token", model=name, tokens=count)
@@ -178,6 +183,7 @@ def growth(
     allocator: Allocator = "tcmalloc",
     threads: Threads = CORES,
     rounds: Rounds = 3,
+    backend: Backend = "auto",
     peers: Peers = "transformers (grouped experts)",
     count: Annotated[int, typer.Option(min=2, help="Fixed denoising steps a round.")] = 4,
     axis: Annotated[
@@ -197,13 +203,13 @@ def growth(
     Written point by point: a run that was killed goes on where it stopped.
     """
     from dgemma_evals.bench import growth as growing
-    from dgemma_evals.bench import interleaved
+    from dgemma_evals.bench import processes
     from dgemma_evals.machine import environment, machine
 
-    names = interleaved.check_peers(_split(peers))
+    names = processes.check_peers(_split(peers))
     axes = growing.parse_axes(axis or ())
     start = growing.parse_base(base or ())
-    asked = _settings(threads, rounds, dtype, allocator)
+    asked = _settings(threads, rounds, backend, dtype, allocator)
     facts = environment()
     more = {"base": asdict(start), "axes": axes, "machine": machine(facts)}
     killed = _unfinished(out / "growth.json")
@@ -225,19 +231,24 @@ def memory(
     out: Out = Path("bench"),
     dtype: Dtype = "float32,bfloat16",
     threads: Threads = CORES,
+    backend: Backend = "auto",
     prefix: Annotated[int, typer.Option(min=2, help="Tokens of the prompt.")] = 32_768,
 ) -> None:
     """D: the memory that a long prompt takes, predicted as in `dgemma plan` and measured."""
-    from dgemma_evals.bench import interleaved
     from dgemma_evals.bench import memory as long_prompt
+    from dgemma_evals.bench import processes
 
-    asked = list(interleaved.settings(interleaved.Setting(), _split(dtype), ["system"]))
+    asked = list(processes.settings(processes.Setting(backend=backend), _split(dtype), ["system"]))
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for setting in asked:
             rows.append(
                 long_prompt.measure(
-                    Path(folder) / "model", prefix=prefix, dtype=setting.dtype, threads=threads
+                    Path(folder) / "model",
+                    prefix=prefix,
+                    dtype=setting.dtype,
+                    threads=threads,
+                    backend=backend,
                 )
             )
             typer.echo(long_prompt.sentence(rows[-1]))
@@ -256,12 +267,14 @@ def page(out: Out = Path("bench")) -> None:
     typer.echo(f"page: {write_page(out)}")
 
 
-def _settings(threads: int, rounds: int, dtypes: str, allocators: str) -> list[Setting]:
+def _settings(
+    threads: int, rounds: int, backend: str, dtypes: str, allocators: str
+) -> list[Setting]:
     """All combinations of the dtypes and allocators that the options name."""
-    from dgemma_evals.bench import interleaved
+    from dgemma_evals.bench import processes
 
-    base = interleaved.Setting(threads=threads, rounds=rounds)
-    return list(interleaved.settings(base, _split(dtypes), _split(allocators)))
+    base = processes.Setting(threads=threads, rounds=rounds, backend=backend)
+    return list(processes.settings(base, _split(dtypes), _split(allocators)))
 
 
 def _split(text: str) -> list[str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from dgemma_core import RequestError
+from dgemma_core.backends import AUTO, check_name
 from dgemma_evals.commands.options import (
+    Backend,
     Device,
     Limit,
     ModelArg,
@@ -64,25 +66,36 @@ def compare(
         ),
     ] = None,
     device: Device = "auto",
+    backend: Backend = "auto",
+    baseline_backend: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of the baseline, if not as --backend."),
+    ] = None,
     confirm_run_unsafe_code: Unsafe = False,
 ) -> None:
     """Compare two models on the same documents: accuracy, speed and cost, in one HTML report."""
     from dgemma_evals.comparison.compare import compare as run
-    from dgemma_evals.comparison.compare import load_tasks, parse_sweep
+    from dgemma_evals.comparison.compare import parse_sweep
+    from dgemma_evals.comparison.questions import load_tasks
     from dgemma_evals.comparison.report import write
-    from dgemma_evals.writers.writers import writer
+    from dgemma_evals.writers.named import writer
 
     quiet()
     points = parse_sweep([*(sweep or ()), *(sweep_more or ())])
     if points and not samples(model):
         raise RequestError(f"--sweep is of samplers, which {model} has not")
     own = settings(model, model_arg or ())
-    forms = _quantized(model, baseline, quantize, baseline_quantize)
+    first, second = _run_as(
+        model,
+        baseline,
+        {"quantize": quantize, "backend": None if backend == AUTO else backend},
+        {"quantize": baseline_quantize, "backend": baseline_backend},
+    )
     shared = {"dtype": dtype, "device": device}
     load_tasks([tasks], limit=1, unsafe=confirm_run_unsafe_code)  # before long loads
     comparison = run(
-        writer(model, **shared, **own, quantize=forms[0]),
-        writer(baseline, **shared, quantize=forms[1]),
+        writer(model, **shared, **own, **first),
+        writer(baseline, **shared, **second),
         tasks=[tasks],
         limit=limit,
         seeds=seeds,
@@ -97,22 +110,34 @@ def compare(
     typer.echo(f"report: {page.path}")
 
 
-def _quantized(
-    model: str, baseline: str, both: str | None, other: str | None
-) -> tuple[str | None, str | None]:
-    """The schemes of the two, judged before a long load."""
+def _run_as(
+    model: str, baseline: str, both: dict[str, str | None], other: dict[str, str | None]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Scheme and backend of the two sides, judged before a long load.
+
+    both: as --quantize and --backend say; other: as --baseline-quantize and --baseline-backend say.
+    """
     from dgemma_core.files.quantised import scheme
     from dgemma_evals.writers.options import FOREIGN
 
     own = [not name.startswith(FOREIGN) for name in (model, baseline)]
-    if both is not None and not any(own):
-        raise RequestError("--quantize is of checkpoints that this project runs: neither is one")
-    if other is not None and not own[1]:
-        raise RequestError(
-            f"--baseline-quantize is of checkpoints that this project runs, which {baseline} is not"
-        )
-    for name in (both, None if other == "none" else other):
-        if name is not None:
-            scheme(name)
-    second = both if other is None else None if other == "none" else other
-    return (both if own[0] else None, second if own[1] else None)
+    sides: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+    for option, given in both.items():
+        if given is not None and not any(own):
+            raise RequestError(
+                f"--{option} is of checkpoints that this project runs: neither is one"
+            )
+        if other[option] is not None and not own[1]:
+            raise RequestError(
+                f"--baseline-{option} is of checkpoints that this project runs, which {baseline} is not"
+            )
+        for name in (given, other[option]):
+            if option == "backend":
+                check_name(name or AUTO)
+            elif name not in (None, "none"):
+                scheme(name)
+        values = given, given if other[option] is None else other[option]
+        for side, runs, value in zip(sides, own, values, strict=True):
+            if runs and value not in (None, "none"):
+                side[option] = value
+    return sides

@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ _RAW = {
 _USERS_FAULT = ("config", "_cli", "tasks", "api/registry.py", "api/group.py")
 """Parts of lm-eval whose ValueError and KeyError speak of what was asked for."""
 
+_OURS = {"quantize": "int4", "backend": "torch"}
+"""Options of our models that lm-eval's command line does not know, each with an example."""
+
 eval_app = typer.Typer()
 
 
@@ -37,8 +40,8 @@ def harness(arguments: Sequence[str]) -> None:
     """lm-eval's command line, with our models and tasks known to it.
 
     For our models: the device is auto unless one is given, records stand beside the samples of
-    --output_path, the path of --use_cache gets the model's hash, and --quantize is the model argument
-    of that name.
+    --output_path, the path of --use_cache gets the model's hash, and --quantize and --backend are the
+    model arguments of those names.
     """
     from dgemma_evals.harness.register import register
 
@@ -47,15 +50,17 @@ def harness(arguments: Sequence[str]) -> None:
     from lm_eval.utils import setup_logging
 
     setup_logging()
-    arguments, quantize = _taken("--quantize", arguments)
+    arguments, ours = _taken(arguments)
     sys.argv = ["dgemma eval", *arguments]
     command = HarnessCLI()
     try:
         parsed = command.parse_args()
         if parsed.command == "run":
-            _prepare(parsed, quantize)
-        elif quantize is not None:
-            raise RequestError(f"--quantize has no meaning for {parsed.command}: leave it out")
+            _prepare(parsed, ours)
+        elif ours:
+            raise RequestError(
+                f"--{next(iter(ours))} has no meaning for {parsed.command}: leave it out"
+            )
         command.execute(parsed)
     except (ValueError, KeyError, TypeError) as error:
         if not _users_fault(error):
@@ -63,21 +68,22 @@ def harness(arguments: Sequence[str]) -> None:
         raise DgemmaError(str(error.args[0] if error.args else error)) from error
 
 
-def _taken(option: str, arguments: Sequence[str]) -> tuple[list[str], str | None]:
-    """The arguments without an option that lm-eval does not know, and its value."""
+def _taken(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The arguments without the options that lm-eval does not know (`_OURS`), and the values of those."""
     left: list[str] = []
-    found: str | None = None
+    found: dict[str, str] = {}
     rest = iter(arguments)
     for argument in rest:
-        name, equals, value = argument.partition("=")
-        if name != option:
+        option, equals, value = argument.partition("=")
+        name = option.removeprefix("--")
+        if not option.startswith("--") or name not in _OURS:
             left.append(argument)
             continue
-        if found is not None:
+        if name in found:
             raise RequestError(f"{option} is given twice: give it once")
-        found = value if equals else next(rest, "")
-        if not found:
-            raise RequestError(f"{option} needs a value, e.g. {option} int4")
+        found[name] = value if equals else next(rest, "")
+        if not found[name]:
+            raise RequestError(f"{option} needs a value, e.g. {option} {_OURS[name]}")
     return left, found
 
 
@@ -87,7 +93,7 @@ def _users_fault(error: BaseException) -> bool:
     return bool(inside) and part.startswith(_USERS_FAULT)
 
 
-def _prepare(parsed: Namespace, quantize: str | None) -> None:
+def _prepare(parsed: Namespace, ours: Mapping[str, str]) -> None:
     """Fills in what our models need that lm-eval's command line does not say."""
     from lm_eval.config.evaluate_config import EvaluatorConfig
     from lm_eval.utils import sanitize_model_name, simple_parse_args_string
@@ -100,9 +106,9 @@ def _prepare(parsed: Namespace, quantize: str | None) -> None:
     asked |= {name: value for name, value in vars(parsed).items() if value is not None}
     kinds = dict(models())
     if asked.get("model") not in kinds:
-        if quantize is not None:
+        for name in ours:
             raise RequestError(
-                f"--quantize is of the models {' and '.join(kinds)}, not of {asked.get('model')}"
+                f"--{name} is of the models {' and '.join(kinds)}, not of {asked.get('model')}"
             )
         return
     given = asked.get("model_args") or {}
@@ -111,12 +117,12 @@ def _prepare(parsed: Namespace, quantize: str | None) -> None:
         parsed.device = "auto"
     elif "device" in given:
         parsed.device = given.pop("device")
-    if quantize is not None:
-        if given.get("quantize", quantize) != quantize:
+    for name, value in ours.items():
+        if given.get(name, value) != value:
             raise RequestError(
-                f"--quantize {quantize} and the model argument quantize={given['quantize']}: give one"
+                f"--{name} {value} and the model argument {name}={given[name]}: give one"
             )
-        given["quantize"] = quantize
+        given[name] = value
     output = asked.get("output_path")
     if output and "records" not in given and not asked.get("use_cache"):
         folder = Path(output)

@@ -9,6 +9,7 @@ import typer
 
 from dgemma_core import RequestError
 from dgemma_evals.commands.options import (
+    Backend,
     Device,
     Limit,
     ModelArg,
@@ -43,9 +44,11 @@ def flips(
     ] = True,
     quantize: Quantize = None,
     device: Device = "auto",
+    backend: Backend = "auto",
     confirm_run_unsafe_code: Unsafe = False,
 ) -> None:
     """Measure which share of answers changes with the batch that they are written in."""
+    from dgemma_core.backends import check_name
     from dgemma_core.files.quantised import scheme
     from dgemma_evals.comparison.flips import RESULTS, measure
     from dgemma_evals.writers.options import FOREIGN
@@ -53,7 +56,8 @@ def flips(
     quiet()
     if model.startswith(FOREIGN):
         raise RequestError(f"flips are of checkpoints that this project runs, which {model} is not")
-    own = settings(model, model_arg or ())
+    check_name(backend)
+    own = {**settings(model, model_arg or ()), "backend": backend}
     if quantize is not None:
         scheme(quantize)
         own["quantize"] = quantize

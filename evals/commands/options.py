@@ -11,7 +11,7 @@ import typer
 from dgemma_core import RequestError
 
 _NO_SETTINGS = (
-    "pretrained", "dtype", "quantize", "device", "batch_size", "max_batch_size", "records", "likelihood",
+    "pretrained", "dtype", "quantize", "device", "backend", "batch_size", "max_batch_size", "records", "likelihood",
     "likelihood_samples",
 )  # fmt: skip
 """Arguments of the lm-eval models that --model-arg may not name."""
@@ -31,6 +31,10 @@ Quantize = Annotated[
     typer.Option(
         metavar="SCHEME", help="int8 or int4: weights of this project's models as whole numbers."
     ),
+]
+Backend = Annotated[
+    str,
+    typer.Option(help="What runs this project's models: torch, cpu or cuda; auto: by the device."),
 ]
 Unsafe = Annotated[
     bool,

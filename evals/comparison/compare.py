@@ -13,22 +13,22 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_eval.api.instance import Instance
 from lm_eval.api.task import Task
 from tqdm import tqdm
 
 from dgemma_core import DgemmaError, RequestError
-from dgemma_evals.harness.records import Records, digest
-from dgemma_evals.harness.register import Tasks
+from dgemma_evals.comparison.questions import Document, documents, load_tasks, score
+from dgemma_evals.harness.records import Records
+from dgemma_evals.hashes import digest
 from dgemma_evals.machine import environment, machine
 from dgemma_evals.resident import peak_bytes
+from dgemma_evals.writers.base import Writer
 from dgemma_evals.writers.counting import Counts
 from dgemma_evals.writers.options import Options
-from dgemma_evals.writers.writers import Writer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,16 +62,6 @@ class Contestant:
         """As tables name it."""
         settings = ", ".join(f"{name}={value}" for name, value in self.overrides)
         return f"{self.writer.name} ({settings})" if settings else self.writer.name
-
-
-@dataclass(frozen=True)
-class Document:
-    """A question, as each contestant's template words it."""
-
-    task: str
-    doc_id: int
-    instances: Mapping[str, Instance]
-    """By side."""
 
 
 @dataclass(frozen=True)
@@ -111,49 +101,6 @@ def _number(text: str) -> Any:
         except ValueError:
             continue
     return text
-
-
-def load_tasks(names: Sequence[str], *, limit: int, unsafe: bool = False) -> dict[str, Task]:
-    """Tasks that generate, by name. Raises RequestError for others, and for unknown ones."""
-    manager = Tasks(metadata={"count": limit})
-    asked = [name for part in names for name in part.split(",") if name]
-    missing = [name for name in asked if not manager.match_tasks([name])]
-    if missing:
-        raise RequestError(f"no task {', '.join(missing)}: `dgemma eval ls tasks` lists them")
-    tasks: dict[str, Task] = manager.load(manager.match_tasks(asked))["tasks"]
-    for name, task in tasks.items():
-        if task.OUTPUT_TYPE != "generate_until":
-            raise RequestError(f"{name} scores likelihoods; a comparison is of tasks that write")
-        if getattr(task, "UNSAFE_CODE", False) and not unsafe:
-            raise RequestError(
-                f"{name} runs what the models write: allow it with --confirm-run-unsafe-code"
-            )
-        if task.get_config("num_fewshot") is None:
-            task.set_config(key="num_fewshot", value=0)
-        task.set_fewshot_seed(seed=1234)
-    return tasks
-
-
-def documents(
-    tasks: Mapping[str, Task], sides: Mapping[str, Writer], *, limit: int, chat: bool
-) -> list[Document]:
-    """The first `limit` documents of each task; `chat` applies each writer's own template."""
-    found = []
-    for name, task in tasks.items():
-        built: dict[str, list[Instance]] = {}
-        for side, writer in sides.items():
-            templated = chat and writer.template is not None
-            task.build_all_requests(
-                limit=limit,
-                apply_chat_template=templated,
-                chat_template=writer.template if templated else None,
-                tokenizer_name=writer.tokenizer_name,
-            )
-            built[side] = list(task.instances)
-        for row in zip(*built.values(), strict=True):
-            pair = dict(zip(built, row, strict=True))
-            found.append(Document(name, row[0].doc_id, pair))
-    return found
 
 
 def run(
@@ -287,27 +234,6 @@ def tabulate(
     table = pd.DataFrame(rows)
     # None, of what a source cannot know, becomes nan
     return table.astype({name: "float64" for name in _MAYBE_UNKNOWN})
-
-
-def score(
-    task: Task, instances: Sequence[Instance], answers: Sequence[str]
-) -> tuple[str, list[float]]:
-    """The task's first metric, under its first filter, of each answer."""
-    answered = [
-        replace(instance, resps=[answer], filtered_resps={})
-        for instance, answer in zip(instances, answers, strict=True)
-    ]
-    task._instances = answered
-    task.apply_filters()
-    chosen = next(iter(answered[0].filtered_resps))
-    metric = next(iter(task._metric_fn_list))
-    values = []
-    for instance in answered:
-        found = task.process_results(instance.doc, [instance.filtered_resps[chosen]])
-        if not isinstance(found.get(metric), int | float):
-            raise RequestError(f"{task.config.task}: {metric} is no number for each document")
-        values.append(float(found[metric]))
-    return str(metric), values
 
 
 def compare(

@@ -18,11 +18,10 @@ from typing import Any
 from lm_eval.api.task import Task
 
 from dgemma_core import DgemmaError, RequestError
-from dgemma_evals.comparison.compare import documents, load_tasks, score
+from dgemma_evals.comparison.questions import documents, load_tasks, score
 from dgemma_evals.comparison.stats import Interval, share
 from dgemma_evals.harness.models import DGemma, DGemmaAR
 from dgemma_evals.machine import environment, machine
-from dgemma_evals.writers.writers import OwnWriter
 
 RESULTS = "flips.json"
 
@@ -125,7 +124,7 @@ def measure(
             arguments = {"dtype": dtype, "device": device, "batch_size": str(batch)}
             lm = _load(model, records=str(records), **arguments, **(settings or {}))
             described.append(lm.describe())
-            answers = _answers(lm, model, found, limit=limit, chat=chat, quiet=quiet)
+            answers = _answers(lm, found, limit=limit, chat=chat, quiet=quiet)
             runs.append(Run(dtype, batch, tuple(answers)))
             del lm  # before the next one is loaded
     sets = [[run for run in runs if run.dtype == dtype] for dtype in dtypes]
@@ -184,10 +183,10 @@ def _load(model: str, **arguments: Any) -> DGemma:
 
 
 def _answers(
-    lm: DGemma, name: str, tasks: Mapping[str, Task], *, limit: int, chat: bool, quiet: bool
+    lm: DGemma, tasks: Mapping[str, Task], *, limit: int, chat: bool, quiet: bool
 ) -> Iterable[Answer]:
     """All documents of all tasks as one list of requests, so that batches span tasks."""
-    asked = documents(tasks, {"model": OwnWriter(name, lm)}, limit=limit, chat=chat)
+    asked = documents(tasks, {"model": lm.writer}, limit=limit, chat=chat)
     instances = [question.instances["model"] for question in asked]
     texts = lm.generate_until(instances, disable_tqdm=quiet)
     for task_name, task in tasks.items():

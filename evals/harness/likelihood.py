@@ -72,7 +72,7 @@ def causal_logprobs(
     hidden = torch.cat(spans)  # (N, D)
     tokens = torch.tensor([id for _, text in rows for id in text], device=hidden.device)
     logprobs = model.head.token_logprob(hidden, tokens)
-    best = model.head.predict(hidden.unsqueeze(0), 0.0, reference="raw", soft=False).argmax[0]
+    best = model.predict(hidden.unsqueeze(0), 0.0, reference="raw", soft=False).argmax[0]
     sizes = [len(text) for _, text in rows]
     parts = zip(logprobs.split(sizes), (best == tokens).split(sizes), strict=True)
     return [Scored(tuple(p.tolist()), tuple(same.tolist())) for p, same in parts]

@@ -8,7 +8,6 @@ files of that hash in the folder are read, so that a run may go on with another 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -23,12 +22,6 @@ _log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 """key: what identifies the request; answer: what the model returned; and what it cost."""
-
-
-def digest(*parts: Any) -> str:
-    """16 hexadecimal digits that stand for plain values."""
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Records:

@@ -6,7 +6,6 @@ another argument makes it meaningless.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -21,10 +20,11 @@ from dgemma_core import (
     StopRule,
     sampler_from,
 )
+from dgemma_core.backends import check_name
 from dgemma_core.files.quantised import scheme
 from dgemma_core.generation import Mode
 from dgemma_core.samplers import SAMPLERS
-from dgemma_evals.harness.records import digest
+from dgemma_evals.hashes import digest, fingerprint
 
 Likelihood = Literal["ar_encoder", "nelbo"]
 LIKELIHOODS: Mapping[str, str] = {
@@ -47,14 +47,14 @@ _INTEGERS = (
     "corrector_k",
 )
 _HARNESS = ("until", "max_gen_toks", "max_new_tokens", "max_tokens", "do_sample")
-_SMALL = 64 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """What `--model_args` (and lm-eval's own flags) may say of a model.
 
-    quantize: int8 or int4, the weights as they are if None. batch_size: a number, or auto.
+    quantize: int8 or int4, the weights as they are if None. backend: what runs the passes.
+    batch_size: a number, or auto.
     max_length: tokens of prompt and answer together, the model's own limit if None; a longer prompt
     loses its beginning. max_gen_toks: where neither task nor `--gen_kwargs` sets a limit, the
     checkpoint's own if None. likelihood_samples: noise levels a canvas of the bound. records: the
@@ -67,6 +67,7 @@ class Options:
     dtype: str = "auto"
     quantize: str | None = None
     device: str = "auto"
+    backend: str = "auto"
     batch_size: str = "1"
     max_batch_size: int | None = None
     max_length: int | None = None
@@ -95,6 +96,7 @@ class Options:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise RequestError(f"{name}: expected at least 1, got {value}")
+        check_name(self.backend)
         if self.quantize is not None:
             scheme(self.quantize)
         if self.seed < 0:
@@ -199,6 +201,7 @@ class Options:
             [self.enable_thinking, self.think_end_token],
             [self.likelihood, self.likelihood_samples],
             *([] if self.quantize is None else [self.quantize]),
+            *([] if self.backend == "auto" else [f"backend {self.backend}"]),
         )
 
     def folder(self) -> Path:
@@ -219,18 +222,6 @@ class Options:
             raise RequestError(
                 f"{self.pretrained} at revision {self.revision}: not found ({reason}); check both"
             ) from error
-
-
-def fingerprint(folder: Path) -> str:
-    """A hash of a checkpoint's files; of a file over 64 MB, of its name, size and time of change."""
-    parts = []
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (".json", ".jinja", ".safetensors"):
-            state = path.stat()
-            large = state.st_size > _SMALL
-            content = state.st_mtime_ns if large else hashlib.sha256(path.read_bytes()).hexdigest()
-            parts.append((path.name, state.st_size, content))
-    return digest(parts)
 
 
 def _is_folder(name: str) -> bool:

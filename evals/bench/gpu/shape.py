@@ -93,7 +93,7 @@ def build(
     seed: int = 0,
     progress: bool = False,
 ) -> DiffusionGemma:
-    """The model with random weights, on its device from the first byte on, its joint projections side by side."""
+    """The model with random weights, on its device from the first byte on."""
     from tqdm.auto import tqdm
 
     model = DiffusionGemma(config, device="meta")
@@ -106,7 +106,7 @@ def build(
             parameter = nn.Parameter(values, requires_grad=False)
             setattr(model.get_submodule(module), attribute, parameter)
     with torch.inference_mode(False):
-        return model.eval().join()
+        return model.eval()
 
 
 def check_touched(touched: int, experts: int, chosen: int) -> None:

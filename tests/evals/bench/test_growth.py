@@ -17,7 +17,7 @@ from dgemma_evals.bench import growth as bench_growth
 from dgemma_evals.bench import growth_page as bench_growth_page
 from dgemma_evals.bench import page as bench_page
 from dgemma_evals.bench.growth import AXES, Shape, measure, parse_axes, parse_base, shapes
-from dgemma_evals.bench.interleaved import Setting
+from dgemma_evals.bench.processes import Setting
 from dgemma_evals.commands.bench import bench_app
 
 TINY = {"width": 64, "layers": 2, "expert_width": 32}
@@ -81,9 +81,11 @@ class Fake:
             return {"result": [length * (1.0 if self.name == "dgemma" else 3.0)] * 2}
         return {}
 
+    def load(self, folder: Path, setting: Setting) -> None: ...
+
     def logits(self, prompt: list[int], canvas: list[int]) -> tuple[Any, Any]:
         other = self.name != "dgemma" and len(prompt) == 99
-        return np.array([[1.0, 2.0, 4.0 - 3 * other]]), {}
+        return np.array([[1.0, 2.0, 4.0 - 3 * other]]), {"backend": "torch"}
 
     def close(self) -> None: ...
 

@@ -14,8 +14,10 @@ from typer.testing import CliRunner
 from dgemma_core import RequestError
 from dgemma_evals.bench import interleaved as bench
 from dgemma_evals.bench import page as bench_page
+from dgemma_evals.bench import processes, random_model
 from dgemma_evals.bench import start as bench_start
-from dgemma_evals.bench.interleaved import Measured, Setting, Worker, check_peers, row, settings
+from dgemma_evals.bench.interleaved import row
+from dgemma_evals.bench.processes import Measured, Setting, Worker, check_peers, settings
 from dgemma_evals.bench.worker import intervals, kept
 from dgemma_evals.commands.bench import bench_app
 
@@ -32,23 +34,24 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return bench.random_checkpoint(tmp_path_factory.mktemp("bench") / "model", **TINY)
+    return random_model.random_checkpoint(tmp_path_factory.mktemp("bench") / "model", **TINY)
 
 
 def test_peers_prove_the_same_logits_and_are_timed(folder: Path, tmp_path: Path) -> None:
     """Steps, tokens and whole texts of this project and both Hugging Face ones, in their own processes."""
-    setting = Setting(threads=1, rounds=2)
-    prompt = bench.random_ids(512, 9, 0)
+    setting = Setting(threads=1, rounds=2, backend="torch")
+    prompt = random_model.random_ids(512, 9, 0)
     own = ["dgemma", "dgemma (soft_top_k=8)"]
     names = [*own, "transformers", "diffusers"]
     found = bench.steps(
-        folder, names, setting, prompt=prompt, canvas=bench.random_ids(512, 16, 1), count=3
+        folder, names, setting, prompt=prompt, canvas=random_model.random_ids(512, 16, 1), count=3
     )
     assert [m.name for m in found] == names
     for measured in found:
         assert len(measured.rounds) == 2 and min(measured.rounds) > 0
         assert measured.peak_bytes >= measured.loaded_bytes > 5e7
         assert measured.logits_difference < 1e-4
+        assert measured.backend == ("torch" if measured.name.startswith("dgemma") else None)
     causal = bench.tokens(folder, ["dgemma", "transformers"], setting, prompt=prompt, count=4)
     assert all(m.logits_difference < 1e-4 and min(m.rounds) > 0 for m in causal)
     rows = [row("A", setting, found, unit="s/step"), row("C", setting, causal, unit="s/token")]
@@ -64,7 +67,7 @@ def test_peers_prove_the_same_logits_and_are_timed(folder: Path, tmp_path: Path)
 
 
 def test_another_model_is_not_timed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(bench.TOLERANCE, "float32", -1.0)
+    monkeypatch.setitem(processes.TOLERANCE, "float32", -1.0)
     with pytest.raises(RequestError, match=r"other logits than dgemma .* nothing is timed"):
         bench.steps(
             folder, ["dgemma"], Setting(threads=1, rounds=1), prompt=[20], canvas=[20] * 16, count=2
@@ -94,7 +97,7 @@ def test_a_worker_that_dies_says_why(tmp_path: Path) -> None:
         with pytest.raises(
             RequestError, match=r"dgemma ended in 'load': .*not there|no such|holds no"
         ):
-            worker.ask("load", folder=str(tmp_path / "nothing"), dtype="float32")
+            worker.load(tmp_path / "nothing", Setting())
     finally:
         worker.close()
 
@@ -104,7 +107,7 @@ def test_a_worker_that_is_killed_says_so() -> None:
     try:
         worker.process.kill()
         with pytest.raises(RequestError, match=r"dgemma ended in 'load': SIGKILL \(memory ran out"):
-            worker.ask("load", folder="x", dtype="float32")
+            worker.load(Path("x"), Setting())
     finally:
         worker.close()
 
@@ -149,6 +152,8 @@ def test_bad_input() -> None:
         check_peers(["vllm"])
     with pytest.raises(RequestError, match="unknown dtype 'int3'"):
         list(settings(Setting(), ["int3"], ["system"]))
+    with pytest.raises(RequestError, match="unknown backend 'fast'"):
+        list(settings(Setting(backend="fast"), ["float32"], ["system"]))
     with pytest.raises(RequestError, match="unknown allocator 'jemalloc'"):
         list(settings(Setting(), ["float32"], ["jemalloc"]))
 
@@ -164,7 +169,7 @@ def test_a_stopped_run_keeps_its_rows(tmp_path: Path, monkeypatch: pytest.Monkey
             raise KeyboardInterrupt
         return [Measured(name, rounds=[1.0]) for name in names]
 
-    monkeypatch.setattr(bench, "random_checkpoint", lambda folder, vocab: folder)
+    monkeypatch.setattr(random_model, "random_checkpoint", lambda folder, vocab: folder)
     monkeypatch.setattr(bench, "steps", measured)
     asked = [
         "steps",

@@ -12,8 +12,8 @@ import pytest
 
 from dgemma_core.command.cli import app
 from dgemma_core.nano import families
-from dgemma_evals.harness import register as harness
 from dgemma_evals.harness.models import DGemma
+from dgemma_evals.tasks import manager
 
 HERE = Path(__file__).parent
 
@@ -23,7 +23,7 @@ def dgemma(monkeypatch, capsys):
     """Runs `dgemma …` → (exit code, stdout, stderr)."""
     monkeypatch.setattr(sys, "argv", ["dgemma"])
     # lm-eval's own thousands of task files are not what is tested here, and take long to index.
-    monkeypatch.setattr(harness.Tasks, "_complete_index", lambda self: None)
+    monkeypatch.setattr(manager.Tasks, "_complete_index", lambda self: None)
 
     def run(*arguments):
         with pytest.raises(SystemExit) as ended:
@@ -152,7 +152,7 @@ def test_scores_are_the_verifiers():
 
 
 def test_all_families_have_a_task():
-    tasks = harness.Tasks(include_defaults=False)
+    tasks = manager.Tasks(include_defaults=False)
     names = {f"dgemma_nano_{name}" for name in families.TASKS}
     assert names <= set(tasks.all_subtasks)
     assert set(tasks.task_index["dgemma_nano"].cfg["task"]) == names

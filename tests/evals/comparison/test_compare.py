@@ -16,14 +16,17 @@ from dgemma_core import DgemmaError, RequestError
 from dgemma_core.command.cli import app
 from dgemma_evals.comparison import compare as comparing
 from dgemma_evals.comparison.compare import compare as run_compare
-from dgemma_evals.comparison.compare import contestants, front, load_tasks, parse_sweep
+from dgemma_evals.comparison.compare import contestants, front, parse_sweep
+from dgemma_evals.comparison.questions import load_tasks
 from dgemma_evals.comparison.report import write
 from dgemma_evals.comparison.summary import summarise
-from dgemma_evals.harness import register as harness
+from dgemma_evals.tasks import manager
 from dgemma_evals.tasks.nano import verdict
 from dgemma_evals.writers import gguf
+from dgemma_evals.writers.base import Written
 from dgemma_evals.writers.counting import Counts
-from dgemma_evals.writers.writers import HFWriter, Written, writer
+from dgemma_evals.writers.hf import HFWriter
+from dgemma_evals.writers.named import writer
 from tests.core import tiny
 
 TASK = "dgemma_nano_letter_counting"
@@ -197,7 +200,7 @@ def test_a_sweep_is_checked_before_anything_runs():
     [("made_choices", "no task"), ("dgemma_nano_x", "no task"), ("dgemma_humaneval", "runs what")],
 )
 def test_tasks_that_cannot_be_compared(monkeypatch, task, says):
-    monkeypatch.setattr(harness.Tasks, "_complete_index", lambda self: None)
+    monkeypatch.setattr(manager.Tasks, "_complete_index", lambda self: None)
     from dgemma_evals.tasks import public as public_tasks
 
     monkeypatch.setattr(public_tasks, "_rows", lambda *_: [{"prompt": "p", "entry_point": "f",
@@ -225,7 +228,7 @@ def test_tasks_that_cannot_be_compared(monkeypatch, task, says):
     ],
 )
 def test_a_bad_command_line_is_one_clear_line(monkeypatch, capsys, tmp_path, arguments, says):
-    monkeypatch.setattr(harness.Tasks, "_complete_index", lambda self: None)
+    monkeypatch.setattr(manager.Tasks, "_complete_index", lambda self: None)
     monkeypatch.setattr("sys.argv", ["dgemma", "compare"])
     with pytest.raises(SystemExit) as ended:
         app(["compare", "--out", str(tmp_path), *arguments])

@@ -10,8 +10,8 @@ import pytest
 from dgemma_core.command.cli import app
 from dgemma_evals.comparison import flips as flipping
 from dgemma_evals.comparison.flips import Answer, Run, between, measure
-from dgemma_evals.harness import register as harness
-from dgemma_evals.harness.models import DGemma
+from dgemma_evals.tasks import manager
+from dgemma_evals.writers.own import OwnWriter
 
 TASK = "dgemma_nano_letter_counting"
 
@@ -49,19 +49,19 @@ def test_float32_answers_do_not_change_and_a_stopped_run_goes_on(checkpoint, tmp
     assert results["changed"] == [] and [r["batch"] for r in results["runs"]] == [1, 3, 8]
     assert results["runs"][0]["model"]["model_dtype"] == "float32"
     assert len(list((tmp_path / "records").rglob("records-*.jsonl"))) == 3  # of each size its own
-    monkeypatch.setattr(DGemma, "_write_group", lambda *_: pytest.fail("written again"))
+    monkeypatch.setattr(OwnWriter, "_stream_group", lambda *_: pytest.fail("written again"))
     assert measure(str(checkpoint), **settings) == found
 
 
 def test_an_answer_that_depends_on_the_batch_is_found(checkpoint, tmp_path, monkeypatch):
-    inner = DGemma._finished
+    inner = OwnWriter.finished
 
     def finished(self, generation, counts, stop):
         written = inner(self, generation, counts, stop)
         flipped = self.batch > 1 and generation.prompt_tokens % 2
         return replace(written, text=f"{written.text}!") if flipped else written
 
-    monkeypatch.setattr(DGemma, "_finished", finished)
+    monkeypatch.setattr(OwnWriter, "finished", finished)
     (found,) = measure(
         str(checkpoint), dtypes=["bfloat16"], batches=[1, 2], tasks=[TASK], limit=8,
         out=tmp_path, device="cpu", quiet=True, settings={"steps": 2, "max_gen_toks": 4},
@@ -105,7 +105,7 @@ def test_by_command_line(checkpoint, tmp_path, capsys, monkeypatch, mode):
     ],
 )
 def test_a_bad_command_line_is_one_clear_line(monkeypatch, capsys, tmp_path, arguments, says):
-    monkeypatch.setattr(harness.Tasks, "_complete_index", lambda self: None)
+    monkeypatch.setattr(manager.Tasks, "_complete_index", lambda self: None)
     monkeypatch.setattr(flipping, "_load", lambda *_, **__: pytest.fail("loaded a model"))
     monkeypatch.setattr("sys.argv", ["dgemma", "flips"])
     with pytest.raises(SystemExit) as ended:

@@ -66,7 +66,7 @@ def test_loglikelihood_is_the_chain_rule(checkpoint):
     for (context, continuation), (logprob, greedy) in zip(pairs, answers, strict=True):
         prefix = lm.text.encode(context, bos=True)
         text = lm.text.encode(context + continuation, bos=True)[len(prefix) :]
-        (wanted,) = causal_logprobs(lm.loaded.model, [(prefix, text)])
+        (wanted,) = causal_logprobs(lm.writer.loaded.model, [(prefix, text)])
         assert logprob == pytest.approx(wanted.total, abs=1e-4) and greedy is wanted.all_greedy
     again = model(checkpoint, DGemmaAR).loglikelihood([pair(*p) for p in pairs], disable_tqdm=True)
     assert [a for a, _ in again] == pytest.approx([a for a, _ in answers], abs=1e-4)
@@ -77,7 +77,7 @@ def test_rolling_windows_score_each_token_once(checkpoint):
     request = Instance("loglikelihood_rolling", {}, (text,), 0, ("task", 0, 1))
     (whole,) = model(checkpoint).loglikelihood_rolling([request], disable_tqdm=True)
     lm = model(checkpoint)
-    (wanted,) = causal_logprobs(lm.loaded.model, [([2], lm.text.encode(text))])
+    (wanted,) = causal_logprobs(lm.writer.loaded.model, [([2], lm.text.encode(text))])
     assert whole == pytest.approx(wanted.total, abs=1e-4)
     (cut,) = model(checkpoint, max_length=5).loglikelihood_rolling([request], disable_tqdm=True)
     assert cut < 0 and not math.isclose(cut, whole, abs_tol=1e-3)
@@ -101,7 +101,7 @@ def test_stop_strings_and_limits(checkpoint):
     assert len(free) > 3
     (cut,) = lm.generate_until([writing("one", until=[free[2:4]])], True)
     assert cut == free[: free.find(free[2:4])]
-    counts = lm.respond(writing("one", max_gen_toks=3), seed=0).counts
+    counts = lm.writer.write(writing("one", max_gen_toks=3), 0, {}).counts
     assert counts.kept_tokens == 3 and counts.stop_reason == "length"
 
 
@@ -122,16 +122,16 @@ def test_chats_and_thoughts(checkpoint):
 def test_a_thought_is_stripped_before_stop_strings_are_sought(checkpoint):
     lm = model(checkpoint, enable_thinking=True)
     lm.apply_chat_template([{"role": "user", "content": "one"}])
-    written = lm.respond(writing("one"), seed=0)
+    written = lm.writer.write(writing("one"), 0, {})
     ids = lm.text.encode("<|channel>thought\nno, stop<channel|>yes. stop here<turn|>")
     answered = SimpleNamespace(ids=tuple(ids), text=lm.text.strip_thought(ids)[1])
     counts = replace(written.counts, kept_tokens=len(ids), milestones=((len(ids), 1.0),))
-    finished = lm._finished(answered, counts, ("stop",))
+    finished = lm.writer.finished(answered, counts, ("stop",))
     assert finished.text == "yes. " and finished.counts.stop_reason == "stop"
     kept = ids[: finished.counts.kept_tokens]
     assert lm.text.strip_thought(kept)[1] == "yes."  # the next token, " stop", is cut
     own = model(checkpoint, think_end_token="yes.")
-    assert own._finished(answered, counts, ()).text == "stop here"
+    assert own.writer.finished(answered, counts, ()).text == "stop here"
 
 
 # --- arguments
@@ -202,7 +202,7 @@ def test_a_wrong_generation_argument_is_one_clear_line(checkpoint, kind, gen_kwa
 
 def test_generation_arguments_have_an_effect(checkpoint):
     lm = model(checkpoint)
-    assert lm.respond(writing("one", steps=2), seed=0).counts.steps_per_canvas[0] <= 2
+    assert lm.writer.write(writing("one", steps=2), 0, {}).counts.steps_per_canvas[0] <= 2
     warm = model(checkpoint, DGemmaAR)
     hot = warm.generate_until([writing("one", do_sample=True, temperature=1.0)], True)
     assert hot != warm.generate_until([writing("one")], True)
@@ -210,11 +210,11 @@ def test_generation_arguments_have_an_effect(checkpoint):
 
 def test_a_long_prompt_loses_its_beginning(checkpoint):
     lm = model(checkpoint, max_length=40)
-    assert lm.respond(writing("word " * 60), seed=0).counts.prompt_tokens == 28
+    assert lm.writer.write(writing("word " * 60), 0, {}).counts.prompt_tokens == 28
 
 
 def test_auto_batch_fits_the_memory(checkpoint):
-    assert 1 <= model(checkpoint, batch_size="auto", max_batch_size="5").batch <= 5
+    assert 1 <= model(checkpoint, batch_size="auto", max_batch_size="5").writer.batch <= 5
 
 
 @pytest.mark.parametrize("kind", [DGemma, DGemmaAR])
@@ -225,7 +225,7 @@ def test_a_quantised_model_says_so(checkpoint, kind):
     for scheme in ("int8", "int4"):
         lm = model(checkpoint, kind, quantize=scheme)
         (answer,) = lm.generate_until([writing("one")], disable_tqdm=True)
-        assert isinstance(answer, str) and lm.loaded.model.quantized == scheme
+        assert isinstance(answer, str) and lm.writer.loaded.model.quantized == scheme
         info = lm.get_model_info()
         assert info["model_quantize"] == scheme
         # The parameters of the plain model, and fewer bytes for them.
@@ -233,7 +233,7 @@ def test_a_quantised_model_says_so(checkpoint, kind):
         identities.add(lm.identity)
         bytes.append(info["model_bytes"])
     assert len(identities) == 3 and bytes[0] > 2 * max(bytes[1:])  # so narrow, int4 is padded
-    total = sum(p.nbytes for p in plain.loaded.model.parameters())
+    total = sum(p.nbytes for p in plain.writer.loaded.model.parameters())
     assert bytes[0] == total
 
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from dgemma_core import DgemmaError
-from dgemma_evals.harness.register import TASKS
 from dgemma_evals.tasks import public as public_tasks
+from dgemma_evals.tasks.manager import TASKS
 from dgemma_evals.tasks.sandbox import passes
 
 DOC = {

@@ -19,8 +19,8 @@ import pandas as pd
 import pytest
 
 from dgemma_core.command.cli import app
-from dgemma_evals.comparison.compare import documents, load_tasks
-from dgemma_evals.writers.writers import writer
+from dgemma_evals.comparison.questions import documents, load_tasks
+from dgemma_evals.writers.named import writer
 
 ENVIRONMENT = os.environ.get("DGEMMA_VLLM")
 TASK = "dgemma_nano_spell_backward"

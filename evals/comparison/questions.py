@@ -1,0 +1,87 @@
+"""What is asked: the documents of tasks, as each writer's template words them, and how an answer is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.task import Task
+
+from dgemma_core import RequestError
+from dgemma_evals.tasks.manager import Tasks
+from dgemma_evals.writers.base import Writer
+
+
+@dataclass(frozen=True)
+class Document:
+    """A question, as each contestant's template words it."""
+
+    task: str
+    doc_id: int
+    instances: Mapping[str, Instance]
+    """By side."""
+
+
+def load_tasks(names: Sequence[str], *, limit: int, unsafe: bool = False) -> dict[str, Task]:
+    """Tasks that generate, by name. Raises RequestError for others, and for unknown ones."""
+    manager = Tasks(metadata={"count": limit})
+    asked = [name for part in names for name in part.split(",") if name]
+    missing = [name for name in asked if not manager.match_tasks([name])]
+    if missing:
+        raise RequestError(f"no task {', '.join(missing)}: `dgemma eval ls tasks` lists them")
+    tasks: dict[str, Task] = manager.load(manager.match_tasks(asked))["tasks"]
+    for name, task in tasks.items():
+        if task.OUTPUT_TYPE != "generate_until":
+            raise RequestError(f"{name} scores likelihoods; a comparison is of tasks that write")
+        if getattr(task, "UNSAFE_CODE", False) and not unsafe:
+            raise RequestError(
+                f"{name} runs what the models write: allow it with --confirm-run-unsafe-code"
+            )
+        if task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=1234)
+    return tasks
+
+
+def documents(
+    tasks: Mapping[str, Task], sides: Mapping[str, Writer], *, limit: int, chat: bool
+) -> list[Document]:
+    """The first `limit` documents of each task; `chat` applies each writer's own template."""
+    found = []
+    for name, task in tasks.items():
+        built: dict[str, list[Instance]] = {}
+        for side, writer in sides.items():
+            templated = chat and writer.template is not None
+            task.build_all_requests(
+                limit=limit,
+                apply_chat_template=templated,
+                chat_template=writer.template if templated else None,
+                tokenizer_name=writer.tokenizer_name,
+            )
+            built[side] = list(task.instances)
+        for row in zip(*built.values(), strict=True):
+            pair = dict(zip(built, row, strict=True))
+            found.append(Document(name, row[0].doc_id, pair))
+    return found
+
+
+def score(
+    task: Task, instances: Sequence[Instance], answers: Sequence[str]
+) -> tuple[str, list[float]]:
+    """The task's first metric, under its first filter, of each answer."""
+    answered = [
+        replace(instance, resps=[answer], filtered_resps={})
+        for instance, answer in zip(instances, answers, strict=True)
+    ]
+    task._instances = answered
+    task.apply_filters()
+    chosen = next(iter(answered[0].filtered_resps))
+    metric = next(iter(task._metric_fn_list))
+    values = []
+    for instance in answered:
+        found = task.process_results(instance.doc, [instance.filtered_resps[chosen]])
+        if not isinstance(found.get(metric), int | float):
+            raise RequestError(f"{task.config.task}: {metric} is no number for each document")
+        values.append(float(found[metric]))
+    return str(metric), values
