@@ -97,16 +97,22 @@ def test_a_quantised_model_by_command_line(dgemma, checkpoint, tmp_path):
              "--gen_kwargs", "max_gen_toks=4", "--output_path", tmp_path / "out",
              "--use_cache", tmp_path / "cache")  # fmt: skip
     own = ("--model_args", f"pretrained={checkpoint}")
-    assert dgemma(*asked, "--quantize", "int4", *own)[0] == 0
+    assert dgemma(*asked, "--quantize", "int4", "--backend", "torch", *own)[0] == 0
     (results,) = (tmp_path / "out").rglob("results_*.json")
-    assert json.loads(results.read_text())["config"]["model_quantize"] == "int4"
-    identity = DGemma(pretrained=str(checkpoint), quantize="int4").identity
+    config = json.loads(results.read_text())["config"]
+    assert config["model_quantize"] == "int4" and config["model_backend"] == "torch"
+    identity = DGemma(pretrained=str(checkpoint), quantize="int4", backend="torch").identity
     assert [p.name for p in tmp_path.glob("cache*")] == [f"cache-{identity}_rank0.db"]
     for given, says in (
         (("--quantize=int2",), "quantize: expected int8 or int4, found int2"),
         (("--quantize",), "--quantize needs a value"),
         (("--quantize=int4", "--quantize", "int8"), "--quantize is given twice"),
         (("--quantize=int4", "--model_args", "quantize=int8"), "give one"),
+        (("--backend=fast",), "unknown backend 'fast'"),
+        (
+            ("--backend=torch", "--model_args", "backend=cpu"),
+            "--backend torch and the model argument",
+        ),
         (("--quantize=int4", "--model", "hf"), "--quantize is of the models dgemma and dgemma-ar"),
     ):
         code, _, err = dgemma(*asked, *own[: 0 if "--model_args" in given else 2], *given)

@@ -219,6 +219,8 @@ def test_tasks_that_cannot_be_compared(monkeypatch, task, says):
         (("--quantize", "int2"), "quantize: expected int8 or int4, found int2"),
         (("--baseline-quantize", "int3"), "quantize: expected int8 or int4, found int3"),
         (("--baseline", "hf:x", "--baseline-quantize", "int4"), "which hf:x is not"),
+        (("--baseline", "hf:x", "--baseline-backend", "torch"), "which hf:x is not"),
+        (("--backend", "fast"), "unknown backend 'fast': choose one of auto, torch"),
         (("--model", "hf:x", "--baseline", "hf:x", "--quantize", "int4"), "neither is one"),
         (("--model", "nano:ar", "--model-arg", "steps=2"), "is not"),
         (("--model", "nano:ar", "--sweep", "steps=2"), "has not"),
@@ -276,6 +278,24 @@ def test_either_side_is_quantised(checkpoint, tmp_path, capsys, monkeypatch, ask
         assert facts["name"] == f"{checkpoint}{name}" + (f" {form}" if form else "")
     with pytest.raises(RequestError, match="quantize is of checkpoints that this project runs"):
         writer("hf:x", quantize="int4")
+
+
+def test_either_side_has_its_backend(checkpoint, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["dgemma", "compare"])
+    with pytest.raises(SystemExit) as ended:
+        app(["compare", "--model", f"{checkpoint}:ar", "--baseline", f"{checkpoint}:ar", "--tasks",
+             TASK, "--limit", "1", "--out", str(tmp_path), "--device", "cpu", "--backend", "torch",
+             "--baseline-backend", "cpu"])  # fmt: skip
+    assert not ended.value.code, capsys.readouterr().err
+    facts = json.loads((tmp_path / "results.json").read_text())["facts"]
+    for side, backend in (("model", "torch"), ("baseline", "cpu")):
+        assert facts[side]["model_backend"] == backend
+        assert facts[side]["name"] == f"{checkpoint}:ar {backend}"
+    assert facts["model"]["identity"] != facts["baseline"]["identity"]
+    heads = [json.loads(path.read_text().splitlines()[0]) for path in tmp_path.rglob("*.jsonl")]
+    assert heads[0]["settings"]["baseline"]["model_backend"] == "cpu"
+    with pytest.raises(RequestError, match="backend is of checkpoints that this project runs"):
+        writer("http://x", backend="torch")
 
 
 def test_the_exported_causal_half_is_the_same_model_in_transformers(checkpoint, tmp_path):

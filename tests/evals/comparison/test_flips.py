@@ -38,7 +38,7 @@ def test_changes_counted_by_hand():
 def test_float32_answers_do_not_change_and_a_stopped_run_goes_on(checkpoint, tmp_path, monkeypatch):
     settings = {
         "dtypes": ["float32"], "batches": [1, 3, 8], "tasks": [TASK], "limit": 9, "out": tmp_path,
-        "device": "cpu", "quiet": True,
+        "device": "cpu", "quiet": True, "settings": {"backend": "torch"},
     }  # fmt: skip
     found = measure(str(checkpoint), **settings)
     assert [(f.batch, f.against, f.answers, f.changed) for f in found] == [
@@ -48,6 +48,7 @@ def test_float32_answers_do_not_change_and_a_stopped_run_goes_on(checkpoint, tmp
     results = json.loads((tmp_path / "flips.json").read_text())
     assert results["changed"] == [] and [r["batch"] for r in results["runs"]] == [1, 3, 8]
     assert results["runs"][0]["model"]["model_dtype"] == "float32"
+    assert results["runs"][0]["model"]["model_backend"] == "torch"
     assert len(list((tmp_path / "records").rglob("records-*.jsonl"))) == 3  # of each size its own
     monkeypatch.setattr(OwnWriter, "_stream_group", lambda *_: pytest.fail("written again"))
     assert measure(str(checkpoint), **settings) == found
@@ -94,6 +95,7 @@ def test_by_command_line(checkpoint, tmp_path, capsys, monkeypatch, mode):
     ("arguments", "says"),
     [
         (("--quantize", "int2"), "quantize: expected int8 or int4, found int2"),
+        (("--backend", "fast"), "unknown backend 'fast'"),
         (("--batch", "1"), "two or more sizes"),
         (("--batch", "1,0"), "two or more sizes"),
         (("--batch", "1,auto"), "expected sizes"),

@@ -173,6 +173,7 @@ def test_arguments_as_a_command_line_holds_them():
         ("diffusion", {"max_batch_size": 4}, "auto only"),
         ("diffusion", {"quantize": "int2"}, "quantize: expected int8 or int4, found int2"),
         ("autoregressive", {"quantize": "none"}, "quantize: expected int8 or int4, found none"),
+        ("diffusion", {"backend": "fast"}, "unknown backend 'fast'"),
         ("diffusion", {"enable_thinking": "maybe"}, "expected bool"),
         ("diffusion", {"revision": "main"}, "on the hub"),
         ("diffusion", {"max_length": 0}, "at least 1"),
@@ -215,6 +216,17 @@ def test_a_long_prompt_loses_its_beginning(checkpoint):
 
 def test_auto_batch_fits_the_memory(checkpoint):
     assert 1 <= model(checkpoint, batch_size="auto", max_batch_size="5").writer.batch <= 5
+
+
+@pytest.mark.parametrize("kind", [DGemma, DGemmaAR])
+def test_the_backend_is_chosen_and_named(checkpoint, kind):
+    answers, identities = set(), set()
+    for name in ("torch", "cpu"):
+        lm = model(checkpoint, kind, backend=name)
+        answers.add(tuple(lm.generate_until([writing(prompt) for prompt in PROMPTS], True)))
+        assert lm.get_model_info()["model_backend"] == name == lm.writer.loaded.model.backend.name
+        identities.add(lm.identity)
+    assert len(answers) == 1 and len(identities) == 2  # float32: the same ids
 
 
 @pytest.mark.parametrize("kind", [DGemma, DGemmaAR])
