@@ -323,6 +323,7 @@ DESCRIBE = Kind(
             "[Give me a description of|Write a description of|I want to know about|I need a "
             "description of|Write a few sentences about|Write something about|Write about] "
             "{topic}.",
+            "[{topic}, what is that|Which words describe {topic}|What should I know about {topic}]?",
             "[I have never seen {topic}. Describe it|Explain to a child what {topic} is|Imagine "
             "{topic} and describe it|In a few words: {topic}|Help me to understand what {topic} "
             "is].",
@@ -554,6 +555,7 @@ GUESS = Kind(
             "asked me this|Who is speaking here|Find the answer|Which thing is meant]: {text}",
             "{text} [Guess!|What is the answer?|Tell me the answer.|Can you solve it?|Do you "
             "know the answer?|I cannot find it.|It is a riddle.|Think about it.|Who is it?]",
+            "[Which word am I looking for|Name the thing]: {text}",
             "[Can you guess|Do you know this one|Do you know what this is]? {text}",
         )
     },

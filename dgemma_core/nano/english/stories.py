@@ -150,6 +150,11 @@ def grammar() -> Grammar:
             rules[rule_name(plot, extras)] = story
             head = f"[This is the story of|This story tells|Here you will read] {plot.headline}."
             rules[rule_name(plot, extras, True)] = f"{head}\n{story}"
+    for opening in ("open", "open_beast"):
+        bodies = "|".join(with_pronouns(plot) for plot in PLOTS if plot.opening == opening)
+        rules[f"any_{opening}"] = (
+            f"<{opening}>[?[?[? <more>]]][? <sky>] [{bodies}][?[?[? <later>]]][? <theme>]"
+        )
     return Grammar(rules, words(), CAST)
 
 
@@ -260,8 +265,15 @@ def is_story(
     return False
 
 
-def any_plot(text: str) -> str | None:
-    """The plot of a story, whatever it is about; None if it is none."""
+def is_any_story(text: str) -> bool:
+    """True for a story of any plot, whatever it is about."""
+    return any(
+        grammar().reads(f"any_{opening}", text) is not None for opening in ("open", "open_beast")
+    )
+
+
+def plot_of(text: str) -> str | None:
+    """The plot of a story, None if it is none."""
     for plot in PLOTS:
         for extras in ("", "W", "H", "HW"):
             if grammar().reads(rule_name(plot, extras), text) is not None:

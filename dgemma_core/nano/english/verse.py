@@ -129,7 +129,7 @@ a [shadow|kitten] dances on the wall
 
 + {X.the} [was with me|is here], in heat and cold
 + [nobody sells|nobody buys] {X.the} for [coins|bars] of gold
-a [warm|small] [warm|soft] hand is there to hold
+a [strong|small] [warm|soft] hand is there to hold
 it is the [best|oldest|sweetest] tale that was ever told
 the [leaves|fields] are yellow, the fields are gold
 we [laugh at night|sing in the rain] and we never grow old

@@ -117,7 +117,7 @@ _ABOUT = (
     "Write a{style} story. It should be about {topic}{tail}.",
 )
 _FREE = (
-    *tuple(text.replace(" about {topic}", "").replace("about {topic}", "") for text in _ABOUT[:4]),
+    *(re.sub(r" about(?=[|\]{ ])| ?\{topic\}", "", text) for text in _ABOUT[:4]),
     "[Tell|Write] a{style} tale{tail}.",
     "I am bored. Tell me a{style} story{tail}.",
     "It is bedtime. I need a{style} story{tail}.",
@@ -191,13 +191,6 @@ def _any_story(rng: Random, length: str = "") -> tuple[str, str]:
     return plot.name, tell(plot.name, extras, cast_for(plot, extras, {}, rng), rng, length)
 
 
-def _is_plot(text: str, likely: str) -> bool:
-    for extras in ("", "W"):
-        if stories.grammar().reads(stories.rule_name(PLOT[likely], extras), text) is not None:
-            return True
-    return stories.any_plot(text) is not None
-
-
 def _draw_continue(rng: Random) -> Slots:
     while True:
         plot, text = _any_story(rng)
@@ -230,7 +223,7 @@ CONTINUE = Kind(
     },
     draw=_draw_continue,
     write=lambda slots, rng: str(slots["rest"]),
-    check=lambda slots, text: bool(text) and _is_plot(f"{slots['text']} {text}", slots["plot"]),
+    check=lambda slots, text: bool(text) and stories.is_any_story(f"{slots['text']} {text}"),
     key=("text",),
 )
 
@@ -270,9 +263,9 @@ def _write_infill(slots: Slots, rng: Random) -> str:
 def _check_infill(slots: Slots, text: str) -> bool:
     before, after = slots["before"], slots["after"]
     if slots["ask"] == "gap":
-        return bool(text) and _is_plot(f"{before}{text}{after}", slots["plot"])
+        return bool(text) and stories.is_any_story(f"{before}{text}{after}")
     fits = text.startswith(before) and text.endswith(after) and len(text) > len(before) + len(after)
-    return fits and _is_plot(text, slots["plot"])
+    return fits and stories.is_any_story(text)
 
 
 def _blank(slots: Slots, reply: str) -> tuple[int, int]:
@@ -375,6 +368,9 @@ POEM = Kind(
             "My mother likes poems. Write her a{style} one about {topic}.",
             "Be a poet! Write a{style} poem about {topic}.",
             "[Write|Make] some{style} verses about {topic}.",
+            "I am in love with {topic}. Write a{style} poem.",
+            "My class needs a{style} poem about {topic}.",
+            "{topic}, as a{style} poem.",
         )
     },
     draw=_draw_poem,
@@ -405,6 +401,8 @@ COUPLET = Kind(
             "verse about] {topic}.",
             "[A very small poem about|A two-line poem about|The shortest poem about] {topic}.",
             "Rhyme something about {topic}.",
+            "[I need a rhyme|Two lines, please, and they should rhyme|My card needs two rhyming lines] about {topic}.",
+            "[What rhymes can you make|Which couplet comes to your mind|How would you rhyme] about {topic}?",
         )
     },
     draw=_draw_couplet,
