@@ -296,7 +296,14 @@ def _phrase(word: str) -> str:
 
 def _draw_describe(rng: Random) -> Slots:
     word = DESCRIBED[int(rng.random() * len(DESCRIBED))]
-    return {"about": word, "topic": _phrase(word)}
+    entry = entry_of(word)
+    many = rng.random() < 0.2 and not entry.say("mass")
+    return {
+        "ask": "many" if many else "one",
+        "about": word,
+        "topic": _phrase(word),
+        "many": entry.say("pl"),
+    }
 
 
 def _write_describe(slots: Slots, rng: Random) -> str:
@@ -313,7 +320,15 @@ DESCRIBE = Kind(
     name="describe",
     about="what an animal, a thing, a food, a place, weather or a job is like",
     wordings={
-        "": (
+        "many": (
+            "[What are|Describe|Tell me about|Explain|Tell me something about|Write about] "
+            "{many}{end}",
+            "[What do you know about|What can you tell me about|What is special about] {many}?",
+            "[I want to know about|I would like to know more about|Give me a description of] "
+            "{many}.",
+            "{many}: [what are they|what are they like]?",
+        ),
+        "one": (
             "[Describe|Please describe|Explain|Tell me about|Tell me something about|Say "
             "something about] {topic}.",
             "[What is|What's|How would you describe|How would you explain] {topic}?",
@@ -323,11 +338,12 @@ DESCRIBE = Kind(
             "[Give me a description of|Write a description of|I want to know about|I need a "
             "description of|Write a few sentences about|Write something about|Write about] "
             "{topic}.",
-            "[{topic}, what is that|Which words describe {topic}|What should I know about {topic}]?",
+            "[{topic}, what is that|Which words describe {topic}|What should I know about "
+            "{topic}]?",
             "[I have never seen {topic}. Describe it|Explain to a child what {topic} is|Imagine "
             "{topic} and describe it|In a few words: {topic}|Help me to understand what {topic} "
             "is].",
-        )
+        ),
     },
     draw=_draw_describe,
     write=_write_describe,

@@ -14,25 +14,37 @@ from dgemma_core.nano.english.writing import topic_phrase
 
 DIALOGUES: dict[str, tuple[str, ...]] = {
     "W": (
+        "{A}: [Have you heard|Did you hear]? There will be {W} on {+day}.\n[{B}: Really? I "
+        "wanted to go out.\n{A}: We can go another day.|{B}: On that day? My coat has a "
+        "hole.\n{A}: You can have my coat.]\n{B}: [That is kind of you|You always know what to "
+        "do].",
         "{A}: [Have you looked outside|Did you see the sky this morning]?\n{B}: [Yes, nothing "
         "but {W}|Yes, there is so much {W}].\n{A}: [Then let us stay at home|Then we should take "
         "our coats].[?\n{B}: I do not mind the {W}, I like it.]\n{B2}: [Good idea|You are "
         "right]. [I will make some cocoa|I will see you later].",
-        "{A}: [I am tired of this {W}|Will this {W} ever stop]?\n{B}: [It cannot last for ever|"
-        "It will be over by {+day}].\n{A}: [How do you know|Are you sure]?\n{B}: [My grandmother "
+        "{A}: [I am tired of this {W}|Will this {W} ever end]?\n{B}: [It cannot last for ever|It "
+        "will be over by {+day}].\n{A}: [How do you know|Are you sure]?\n{B}: [My grandmother "
         "said so, and she is always right|I just hope so].[?\n{A}: Then I hope so, too.]",
     ),
     "F": (
+        "{A}: Who [took|ate] all the {F.gen}?\n{B}: [It was not me.\n{A}: Then who was it|I took "
+        "only a little.\n{A}: And what is that on your chin]?\n{B}: [All right, it was me|You "
+        "have caught me].[?\n{A}: Next time we share.]",
         "{A}: [What are you eating|What smells so good]?\n{B}: [It is {F.some}|I have {F.some}]. "
         "[Would you like a bite|Do you want to try]?\n{A}: [Yes, please|Oh yes, thank you]. [It "
         "tastes wonderful|I have never had anything better].[?\n{B}: There is more in the "
         "kitchen.]",
         "{A}: [Good morning|Hello]. [Do you have any {F.gen}?|I am looking for {F.gen}.]\n{B}: "
-        "[Yes, fresh from this morning|Of course]. [How much would you like|How bags would you "
-        "like]?\n{A}: [Just a little|One bag, please].\n{B}: [Here you are|There you go]. [Have "
-        "a nice day|That makes {+number} coins].[?\n{A}: Thank you, and goodbye.]",
+        "[Yes, fresh from this morning|Of course]. [How much would you like?\n{A}: Just a "
+        "little, please|How many bags would you like?\n{A}: One bag, please].\n{B}: [Here you "
+        "are|There you go]. [Have a nice day|That makes {+number} coins].[?\n{A}: Thank you, and "
+        "goodbye.]",
     ),
     "Z": (
+        "{A}: [Did you hear that|What was that noise]?\n{B}: [It is only the {Z} next door|That "
+        "must be a {Z}].\n{A}: [A {Z}, at this time of night|A {Z}, so close to the "
+        "house]?\n{B}: [Go to the window and look|It comes every night].[?\n{A}: I would rather "
+        "stay here.]",
         "{A}: [Look, there is a {Z}!|Do you see the {Z} over there?]\n{B}: [Where?|I do not see "
         "it.]\n{A}: [Right behind the tree|Next to the fence]. [Be very quiet|Do not "
         "move].\n{B}: [Oh, now I see it|It is beautiful].[?\n{A}: I come here every day to see "
@@ -42,26 +54,37 @@ DIALOGUES: dict[str, tuple[str, ...]] = {
         "[Let me think about it|We will see].[?\n{A}: Please, please, please!]",
     ),
     "P": (
+        "{A}: [Where have you been all day?|I was looking for you!]\n{B}: [I was {P.in}|I went "
+        "{P.to}].\n{A}: [All by yourself|And what did you do there]?\n{B}: [I watched the clouds|"
+        "I wanted to be alone for a while].[?\n{A}: Next time take me with you.]",
         "{A}: [Shall we go {P.to} on {+day}|What about a trip {P.to}]?\n{B}: [I would love to|"
-        "That sounds like fun]. [When do we meet|What should I bring]?\n{A}: [Let us meet at "
-        "{+number}|Bring something to eat].\n{B}: [I will be there|See you then].[?\n{A}: Do not "
-        "be late!]",
+        "That sounds like fun]. [When do we meet?\n{A}: Let us meet at {+number}|What should I "
+        "bring?\n{A}: Bring something to eat].\n{B}: [I will be there|See you then].[?\n{A}: Do "
+        "not be late!]",
         "{A}: [Excuse me, how do I get {P.to}|Excuse me, is it far {P.to}]?\n{B}: [Go straight "
         "on and turn left at the well|It is only ten minutes from here].\n{A}: [Thank you very "
         "much|That is kind of you].\n{B}: [You are welcome|Have a nice walk].[?\n{A}: Goodbye!]",
     ),
     "T": (
-        "{A}: [Have you seen my {T}?|I cannot find my {T}.]\n{B}: [When did you see it last|"
-        "Where did you put it]?\n{A}: [This morning, I think|I do not remember].\n{B}: [Look "
-        "under the bed.|Is that it, behind you?][?\n{A}: There it is, thank you!]",
+        "{A}: [I made this {T} for you|This {T} is for you].\n{B}: [For me|Really]? [It is "
+        "lovely|How beautiful]!\n{A}: [I am glad that you like it|Happy birthday].\n{B}: [I will "
+        "keep it for ever|Nobody ever gave me such a {T}].",
+        "{A}: [Have you seen my {T}?|I cannot find my {T}.]\n{B}: [When did you see it "
+        "last?\n{A}: This morning, I think|Where did you put it?\n{A}: On the table, I think|"
+        "Where did you have it last?\n{A}: I do not remember].\n{B}: [Look under the bed.|Is "
+        "that it, behind you?][?\n{A}: There it is, thank you!]",
         "{A}: [May I borrow your {T}|Could you lend me your {T}]?\n{B}: [What do you need it for|"
         "Why do you need it]?\n{A}: [It is a surprise|I want to show it to my sister].\n{B}: "
         "[All right, but bring it back|Take it, but be careful with it].[?\n{A}: I promise.]",
         "{A}: [How much is this {T}|What does the {T} cost]?\n{B}: [It costs {+number} coins|"
-        "{+number.cap} coins].\n{A}: [That is too much|I only have {+number} coins].\n{B}: [For "
-        "you I will make it less|Then take it, it is yours].[?\n{A}: You are very kind.]",
+        "{+number.cap} coins].\n{A}: [That is too much|I do not have so many].\n{B}: [For you I "
+        "will make it less|Then take it, it is yours].[?\n{A}: You are very kind.]",
     ),
     "J": (
+        "{A}: [Good day, are you the {J}|Excuse me, is there a {J} here]?\n{B}: [Yes, that is me|"
+        "You have found the right one]. [What can I do for you|How can I help]?\n{A}: [I need "
+        "your help|I have a question]. [Do you have time|Is this a good moment]?\n{B}: [For you, "
+        "always|Come in and sit down].",
         "{A}: [What do you want to be one day|What will you be when you are grown up]?\n{B}: [I "
         "want to be a {J}|A {J}, I think]. [And you|What about you]?\n{A}: [I do not know yet|I "
         "change my mind every week].\n{B}: [There is still time|You would be a good "
@@ -71,6 +94,13 @@ DIALOGUES: dict[str, tuple[str, ...]] = {
         "bring me a letter].[?\n{A}: That was nice.]",
     ),
     "": (
+        "{A}: [Knock, knock!|Hello, is anybody home?]\n{B}: Who is there?\n{A}: [It is me, {A}|"
+        "Only me, {A}]. [Open the door, it is cold.|May I come in?]\n{B}: [Of course|Come in]! "
+        "[I was waiting for you|The tea is ready].",
+        "[{A}: I cannot sleep.\n{B}: Count some sheep.\n{A}: I have counted a hundred.\n{B}: "
+        "Then count the stars.|{A}: Are you still awake?\n{B}: Yes, I am thinking.\n{A}: What "
+        "are you thinking about?\n{B}: About [tomorrow|you|my old home].][?\n{A}: Good night, "
+        "{B}.]",
         "{A}: [Hello, {B}|Good morning, {B}]! [How are you|How was your week]?\n{B}: [Very well, "
         "thank you|A little tired]. [And you|How about you]?\n{A}: [I am fine|I cannot "
         "complain]. [Do you have time for a walk|Shall we have a cup of tea]?\n{B}: [I would "

@@ -360,7 +360,7 @@ def _group(name: str, asks: Sequence[str], about: str) -> Kind:
         write=_write_talk,
         check=_check_talk,
         closed=True,
-        courtesy=False,
+        courtesy="who" in asks,
     )
 
 

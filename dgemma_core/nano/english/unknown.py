@@ -289,6 +289,13 @@ REQUESTS: dict[str, tuple[str, ...]] = {
         "far is it to {city}]{mark}",
     ),
     "private": (
+        "[What is|What's|Do you know|Do you remember|Tell me] my name{end}",
+        "[Who am I|How am I called|What am I called|Where do I live|Where am I from|How old am I|"
+        "What did I tell you]?",
+        "[What is|What's|Do you know|Do you remember] my [favourite|favorite] [colour|color|food|"
+        "animal]{end}",
+        "[What is my {animal} called|What was our topic|What did we talk about|What was the "
+        "story about]?",
         "[What did I|Where did I|When did I] [eat yesterday|put my {thing}|do last week|dream "
         "last night|meet {name}]?",
         "[What is|Do you know|Guess] my [phone number|address|birthday|password|middle name|shoe "

@@ -196,15 +196,32 @@ def _draw_continue(rng: Random) -> Slots:
         plot, text = _any_story(rng)
         parts = sentences(text)
         first = rng.choice((2, 3, 3))
-        if len(parts) >= first + 3:
-            return {"text": " ".join(parts[:first]), "rest": " ".join(parts[first:]), "plot": plot}
+        if len(parts) < first + 3:
+            continue
+        if rng.random() < 0.35:  # nothing but the first words
+            words = text.split(" ")
+            at = rng.randint(2, min(12, len(words) - 12))
+            start = " ".join(words[:at])
+            if start.count('"') % 2 == 0:
+                return {"ask": "words", "text": start, "rest": " ".join(words[at:]), "plot": plot}
+        begun, rest = " ".join(parts[:first]), " ".join(parts[first:])
+        return {"ask": "sentences", "text": begun, "rest": rest, "plot": plot}
 
 
 CONTINUE = Kind(
     name="continue_story",
-    about="the rest of a story whose beginning is given",
+    about="the rest of a story whose beginning, or first words, are given",
     wordings={
-        "": (
+        "words": (
+            "{text}",
+            "{text}...",
+            "[Continue|Go on|Finish this|Continue the sentence and the story|Write on|Complete]: "
+            "{text}",
+            "{text} ... [and then|how does it go on|go on|please continue]",
+            "[A story that begins like this|Begin a story with these words|Start a story with|My "
+            "story begins]: {text}",
+        ),
+        "sentences": (
             "[Continue this story|Go on with this story|Finish this story|Complete this story|"
             "Continue the story]: {text}",
             "[How does this story go on|What happens next|And then? What happened|How does it "
@@ -219,7 +236,7 @@ CONTINUE = Kind(
             "Write the ending].",
             "[I wrote this|My teacher gave us this beginning|We started a tale]: {text} [Can you "
             "go on|Can you end it|How should it end]?",
-        )
+        ),
     },
     draw=_draw_continue,
     write=lambda slots, rng: str(slots["rest"]),
@@ -401,8 +418,10 @@ COUPLET = Kind(
             "verse about] {topic}.",
             "[A very small poem about|A two-line poem about|The shortest poem about] {topic}.",
             "Rhyme something about {topic}.",
-            "[I need a rhyme|Two lines, please, and they should rhyme|My card needs two rhyming lines] about {topic}.",
-            "[What rhymes can you make|Which couplet comes to your mind|How would you rhyme] about {topic}?",
+            "[I need a rhyme|Two lines, please, and they should rhyme|My card needs two rhyming "
+            "lines] about {topic}.",
+            "[What rhymes can you make|Which couplet comes to your mind|How would you rhyme] "
+            "about {topic}?",
         )
     },
     draw=_draw_couplet,
