@@ -5,16 +5,17 @@ Axes: B rows of the batch, D hidden size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
 
 from dgemma_core.cache import PrefixCache
-from dgemma_core.draws import CounterDraws, Draws, RowKey
+from dgemma_core.draws import CounterDraws, Draws, Filters, RowKey
 from dgemma_core.errors import RequestError
 from dgemma_core.events import Event, FinishEvent, PromptEvent, TokenEvent
-from dgemma_core.head import Filters, Prediction
+from dgemma_core.head import Prediction, not_finite
 from dgemma_core.loop import (
     Decode,
     Row,
@@ -94,6 +95,8 @@ def _decode_tokens(
         tokens = prediction.sample.squeeze(1).tolist()
         # of the raw distribution, whatever the sampling one is
         probabilities = prediction.sample_logprob.exp().squeeze(1).tolist()
+        if not all(map(math.isfinite, probabilities)):
+            raise not_finite()
         entropies = prediction.entropy.squeeze(1).tolist()
         going_on: list[tuple[Row, TokenState, int]] = []
         for i, (row, state) in enumerate(zip(rows, states, strict=True)):

@@ -11,7 +11,7 @@ Axes: B rows of the batch, C canvas length, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,7 +21,7 @@ from dgemma_core.cache import PrefixCache
 from dgemma_core.draws import CounterDraws, Draws, RowKey
 from dgemma_core.errors import RequestError
 from dgemma_core.events import CanvasEvent, Event, FinishEvent, PromptEvent, StepEvent
-from dgemma_core.head import Prediction
+from dgemma_core.head import Prediction, not_finite
 from dgemma_core.loop import (
     Decode,
     Row,
@@ -34,7 +34,7 @@ from dgemma_core.loop import (
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.observe import Observe, Watcher
 from dgemma_core.request import DecodeState, Request
-from dgemma_core.samplers import CanvasBatch, EntropyBound, PlannedStep, Sampler, StopRule
+from dgemma_core.samplers import CanvasBatch, EntropyBound, Sampler, StopRule
 
 RELEASED_RULE = StopRule()
 
@@ -65,17 +65,18 @@ def denoise_canvases(
         raise RequestError(
             f"soft_top_k must lie in 1 … {model.config.text.vocab_size} (the vocabulary), got {soft_top_k}"
         )
-    return _CanvasLoop(
-        model=model,
-        sampler=sampler or EntropyBound(),
-        steps=steps,
-        stop_rule=stop_rule,
-        eos=frozenset(model.config.eos_token_ids if eos is None else eos),
-        decode=decode,
-        draws=draws or CounterDraws(),
-        observe=observe,
-        soft_top_k=soft_top_k,
-    ).run(requests, checked_batch_size(batch_size))
+    loop = _CanvasLoop(
+        model,
+        sampler or EntropyBound(),
+        steps,
+        stop_rule,
+        frozenset(model.config.eos_token_ids if eos is None else eos),
+        decode,
+        draws or CounterDraws(),
+        observe,
+        soft_top_k,
+    )
+    return loop.run(requests, checked_batch_size(batch_size))
 
 
 @dataclass
@@ -89,7 +90,6 @@ class _CanvasLoop:
     draws: Draws
     observe: Observe | None
     soft_top_k: int | None
-    plan: tuple[PlannedStep, ...] = ()
 
     def __post_init__(self) -> None:
         self.plan = self.sampler.plan(self.steps)
@@ -129,21 +129,18 @@ class _CanvasLoop:
         for row in rows:
             state = row.request.state
             if isinstance(state, DecodeState):
-                row.state = self._resumed(state, row.request.pins)
+                self._check_resumed(state)
+                row.state = state.with_pins(row.request.pins, self.model.embed)
                 yield PromptEvent(row.request.id, state.ids, state.seed, row.seconds)
         if not fresh:
             return
         caches = encode_prompts(self.model, fresh)
         noise = self._noise([RowKey(row.request.seed, 0) for row in fresh])
         for row, cache, tokens in zip(fresh, caches, noise, strict=True):
-            ids = tuple(row.request.ids)
-            row.state = self._canvas(
-                row.request.seed, dict(row.request.pins), ids, (), cache, 0, 0, 1, tokens
-            )
-            yield PromptEvent(row.request.id, ids, row.request.seed, row.seconds)
+            row.state = state = DecodeState.first(row.request, cache, tokens, self._history())
+            yield PromptEvent(row.request.id, state.ids, state.seed, row.seconds)
 
-    def _resumed(self, state: DecodeState, new_pins: Mapping[int, int]) -> DecodeState:
-        """The state in memory of its own (another thread may be writing behind the same row), new pins laid in."""
+    def _check_resumed(self, state: DecodeState) -> None:
         if state.step > len(self.plan):
             raise RequestError(
                 f"the state has made {state.step} steps of its canvas: continue it with at least as many, "
@@ -158,92 +155,23 @@ class _CanvasLoop:
                 raise RequestError(
                     f"this state was made with a stop rule of stability {len(state.history)}: continue it with the same"
                 )
-        for position, token in new_pins.items():
-            if position < len(state.committed) and state.committed[position] != token:
-                raise RequestError(
-                    f"pin at answer position {position}: its canvas has been committed"
-                )
-        pins = {**state.pins, **new_pins}
-        pinned, tokens = self._pins(pins, state.canvas_index)
-        soft = state.soft_embedding
-        if soft is not None:
-            soft = torch.where(pinned.unsqueeze(1), self.model.embed(tokens).to(soft.dtype), soft)
-        return replace(
-            state,
-            cache=state.cache.copy(),
-            pins=pins,
-            pinned=pinned,
-            pin_ids=tokens,
-            canvas=torch.where(pinned, tokens, state.canvas),
-            argmax=torch.where(pinned, tokens, state.argmax),
-            accepted=state.accepted & ~pinned,
-            soft_embedding=soft,
-        )
 
     def _noise(self, keys: Sequence[RowKey]) -> Tensor:
         """(B, C): the noise that the named canvases start from."""
-        return self.draws.first_canvas(
-            keys, self.length, self.model.config.text.vocab_size, self.model.device
-        )
+        vocabulary = self.model.config.text.vocab_size
+        return self.draws.first_canvas(keys, self.length, vocabulary, self.model.device)
 
-    def _canvas(
-        self,
-        seed: int,
-        pins: Mapping[int, int],
-        ids: tuple[int, ...],
-        committed: tuple[int, ...],
-        cache: PrefixCache,
-        index: int,
-        denoising_steps: int,
-        passes: int,
-        noise: Tensor,
-    ) -> DecodeState:
-        """A fresh canvas of `noise` (C,), with its pins laid in."""
-        device = self.model.device
-        pinned, tokens = self._pins(pins, index)
-        canvas = torch.where(pinned, tokens, noise)
-        zeros = torch.zeros(self.length, device=device)
-        return DecodeState(
-            ids=ids,
-            committed=committed,
-            cache=cache,
-            seed=seed,
-            pins=pins,
-            pinned=pinned,
-            pin_ids=tokens,
-            canvas_index=index,
-            step=0,
-            canvas=canvas,
-            soft_embedding=None,
-            history=None
-            if self.stop_rule is None
-            else self.stop_rule.initial(self.length, device=device)[0],
-            accepted=torch.zeros(self.length, dtype=torch.bool, device=device),
-            argmax=canvas,
-            probability=zeros,
-            entropy=zeros,
-            denoising_steps=denoising_steps,
-            passes=passes,
-        )
-
-    def _pins(self, pins: Mapping[int, int], canvas_index: int) -> tuple[Tensor, Tensor]:
-        """(C,) bool and (C,) ids of the pins that fall on this canvas."""
-        pinned = torch.zeros(self.length, dtype=torch.bool)
-        tokens = torch.zeros(self.length, dtype=torch.long)
-        start = canvas_index * self.length
-        for position, token in pins.items():
-            if start <= position < start + self.length:
-                pinned[position - start] = True
-                tokens[position - start] = token
-        return pinned.to(self.model.device), tokens.to(self.model.device)
+    def _history(self) -> Tensor | None:
+        """(stability, C) of the stop rule at the start of a canvas; None without a rule."""
+        rule = self.stop_rule
+        return None if rule is None else rule.initial(self.length, device=self.model.device)[0]
 
     def _pass(self, rows: Sequence[Row]) -> Iterator[Event]:
-        """One pass of every row that still has one to make; predict and correct passes apart."""
+        """One pass of every row that still has one to make; rows that predict and rows that correct separately."""
         kinds: dict[str, list[Row]] = {}
         for row in rows:
-            state = self._state(row)
             if not self._decided(row):
-                kinds.setdefault(self.plan[state.step].kind, []).append(row)
+                kinds.setdefault(self.plan[self._state(row).step].kind, []).append(row)
         for group in kinds.values():
             with memory_advice():
                 events = self._denoise(group)
@@ -252,42 +180,35 @@ class _CanvasLoop:
     @torch.inference_mode()
     def _denoise(self, rows: Sequence[Row]) -> list[StepEvent]:
         states = [self._state(row) for row in rows]
-        planned = tuple(self.plan[state.step] for state in states)
-        correct = planned[0].kind == "correct"
+        plan = tuple(self.plan[state.step] for state in states)
+        correct = plan[0].kind == "correct"
         canvas = torch.stack([state.canvas for state in states])  # (B, C)
         pinned = torch.stack([state.pinned for state in states])
+        accepted = torch.stack([state.accepted for state in states])
+        vocabulary = self.model.config.text.vocab_size
+        batch = CanvasBatch(canvas, accepted, pinned, plan, len(self.plan), vocabulary)
         cache = PrefixCache.join([state.cache for state in states])
-        watcher = (
-            None if self.observe is None else Watcher(self.observe, cache.lengths, self.length)
-        )
+        watcher = None
+        if self.observe is not None:
+            watcher = Watcher(self.observe, cache.lengths, self.length)
         hidden = self.model.denoise(canvas, cache, self._soft(states), watch=watcher)
         keys = [RowKey(state.seed, state.canvas_index) for state in states]
-        draws = self.draws.step(
-            keys, [state.step for state in states], self.length, self.model.device
-        )
-        last = all(state.step == len(self.plan) - 1 for state in states)
+        steps = [state.step for state in states]
+        draws = self.draws.step(keys, steps, self.length, self.model.device)
         asked = 0 if self.observe is None else self.observe.top_k
         prediction = self.model.predict(
             hidden,
-            torch.tensor([step.temperature for step in planned]),
+            torch.tensor([step.temperature for step in plan]),
             draws,
             reference=self.sampler.reference,
             filters=self.sampler.filters,
-            soft=not last and not correct,
+            soft=not correct and any(step < len(self.plan) - 1 for step in steps),
             soft_top_k=self.soft_top_k,
             top_k=max(asked, 2) if correct else asked,
         )
         if any(state.pins for state in states):
             tokens = torch.stack([state.pin_ids for state in states])
             prediction = self._pin(prediction, pinned, tokens)
-        batch = CanvasBatch(
-            canvas=canvas,
-            accepted=torch.stack([state.accepted for state in states]),
-            pinned=pinned,
-            plan=planned,
-            total=len(self.plan),
-            vocab_size=self.model.config.text.vocab_size,
-        )
         after, accepted = self.sampler.step(batch, prediction, draws)
         history, finished = self._stop(states, prediction, pinned, correct)
         events = []
@@ -301,11 +222,10 @@ class _CanvasLoop:
                 passes=state.passes + 1,
             )
             if not correct:
+                soft = prediction.soft_embedding
                 stepped = replace(
                     stepped,
-                    soft_embedding=None
-                    if prediction.soft_embedding is None
-                    else prediction.soft_embedding[i],
+                    soft_embedding=None if soft is None else soft[i],
                     history=None if history is None else history[i],
                     argmax=prediction.argmax[i],
                     probability=prediction.argmax_probability[i],
@@ -319,8 +239,8 @@ class _CanvasLoop:
                     canvas=state.canvas_index,
                     step=state.step,
                     steps=len(self.plan),
-                    kind=planned[i].kind,
-                    temperature=planned[i].temperature,
+                    kind=plan[i].kind,
+                    temperature=plan[i].temperature,
                     tokens_in=canvas[i],
                     tokens_out=after.canvas[i],
                     sample=prediction.sample[i],
@@ -363,14 +283,21 @@ class _CanvasLoop:
     def _stop(
         self, states: Sequence[DecodeState], prediction: Prediction, pinned: Tensor, correct: bool
     ) -> tuple[Tensor | None, list[bool]]:
-        """The stop rule's next histories, and which rows have converged."""
-        if self.stop_rule is None or correct:
-            return None, [False] * len(states)
-        history = torch.stack([state.history for state in states if state.history is not None])
-        history, finished = self.stop_rule.update(
-            history, prediction.argmax, prediction.entropy, pinned
-        )
-        return history, finished.tolist()
+        """The stop rule's next histories, and which rows have converged.
+
+        Raises RequestError where the numbers are not finite. This is where the host waits for the device: once a step.
+        """
+        finite = prediction.logsumexp.isfinite().all(dim=1)
+        history, converged = None, torch.zeros_like(finite)
+        if self.stop_rule is not None and not correct:
+            history = torch.stack([state.history for state in states if state.history is not None])
+            history, converged = self.stop_rule.update(
+                history, prediction.argmax, prediction.entropy, pinned
+            )
+        all_finite, finished = torch.stack((finite, converged)).tolist()
+        if not all(all_finite):
+            raise not_finite()
+        return history, finished
 
     def _decide(self, row: Row) -> Generator[Event, None, bool]:
         """Commits a row's argmax canvas. Returns whether the text has ended."""
@@ -415,14 +342,4 @@ class _CanvasLoop:
             cache = self.model.encode(canvases, cache)
         noise = self._noise([RowKey(state.seed, state.canvas_index + 1) for state in states])
         for i, (row, tokens, state) in enumerate(zip(rows, canvases, states, strict=True)):
-            row.state = self._canvas(
-                state.seed,
-                state.pins,
-                state.ids,
-                state.committed + tokens,
-                cache[i],
-                state.canvas_index + 1,
-                state.denoising_steps,
-                state.passes + 1,
-                noise[i],
-            )
+            row.state = state.next_canvas(tokens, cache[i], noise[i], self._history())

@@ -1,4 +1,4 @@
-"""The random numbers of a run, addressed rather than consumed.
+"""The random numbers of a run, addressed rather than consumed, and drawing from a distribution with one.
 
 number = Philox(seed; canvas, step, stream, position), so a row's numbers never depend on the batch it travels in, on
 its neighbours or on how many numbers were drawn before, and any step can be reached directly.
@@ -20,6 +20,8 @@ from torch import Tensor
 from dgemma_core.errors import RequestError
 
 Device = torch.device | str
+BELOW_ONE = 1 - 2.0**-53
+"""The largest float64 below 1."""
 
 
 class Stream(IntEnum):
@@ -102,6 +104,48 @@ def inverse_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:
     # 53-bit numbers below 1 times the total are below the total: the search ends on an index
     target = uniform.double() * cumulative[..., -1]
     return torch.searchsorted(cumulative, target.unsqueeze(-1), right=True).squeeze(-1)
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Keep the `top_k` most probable tokens, then the smallest set that holds `top_p` of the mass."""
+
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.top_k is not None and (type(self.top_k) is not int or self.top_k < 1):
+            raise RequestError(
+                f"top_k must be a whole number of at least 1, or None, got {self.top_k!r}"
+            )
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise RequestError(f"top_p must lie above 0 and at most at 1, got {self.top_p}")
+
+
+def found_in(masses: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the cumulative masses (N, K), float64, first exceed `target` (N, 1) of their sum, in [0, 1): that place,
+    and how far into its mass, in [0, 1) again, both (N, 1). A place of mass 0 is never found."""
+    edges = masses.cumsum(dim=1)
+    target = target * edges[:, -1:]
+    place = torch.searchsorted(edges, target, right=True).clamp_max(masses.shape[1] - 1)
+    mass = masses.gather(1, place)
+    return place, ((target - (edges.gather(1, place) - mass)) / mass).clamp(0, BELOW_ONE)
+
+
+def filtered(logits: Tensor, filters: Filters) -> Tensor:
+    """Logits (R, V) with all tokens outside the filters at −inf. Ties at the top-k boundary stay."""
+    if filters.top_k is not None and filters.top_k < logits.shape[-1]:
+        least = logits.topk(filters.top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if filters.top_p is not None and filters.top_p < 1:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        probabilities = ordered.softmax(dim=-1)
+        before = probabilities.cumsum(dim=-1) - probabilities
+        outside = torch.zeros_like(before, dtype=torch.bool).scatter(
+            -1, order, before > filters.top_p
+        )
+        logits = logits.masked_fill(outside, -torch.inf)
+    return logits
 
 
 @dataclass(frozen=True)

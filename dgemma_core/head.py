@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dgemma_core.draws import inverse_cdf, upload
+from dgemma_core.draws import Filters, filtered, found_in, inverse_cdf, upload
 from dgemma_core.errors import RequestError
 from dgemma_core.layers import rounded
 
@@ -39,8 +39,6 @@ LOGITS = 256 * SLICE
 """Logits of a slice: 8 MB, which a CPU's cache holds."""
 GROUP = 64
 """Neighbouring tokens of which sums are kept, to sample from. Slices hold whole groups."""
-BELOW_ONE = 1 - 2.0**-53
-"""The largest float64 below 1."""
 LEAST_TEMPERATURE = 1e-6
 """Below it, logits over the temperature are too large for float32."""
 
@@ -51,22 +49,6 @@ class SampleDraws(Protocol):
     @property
     def uniform(self) -> Tensor:
         """(B, C) float64 in [0, 1)."""
-
-
-@dataclass(frozen=True)
-class Filters:
-    """Keep the `top_k` most probable tokens, then the smallest set that holds `top_p` of the mass."""
-
-    top_k: int | None = None
-    top_p: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.top_k is not None and (type(self.top_k) is not int or self.top_k < 1):
-            raise RequestError(
-                f"top_k must be a whole number of at least 1, or None, got {self.top_k!r}"
-            )
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise RequestError(f"top_p must lie above 0 and at most at 1, got {self.top_p}")
 
 
 @dataclass(frozen=True)
@@ -463,29 +445,3 @@ def not_finite() -> RequestError:
     return RequestError(
         "the model computed numbers that are not finite: its weights are damaged, or too large for their dtype"
     )
-
-
-def found_in(masses: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the cumulative masses (N, K), float64, first exceed `target` (N, 1) of their sum, in [0, 1): that place,
-    and how far into its mass, in [0, 1) again, both (N, 1). A place of mass 0 is never found."""
-    edges = masses.cumsum(dim=1)
-    target = target * edges[:, -1:]
-    place = torch.searchsorted(edges, target, right=True).clamp_max(masses.shape[1] - 1)
-    mass = masses.gather(1, place)
-    return place, ((target - (edges.gather(1, place) - mass)) / mass).clamp(0, BELOW_ONE)
-
-
-def filtered(logits: Tensor, filters: Filters) -> Tensor:
-    """Logits (R, V) with all tokens outside the filters at −inf. Ties at the top-k boundary stay."""
-    if filters.top_k is not None and filters.top_k < logits.shape[-1]:
-        least = logits.topk(filters.top_k, dim=-1).values[..., -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
-    if filters.top_p is not None and filters.top_p < 1:
-        ordered, order = logits.sort(dim=-1, descending=True)
-        probabilities = ordered.softmax(dim=-1)
-        before = probabilities.cumsum(dim=-1) - probabilities
-        outside = torch.zeros_like(before, dtype=torch.bool).scatter(
-            -1, order, before > filters.top_p
-        )
-        logits = logits.masked_fill(outside, -torch.inf)
-    return logits

@@ -61,6 +61,8 @@ def join(
                 "decode_tokens a TokenState"
             )
         rows.append(Row(request, time.perf_counter()))
+    if rows:
+        model.backend.refresh()
     return rows
 
 
@@ -94,10 +96,12 @@ def _check(model: DiffusionGemma, request: Request, decode: Decode | None) -> No
             raise RequestError(
                 f"pin of token {token}: the vocabulary has 0 … {config.text.vocab_size - 1}"
             )
-    if request.prefix is not None and not request.prefix.lengths[0] < len(request.ids):
-        raise RequestError(
-            "the cached prefix must be shorter than the prompt, by at least one token"
-        )
+    if request.prefix is not None:
+        known = request.prefix.rows[0].tokens
+        if len(known) >= len(request.ids) or known != tuple(request.ids)[: len(known)]:
+            raise RequestError(
+                "the cached prefix must hold the prompt's first tokens, and fewer than all of them"
+            )
     if request.state is not None and tuple(request.ids) != request.state.ids:
         raise RequestError(
             "the state to continue from belongs to another prompt: pass the state's own ids"

@@ -1,4 +1,4 @@
-"""What is asked for and what a row of a batch knows: values without behaviour.
+"""What is asked for, and what a row of a batch knows: values.
 
 A `Request` names one text to write. A `DecodeState` (canvases) or `TokenState` (tokens) holds all that the next step of
 one row needs: keeping one is enough to continue from it, exactly, and copying it is branching.
@@ -9,14 +9,14 @@ Axes: C canvas length, D hidden size.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor
 
-    from dgemma_core.cache import PrefixCache
+from dgemma_core.cache import PrefixCache
+from dgemma_core.errors import RequestError
 
 _names = itertools.count()
 
@@ -80,6 +80,87 @@ class DecodeState:
     passes: int = 0
     """Prefill, denoising steps and commits so far."""
 
+    @classmethod
+    def first(
+        cls, request: Request, cache: PrefixCache, noise: Tensor, history: Tensor | None
+    ) -> DecodeState:
+        """The request's first canvas, behind its encoded prompt: noise (C,), pins laid in; `history` of a stop rule."""
+        pinned, tokens = pins_on_canvas(request.pins, 0, noise)
+        canvas = torch.where(pinned, tokens, noise)
+        zeros = torch.zeros(len(noise), device=noise.device)
+        return cls(
+            ids=tuple(request.ids),
+            committed=(),
+            cache=cache,
+            seed=request.seed,
+            pins=dict(request.pins),
+            pinned=pinned,
+            pin_ids=tokens,
+            canvas_index=0,
+            step=0,
+            canvas=canvas,
+            soft_embedding=None,
+            history=history,
+            accepted=torch.zeros_like(pinned),
+            argmax=canvas,
+            probability=zeros,
+            entropy=zeros,
+            passes=1,
+        )
+
+    def next_canvas(
+        self, tokens: tuple[int, ...], cache: PrefixCache, noise: Tensor, history: Tensor | None
+    ) -> DecodeState:
+        """The canvas behind this one, whose `tokens` are committed and encoded in `cache`."""
+        pinned, pin_ids = pins_on_canvas(self.pins, self.canvas_index + 1, noise)
+        canvas = torch.where(pinned, pin_ids, noise)
+        zeros = torch.zeros_like(self.entropy)
+        return replace(
+            self,
+            committed=self.committed + tokens,
+            cache=cache,
+            pinned=pinned,
+            pin_ids=pin_ids,
+            canvas_index=self.canvas_index + 1,
+            step=0,
+            canvas=canvas,
+            soft_embedding=None,
+            history=history,
+            accepted=torch.zeros_like(pinned),
+            argmax=canvas,
+            probability=zeros,
+            entropy=zeros,
+            finished=False,
+            passes=self.passes + 1,
+        )
+
+    def with_pins(self, added: Mapping[int, int], embed: Callable[[Tensor], Tensor]) -> DecodeState:
+        """The state in memory of its own (another row may be writing behind the same prefix), `added` pins laid in.
+
+        embed: ids (C,) → embeddings (C, D). Raises RequestError for a pin that contradicts a committed token.
+        """
+        for position, token in added.items():
+            if position < len(self.committed) and self.committed[position] != token:
+                raise RequestError(
+                    f"pin at answer position {position}: its canvas has been committed"
+                )
+        pins = {**self.pins, **added}
+        pinned, tokens = pins_on_canvas(pins, self.canvas_index, self.canvas)
+        soft = self.soft_embedding
+        if soft is not None:
+            soft = torch.where(pinned.unsqueeze(1), embed(tokens).to(soft.dtype), soft)
+        return replace(
+            self,
+            cache=self.cache.copy(),
+            pins=pins,
+            pinned=pinned,
+            pin_ids=tokens,
+            canvas=torch.where(pinned, tokens, self.canvas),
+            argmax=torch.where(pinned, tokens, self.argmax),
+            accepted=self.accepted & ~pinned,
+            soft_embedding=soft,
+        )
+
 
 @dataclass(frozen=True)
 class TokenState:
@@ -93,3 +174,14 @@ class TokenState:
     """(D,) of the last token of the cache, from which the next one is predicted."""
     seed: int
     passes: int
+
+
+def pins_on_canvas(pins: Mapping[int, int], index: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """(C,) bool and (C,) ids of the pins that fall on canvas number `index`, on the device of `like` (C,)."""
+    length = len(like)
+    pinned, tokens = torch.zeros(length, dtype=torch.bool), torch.zeros(length, dtype=torch.long)
+    for position, token in pins.items():
+        if index * length <= position < (index + 1) * length:
+            pinned[position - index * length] = True
+            tokens[position - index * length] = token
+    return pinned.to(like.device), tokens.to(like.device)

@@ -191,7 +191,7 @@ def test_prompt_events_tell_prompt_and_seed(model: DiffusionGemma) -> None:
 def test_the_loop_never_asks_for_whole_logits(
     model: DiffusionGemma, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("logits", "_predict_rows"):
+    for name in ("logits", "_filtered_sample"):
         monkeypatch.setattr(VocabularyHead, name, lambda *_: pytest.fail("whole rows of logits"))
     for sampler in (
         EntropyBound(),
@@ -695,7 +695,7 @@ def test_bad_pins(model: DiffusionGemma, pins: dict[int, int], words: str) -> No
 
 def test_bad_prefixes(model: DiffusionGemma) -> None:
     prefix = model.encode([[1, 2]])
-    with pytest.raises(RequestError, match="shorter than the prompt"):
+    with pytest.raises(RequestError, match="first tokens, and fewer"):
         write(model, Request((1, 2), prefix=prefix))
     with_prefix = write(model, Request((1, 2, 3), max_new_tokens=8, prefix=prefix))
     assert (

@@ -16,17 +16,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dgemma_core.backends.cpu import head as cpu_head
 from dgemma_core.backends.cpu.head import CpuHead
 from dgemma_core.backends.cpu.online_softmax import row_top, serves
-from dgemma_core.draws import CounterDraws, RowKey
+from dgemma_core.draws import BELOW_ONE, CounterDraws, Filters, RowKey, filtered, found_in
 from dgemma_core.errors import RequestError
 from dgemma_core.head import (
-    BELOW_ONE,
     LOGITS,
     SLICE,
-    Filters,
     Prediction,
     VocabularyHead,
-    filtered,
-    found_in,
 )
 from tests.core import plain_head
 
@@ -485,7 +481,7 @@ def test_few_rows_take_larger_slices() -> None:
     assert sizes[256] == sizes[4096] == SLICE and sizes[32] == 8 * SLICE
     assert all(rows * size <= LOGITS for rows, size in sizes.items() if rows <= 256)
     assert all(size % SLICE == 0 for size in sizes.values())
-    assert VocabularyHead(torch.zeros(4, 2), 30.0, 5).tokens_per_slice(1) == 5
+    assert VocabularyHead(torch.zeros(4, 2), 30.0, 65).tokens_per_slice(1) == 128
 
 
 @pytest.mark.parametrize("shape", [(1, 0, 4), (0, 3, 4), (1, 3, 5), (3, 4)])

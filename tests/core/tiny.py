@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dgemma_core.backends.reference import Reference
 from dgemma_core.cache import PrefixCache, RowCache
 from dgemma_core.config import GenerationDefaults, LayerConfig, ModelConfig, TextConfig
 from dgemma_core.files.checkpoint import Loaded
 from dgemma_core.files.finding import NANO
-from dgemma_core.head import VocabularyHead
+from dgemma_core.head import Prediction, VocabularyHead
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.text import Tokenizer, load_tokenizer
 
@@ -103,8 +104,15 @@ class Scripted:
         self.passes = 0
 
     @property
+    def backend(self) -> Reference:
+        return Reference(self)
+
+    @property
     def head(self) -> VocabularyHead:
         return VocabularyHead(_identity(self.config.text.vocab_size), soft_cap=30.0)
+
+    def predict(self, hidden: Tensor, *arguments: Any, **options: Any) -> Prediction:
+        return self.head.predict(hidden, *arguments, **options)
 
     def embed(self, ids: Tensor) -> Tensor:
         size = self.config.text.vocab_size
@@ -118,8 +126,10 @@ class Scripted:
         for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
             # in the causal mode a position tells the token after it
             hidden[i, : len(row)] = self._sure(start + 1, len(row))
+        known = [()] * len(rows) if cache is None else [row.tokens for row in cache.rows]
         grown = [
-            RowCache(start + len(row), [], ()) for row, start in zip(rows, starts, strict=True)
+            RowCache(start + len(row), [], (), (*before, *row))
+            for row, start, before in zip(rows, starts, known, strict=True)
         ]
         return PrefixCache(grown, hidden)
 
