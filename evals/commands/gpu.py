@@ -29,16 +29,19 @@ def gpu(
     width: Annotated[int, typer.Option(min=16, help="Hidden size.")] = 2816,
     dense_width: Annotated[int, typer.Option(min=16, help="Width of the dense MLP.")] = 2112,
     expert_width: Annotated[int, typer.Option(min=16, help="Width of an expert.")] = 704,
+    batch: Annotated[str, typer.Option(help="Batch sizes beside 1, with commas.")] = "8",
     tune: Annotated[bool, typer.Option(help="Try tiles of the experts' products first.")] = True,
 ) -> None:
-    """The released shape on one GPU: milliseconds a denoising step against the card's limits.
+    """The released shape on one GPU: `generate` in both modes, beside the bare replay of its recorded passes and the
+    card's limits.
 
-    Random weights, made on the card; no network. Proves itself against the CPU path first.
+    Random weights, made on the card; no network. Proves itself against plain modules on the CPU first.
     """
     import torch
 
     from dgemma_evals.bench.gpu import run
-    from dgemma_evals.bench.gpu.shape import Shape
+    from dgemma_evals.bench.gpu.card import find_device
+    from dgemma_evals.bench.gpu.model import Shape
 
     if dtype not in ("bfloat16", "float16", "float32"):
         raise RequestError(f"unknown dtype {dtype!r}: choose bfloat16, float16 or float32")
@@ -46,15 +49,28 @@ def gpu(
         layers=layers, experts=experts, vocab=vocab, width=width, dense_width=dense_width,
         expert_width=expert_width, canvas=canvas, prefix=prefix,
     )  # fmt: skip
-    plan = run.Plan(rounds=rounds, repeats=repeats, tune=tune)
-    where, kind = run.find_device(device), getattr(torch, dtype)
+    plan = run.Plan(rounds=rounds, repeats=repeats, batches=_batches(batch), tune=tune)
+    where, kind = find_device(device), getattr(torch, dtype)
     try:
         record = run.run(shape, where, kind, min(touched, experts), plan)
     except torch.OutOfMemoryError as error:
         raise DeviceError(
-            "the card's memory did not suffice: pass fewer --layers or --experts, or a shorter --prefix"
+            "the card's memory did not suffice: pass fewer --layers or --experts, a shorter --prefix, a smaller --batch"
         ) from error
     run.save(out, record)
+
+
+def _batches(text: str) -> tuple[int, ...]:
+    """Batch sizes in order, 1 among them."""
+    from dgemma_core.backends.cuda.backend import SIZES
+
+    try:
+        sizes = {1, *map(int, text.split(","))}
+    except ValueError:
+        sizes = {0}
+    if not 1 <= min(sizes) <= max(sizes) <= SIZES[-1]:
+        raise RequestError(f"--batch {text}: expected sizes of 1 … {SIZES[-1]}, e.g. 4,8")
+    return tuple(sorted(sizes))
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from dgemma_evals.page import escaped, table_of
 
 COLUMNS = ("pass", "ms", "range", "floor ms", "to the floor", "GB read", "TFLOP")
+LOOP = ("mode", "batch", "ms a pass in generate", "range", "ms, bare replay", "the loop's share")
 NAMES = {"step": "denoising step", "token": "autoregressive token"}
 
 
@@ -28,6 +29,9 @@ def sections(record: Mapping[str, Any]) -> list[str]:
         rates = row["tokens_per_second"]
         parts += [
             f"<h3>{escaped(row['routing'])}; {row['touched_experts']['mean']:.1f} touched a layer</h3>",
+            table_of(LOOP, [_loop(found) for found in row["generate"]]),
+            f"<p class='note'>The loop's share: what <code>generate</code> takes beyond the bare replay of its "
+            f"recorded pass. The aim is at most {row['generate'][0]['aim']:.0%}.</p>",
             table_of(COLUMNS, [_pass(NAMES[name], row[name]) for name in NAMES]),
             table_of(("part of the step", "ms"), [
                 (name, f"{found['median_ms']:.3f}") for name, found in row["step"]["parts"].items()
@@ -45,6 +49,18 @@ def sections(record: Mapping[str, Any]) -> list[str]:
     else:
         parts.append(f"<p>No public implementation measured: {escaped(public['reason'])}.</p>")
     return parts
+
+
+def _loop(found: Mapping[str, Any]) -> tuple[str, ...]:
+    rounds = found["rounds_ms"]
+    return (
+        found["mode"],
+        str(found["batch"]),
+        f"{found['median_ms']:.3f}",
+        f"{min(rounds):.3f} to {max(rounds):.3f}",
+        f"{found['replay_ms']:.3f}",
+        f"{found['loop_share']:.1%}",
+    )
 
 
 def _pass(name: str, found: Mapping[str, Any]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dgemma_core.config import ModelConfig
-from dgemma_evals.bench.gpu import shape as shapes
+from dgemma_evals.bench.gpu.model import fill
 
 EXPERTS = ("grouped_mm", "eager")
 
@@ -47,7 +47,7 @@ def build(config: ModelConfig, device: torch.device, dtype: torch.dtype, seed: i
     _materialise(model, device)
     model.initialize_weights()  # what is left: the tables of rotary angles
     scalars = torch.empty(len(config.text.layers), dtype=dtype, device=device)
-    shapes.fill("encoder_layer_scalars", scalars, seed)
+    fill("encoder_layer_scalars", scalars, seed)
     encoder, decoder = "model.encoder.language_model.", "model.decoder."
     for name, values in (*model.named_parameters(), *model.named_buffers()):
         if name.startswith(encoder) and name.endswith("layer_scalar"):
@@ -58,7 +58,7 @@ def build(config: ModelConfig, device: torch.device, dtype: torch.dtype, seed: i
                 values.data.zero_()
             else:
                 own = "embed_tokens.weight" if own == "lm_head.weight" else own
-                shapes.fill(own, values.data, seed)
+                fill(own, values.data, seed)
     return model
 
 

@@ -14,13 +14,13 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from dgemma_core.backends.cuda import experts as grouped
-from dgemma_core.backends.cuda.graphs import CanvasGraph
 from dgemma_core.errors import DeviceError, RequestError
+from dgemma_core.events import PromptEvent, TokenEvent
 from dgemma_evals.bench import page as bench_page
+from dgemma_evals.bench.gpu import card, loop, proof
+from dgemma_evals.bench.gpu import model as gpu_model
 from dgemma_evals.bench.gpu import public as bench_gpu_public
-from dgemma_evals.bench.gpu import run as bench_gpu
-from dgemma_evals.bench.gpu import shape as gpu_model
-from dgemma_evals.bench.gpu.shape import Shape
+from dgemma_evals.bench.gpu.model import Shape
 from dgemma_evals.commands.bench import bench_app
 
 HOST = torch.device("cpu")
@@ -29,7 +29,7 @@ SMALL = Shape(
 )
 OPTIONS = (
     "--device cpu --dtype float32 --rounds 1 --repeats 2 --layers 2 --experts 48 --touched 36 --vocab 600 "
-    "--prefix 40 --canvas 24 --width 64 --dense-width 48 --expert-width 32"
+    "--prefix 40 --canvas 24 --width 64 --dense-width 48 --expert-width 32 --batch 3"
 ).split()
 
 
@@ -39,7 +39,9 @@ def test_a_small_shape_from_the_proof_to_the_page(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     record = json.loads((tmp_path / "gpu.json").read_text())
     assert record["environment"]["note"].startswith("no GPU result")
-    assert max(record["proof"].values()) < 3e-2 and record["proof"]["ids, diffusion"] == 0
+    assert max(record["proof"].values()) < 3e-2 and record["backend"] == "cuda"
+    ids = [key for key in record["proof"] if key.startswith("ids, ")]
+    assert len(ids) == 8 and not any(record["proof"][key] for key in ids)
     all_of_them, fewer = record["rows"]
     assert all_of_them["touched_experts"]["mean"] > 46
     assert fewer["touched_experts"]["most"] <= 36
@@ -47,6 +49,11 @@ def test_a_small_shape_from_the_proof_to_the_page(tmp_path: Path) -> None:
         for found in (row["step"], row["token"]):
             assert len(found["rounds_ms"]) == 1
             assert found["to_floor"] == pytest.approx(found["median_ms"] / found["floor_ms"])
+        assert [(t["mode"], t["batch"]) for t in row["generate"]] == [
+            ("diffusion", 1), ("diffusion", 3), ("autoregressive", 1), ("autoregressive", 3),
+        ]  # fmt: skip
+        for found in row["generate"]:
+            assert found["replay_ms"] > 0 and found["loop_share"] < 1
         assert set(row["step"]["parts"]) >= {"attention", "experts", "head and sampling"}
         rates = row["tokens_per_second"]
         assert rates["ratio"] == pytest.approx(rates["diffusion"] / rates["autoregression"])
@@ -66,31 +73,50 @@ def test_a_wrong_card_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
         return right(*arguments) * 1.01
 
     monkeypatch.setattr(grouped, "outputs", wrong)
-    with pytest.raises(
-        RequestError, match=r"differs from the CPU path in experts.*nothing is timed"
-    ):
-        bench_gpu.prove(HOST, texts=1)
+    with pytest.raises(RequestError, match=r"CPU in experts.*nothing is timed"):
+        proof.prove(HOST, prompts=1)
     monkeypatch.undo()
-    begin = CanvasGraph.begin
-    monkeypatch.setattr(
-        CanvasGraph, "begin", lambda self, prefix, seed=0: begin(self, prefix, seed=seed + 1)
+    written = proof.generate
+
+    def other_seed(loaded: Any, prompts: Any, **options: Any) -> Any:
+        return written(loaded, prompts, seed=int("batch_size" in options), **options)
+
+    monkeypatch.setattr(proof, "generate", other_seed)
+    with pytest.raises(RequestError, match="in ids, diffusion, sampled, batch 1"):
+        proof.prove(HOST, prompts=2)
+
+
+def test_the_loops_share_is_what_generate_takes_beyond_the_replay() -> None:
+    found = loop.Timing("diffusion", 8, generate=[10.0, 12.0, 11.0], replay=[10.5, 9.9, 10.0])
+    assert found.share == pytest.approx(1 - 10.0 / 11.0)
+    assert found.record()["loop_share"] == found.share and found.record()["median_ms"] == 11.0
+
+
+def test_rows_that_did_not_run_together_are_not_timed() -> None:
+    watch = loop.Stopwatch(HOST)
+    first, second = (PromptEvent(request=i, ids=(1,), seed=0, seconds=0.0) for i in range(2))
+    state: Any = None
+    token = TokenEvent(
+        0, index=1, token=5, probability=1.0, entropy=0.0, seconds=0.0, observed=None, state=state
     )
-    with pytest.raises(RequestError, match="in ids, diffusion"):
-        bench_gpu.prove(HOST, texts=2)
+    for event in (first, token, second):
+        watch(event)
+    with pytest.raises(RequestError, match="2 texts were not written as one batch"):
+        watch.milliseconds(2)
 
 
 def test_no_card_and_too_small_a_card_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(DeviceError, match=r"no CUDA device is there: .* --device cpu"):
-        bench_gpu.find_device("cuda")
+        card.find_device("cuda")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (24 * 10**9, 24 * 10**9))
     released = Shape()
     with pytest.raises(DeviceError, match=r"needs about 5\d GB, and 24 GB .* pass --layers \d+ or"):
-        bench_gpu.check_memory(
-            released.config(), released, 50, torch.device("cuda"), torch.bfloat16
-        )
+        card.check_memory(released.config(), released, 50, torch.device("cuda"), torch.bfloat16)
     done = CliRunner().invoke(bench_app, ["gpu", *OPTIONS, "--touched", "20"])
     assert isinstance(done.exception, RequestError)
+    wide = CliRunner().invoke(bench_app, ["gpu", *OPTIONS, "--batch", "1,99"])
+    assert "--batch 1,99: expected sizes of 1 … 32" in str(wide.exception)
     assert "touched: expected 32 … 48 of 48 experts, found 20" in str(done.exception)
 
 
@@ -112,8 +138,8 @@ def test_the_released_shape_is_counted_as_published() -> None:
     assert 52e9 < needed < 65e9  # one card of 80 GB holds it
 
 
-def test_weights_are_drawn_by_name_and_joined() -> None:
-    """The same again, others with another seed, and no second copy of what is joined."""
+def test_weights_are_drawn_by_name() -> None:
+    """The same again, others with another seed."""
     config = SMALL.config()
     one, two = (gpu_model.build(config, HOST, torch.float32) for _ in range(2))
     other = gpu_model.build(config, HOST, torch.float32, seed=1)
@@ -121,8 +147,6 @@ def test_weights_are_drawn_by_name_and_joined() -> None:
         one.named_parameters(), two.parameters(), other.parameters(), strict=True
     ):
         assert torch.equal(a, b) and not torch.equal(a, c), name
-    attention: Any = one.layers[0].self_attn
-    assert attention._joined.matrix.data_ptr() == attention.q_proj.weight.data_ptr()
 
 
 def test_the_public_model_shares_its_weights() -> None:

@@ -181,8 +181,10 @@ def work(config: ModelConfig, prefix: int, tokens: int, touched: float, itemsize
     )
 
 
-def needed_bytes(config: ModelConfig, prefix: int, tokens: int, itemsize: int) -> int:
-    """Memory of the weights, of both prefixes as they are kept beside each other, and of what passes hold."""
+def needed_bytes(
+    config: ModelConfig, prefix: int, tokens: int, itemsize: int, batch: int = 1
+) -> int:
+    """Memory of the weights, of the prefixes of `batch` rows, of copies of them, and of what passes hold."""
     model = DiffusionGemma(config, device="meta")
     weights = sum(parameter.numel() for parameter in model.parameters())
     keys = 0
@@ -190,4 +192,4 @@ def needed_bytes(config: ModelConfig, prefix: int, tokens: int, itemsize: int) -
         each = 2 * layer.num_key_value_heads * layer.head_dim
         keys += each * (2 * prefix + config.canvas_length + tokens)
     layer_copy = max(parameter.numel() for parameter in model.parameters())
-    return (weights + 2 * keys + layer_copy) * itemsize + 3 * 2**30
+    return (weights + 2 * keys * batch + layer_copy) * itemsize + 3 * 2**30
