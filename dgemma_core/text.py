@@ -1,12 +1,13 @@
 """Text in and out: a checkpoint's tokenizer, its chat template, and Gemma 4's thoughts.
 
-Reads tokenizer.json with the `tokenizers` library and renders the checkpoint's own chat template
-with jinja2, as transformers does, without the second that importing transformers takes.
+Ids come from the `tokenizers` library, chats from the checkpoint's own template, as in transformers,
+without the second that importing transformers takes. The files themselves are read by
+`files.tokenizer_file`, templates rendered by `files.template`.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from dgemma_core.errors import CheckpointError, RequestError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
+
+    from dgemma_core.files.template import ChatTemplate
 
 Message = Mapping[str, Any]
 """One turn of a chat: `role` ('system', 'user', 'assistant') and `content` (text or text parts)."""
@@ -81,7 +84,8 @@ class Tokenizer:
 
         Raises RequestError where the text holds a placeholder for an image, audio or video.
         """
-        ids = [int(id) for id in self.backend.encode(text, add_special_tokens=False).ids]
+        with _library_errors("this text cannot be encoded"):
+            ids = [int(id) for id in self.backend.encode(text, add_special_tokens=False).ids]
         for id in self.media_token_ids.intersection(ids):
             raise _no_media(self.token_string(id))
         if not bos:
@@ -92,7 +96,10 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """The text of `ids`; control tokens are left out unless `special`."""
-        return str(self.backend.decode([int(id) for id in ids], skip_special_tokens=not special))
+        with _library_errors("these ids cannot be decoded"):
+            return str(
+                self.backend.decode([int(id) for id in ids], skip_special_tokens=not special)
+            )
 
     def token_string(self, id: int) -> str:
         """What one token looks like: its text, a control token's name, or the bytes it holds."""
@@ -101,7 +108,7 @@ class Tokenizer:
             return f"<{int(id)}>"
         if int(id) in self.special_ids:
             return str(token)
-        text = str(self.backend.decode([int(id)], skip_special_tokens=False))
+        text = self.decode([id], special=True)
         return text if "\N{REPLACEMENT CHARACTER}" not in text else _bytes_of(token)
 
     # --- chats
@@ -154,41 +161,19 @@ class Tokenizer:
             raise RequestError("the checkpoint has no chat template: give the prompt raw")
         if thinking and "enable_thinking" not in self.template:
             raise RequestError("the checkpoint has no thinking mode: leave thinking off")
-        from jinja2 import TemplateError
-
-        try:
-            return str(
-                self._compiled.render(
-                    messages=[_plain_message(message) for message in messages],
-                    add_generation_prompt=True,
-                    enable_thinking=thinking,
-                    **self.named,
-                )
-            )
-        except TemplateError as error:
-            raise RequestError(f"the chat template refuses this chat: {error}") from error
+        variables = {
+            **self.named,
+            "messages": [_plain_message(message) for message in messages],
+            "add_generation_prompt": True,
+            "enable_thinking": thinking,
+        }
+        return self._chat_template.render(variables)
 
     @cached_property
-    def _compiled(self) -> Any:
-        """The template, compiled as transformers compiles it, in a sandbox."""
-        from jinja2 import TemplateError
-        from jinja2.ext import loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    def _chat_template(self) -> "ChatTemplate":
+        from dgemma_core.files.template import ChatTemplate
 
-        def raise_exception(message: str) -> None:
-            raise TemplateError(message)
-
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-        )
-        environment.globals["raise_exception"] = raise_exception
-        environment.filters["tojson"] = lambda value, indent=None: json.dumps(
-            value, ensure_ascii=False, indent=indent
-        )
-        try:
-            return environment.from_string(self.template or "")
-        except TemplateError as error:
-            raise CheckpointError(f"the checkpoint's chat template is damaged: {error}") from error
+        return ChatTemplate(self.template or "")
 
     # --- thoughts
 
@@ -234,10 +219,20 @@ def _plain_message(message: Message) -> dict[str, Any]:
     content = message["content"]
     if isinstance(content, str):
         return dict(message)
-    for part in content:
-        if part.get("type") != "text":
-            raise _no_media(f"a part of type {part.get('type')}")
-    return {**message, "content": "".join(part["text"] for part in content)}
+    parts: Sequence[Any] = content if isinstance(content, Sequence) else [None]
+    for part in parts:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if isinstance(kind, str) and kind != "text":
+            raise _no_media(f"a part of type {kind:.40}")
+        if kind is None or not isinstance(part.get("text"), str):
+            raise RequestError("a message's content is a text, or a list of {type: text, text: …}")
+    return {**message, "content": "".join(part["text"] for part in parts)}
+
+
+def _library_errors(what: str) -> AbstractContextManager[None]:
+    from dgemma_core.files.tokenizer_file import library_errors
+
+    return library_errors(RequestError, what, "check the text, and the checkpoint's tokenizer")
 
 
 def _bytes_of(token: str) -> str:
@@ -260,46 +255,20 @@ def _byte_letters() -> dict[str, int]:
 def load_tokenizer(folder: str | Path) -> Tokenizer | None:
     """The tokenizer of a checkpoint folder, None where the folder has none.
 
-    Raises CheckpointError, naming the file, where tokenizer.json or what goes with it cannot be
-    read, and where only a SentencePiece model is there.
+    Raises CheckpointError, naming the file, where tokenizer.json or what goes with it is damaged or
+    cannot be run safely, and where only a SentencePiece model is there.
     """
+    from dgemma_core.files.tokenizer_file import read_template, read_token_names, read_tokenizer
+
     folder = Path(folder)
     path = folder / "tokenizer.json"
-    if not path.is_file():
-        if (folder / "tokenizer.model").is_file():
+    if not path.exists():
+        if (folder / "tokenizer.model").exists():
             raise CheckpointError(
                 f"{folder / 'tokenizer.model'}: only a SentencePiece model; save the tokenizer "
                 "with transformers, which writes tokenizer.json"
             )
         return None
-    from tokenizers import Tokenizer as Backend
-
-    try:
-        backend = Backend.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception
-        raise CheckpointError(f"{path}: not a tokenizer ({error}); fetch it anew") from error
-    settings = _read_settings(folder / "tokenizer_config.json")
-    named = {
-        role: value["content"] if isinstance(value, dict) else value
-        for role, value in settings.items()
-        if role.endswith("_token") and isinstance(value, str | dict)
-    }
-    template_file = folder / "chat_template.jinja"
-    template: Any = settings.get("chat_template")
-    if template_file.is_file():
-        template = template_file.read_text(encoding="utf-8")
-    elif isinstance(template, list):  # several, by name
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
-    return Tokenizer(backend, named, template)
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error}); fetch it anew") from error
-    if not isinstance(settings, dict):
-        raise CheckpointError(f"{path}: a JSON object is expected, found {type(settings).__name__}")
-    return settings
+    backend = read_tokenizer(path)
+    named, configured = read_token_names(folder / "tokenizer_config.json")
+    return Tokenizer(backend, named, read_template(folder, configured))

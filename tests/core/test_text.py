@@ -1,6 +1,7 @@
 """The tokenizer and chat template of nano, thoughts, refusals; transformers is the oracle."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -234,12 +235,101 @@ def test_folders_without_or_with_broken_tokenizers(nano, tmp_path):
         (tmp_path / "tokenizer_config.json").write_text(damaged)
         with pytest.raises(CheckpointError, match="tokenizer_config"):
             load_tokenizer(tmp_path)
+    for damaged in (
+        {"bos_token": {}},
+        {"bos_token": 5},
+        {"chat_template": 5},
+        {"chat_template": [5]},
+    ):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(damaged))
+        with pytest.raises(CheckpointError, match="tokenizer_config") as caught:
+            load_tokenizer(tmp_path)
+        assert "\n" not in str(caught.value)
     settings = {
         "bos_token": {"content": "<bos>"},
         "chat_template": [{"name": "default", "template": "{{ bos_token }}x"}],
     }
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     assert load_tokenizer(tmp_path).chat_ids("Hi") == [2, *nano.encode("x")]
+
+
+def test_a_tokenizer_neither_cuts_nor_pads_nor_rolls_dice(nano, tmp_path):
+    content = json.loads((NANO / "tokenizer.json").read_text())
+    content["truncation"] = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst",
+                             "stride": 0}  # fmt: skip
+    content["padding"] = {"strategy": {"Fixed": 2**40}, "direction": "Left", "pad_id": 0,
+                          "pad_type_id": 0, "pad_token": "<pad>", "pad_to_multiple_of": None}  # fmt: skip
+    content["model"]["dropout"] = 0.9
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    text = "Compute the sum of many words"
+    assert load_tokenizer(tmp_path).encode(text) == nano.encode(text)
+
+
+REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}, "charsmap"),
+        (
+            {"normalizer": {"type": "Sequence", "normalizers": [{"type": "Precompiled"}]}},
+            "charsmap",
+        ),
+        ({"normalizer": {"type": "Sequence", "normalizers": [REPLACE] * 50}}, "by more than 4096"),
+        ({"normalizer": {**REPLACE, "content": "a" * 10**6}}, "by more than 4096"),
+        ({"decoder": {"type": "Sequence", "decoders": [REPLACE] * 50}}, "by more than 4096"),
+        ({"prefix": "##"}, "continuing_subword_prefix"),
+        ({"prefix": 5}, "continuing_subword_prefix"),
+        ({"model": None}, "with a model"),
+        ({"model": {"type": "BPE"}}, "not a tokenizer"),
+        ({"normalizer": {"type": "Nothing"}}, "not a tokenizer"),
+        ({"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "("}}}, "not a tokenizer"),
+    ],
+)
+def test_tokenizers_that_would_panic_are_refused(change, match, tmp_path):
+    content = json.loads((NANO / "tokenizer.json").read_text())
+    prefix = change.pop("prefix", None)
+    if prefix is not None:
+        content["model"]["continuing_subword_prefix"] = prefix
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**content, **change}))
+    with pytest.raises(CheckpointError, match=match) as caught:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(caught.value) and "tokenizer.json" in str(caught.value)
+
+
+def test_a_panic_at_a_text_is_one_error(tmp_path):
+    content = json.loads((NANO / "tokenizer.json").read_text())
+    content["pre_tokenizer"] = {"type": "FixedLength", "length": 0}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(RequestError, match=r"cannot be encoded.*non-zero"):
+        load_tokenizer(tmp_path).encode("Hi")
+
+
+def test_files_that_are_pipes_or_no_text(tmp_path):
+    shutil.copy(NANO / "tokenizer.json", tmp_path)
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja: cannot be read"):
+        load_tokenizer(tmp_path)
+    for name in ("chat_template.jinja", "tokenizer_config.json", "tokenizer.json"):
+        (tmp_path / name).unlink(missing_ok=True)
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(CheckpointError, match=f"{name}: expected a regular file, found a pipe"):
+            load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [None, 5, {}, [5], [{"type": "text"}], [{"type": "text", "text": 5}], [{"type": []}]]
+)
+def test_messages_of_another_form_are_refused(nano, content):
+    with pytest.raises(RequestError, match="a message's content is"):
+        nano.chat_ids([{"role": "user", "content": content}])
+
+
+@pytest.mark.parametrize("ids", [[-1], [2**70], ["x"], [None]])
+def test_what_are_no_ids_is_refused(nano, ids):
+    with pytest.raises(RequestError, match="cannot be decoded"):
+        nano.decode(ids)
 
 
 def test_loading_and_asking_imports_no_transformers():
