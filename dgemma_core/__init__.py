@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from dgemma_core.files.trace import Trace as Trace
     from dgemma_core.generation import Chat as Chat
     from dgemma_core.generation import Generation as Generation
-    from dgemma_core.generation import Settings as Settings
     from dgemma_core.generation import generate as generate
     from dgemma_core.generation import prompt_ids as prompt_ids
     from dgemma_core.head import Prediction as Prediction
@@ -51,6 +50,9 @@ if TYPE_CHECKING:
     from dgemma_core.samplers import EntropyBound as EntropyBound
     from dgemma_core.samplers import StopRule as StopRule
     from dgemma_core.samplers import sampler_from as sampler_from
+    from dgemma_core.settings import AutoregressiveSettings as AutoregressiveSettings
+    from dgemma_core.settings import DiffusionSettings as DiffusionSettings
+    from dgemma_core.settings import Settings as Settings
 
 _HOMES = {
     "autoregression": ("decode_tokens",),
@@ -64,12 +66,13 @@ _HOMES = {
     "files.finding": ("read_config",),
     "files.saving": ("save_model",),
     "files.trace": ("Trace",),
-    "generation": ("Chat", "Generation", "Settings", "generate", "prompt_ids"),
+    "generation": ("Chat", "Generation", "generate", "prompt_ids"),
     "head": ("Prediction",),
     "model": ("DiffusionGemma",),
     "observe": ("Observe", "Observed"),
     "request": ("DecodeState", "Request", "TokenState"),
     "samplers": ("BlockRefinement", "DiscreteDDIM", "EntropyBound", "StopRule", "sampler_from"),
+    "settings": ("AutoregressiveSettings", "DiffusionSettings", "Settings"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

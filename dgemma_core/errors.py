@@ -1,5 +1,12 @@
 """What can go wrong for a user: every error is one clear line that says what to do."""
 
+from __future__ import annotations
+
+import math
+import operator
+from numbers import Real
+from typing import Any
+
 
 class DgemmaError(Exception):
     """The base of all errors that are the input's fault, not a defect of the program."""
@@ -15,3 +22,45 @@ class RequestError(DgemmaError):
 
 class DeviceError(DgemmaError):
     """A device that was asked for and is not there."""
+
+
+def whole_number(name: str, value: Any, *, low: int = 0, high: int | None = None) -> int:
+    """`value` as an int from `low` to `high`, both included.
+
+    Integers of numpy and torch are converted. Raises RequestError, which calls the value `name`, for anything else,
+    True and False included.
+    """
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None:
+        raise RequestError(f"{name} must be a whole number, got {shown(value)}")
+    if number < low or (high is not None and number > high):
+        limit = "" if high is None else f" and at most {high}"
+        raise RequestError(f"{name} must be at least {low}{limit}, got {shown(number)}")
+    return number
+
+
+def finite_number(name: str, value: Any, *, low: float = 0.0) -> float:
+    """`value` as a finite float of at least `low`. Raises RequestError, which calls the value `name`."""
+    try:
+        number = (
+            math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+        )
+    except OverflowError:
+        number = math.inf
+    if not (math.isfinite(number) and number >= low):
+        raise RequestError(
+            f"{name} must be a finite number of at least {low:g}, got {shown(value)}"
+        )
+    return number
+
+
+def shown(value: Any) -> str:
+    """A value as an error quotes it: its repr, shortened."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to print whole numbers of more than 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from dgemma_core.observe import Observed
     from dgemma_core.request import DecodeState, TokenState
 
+Mode = Literal["diffusion", "autoregressive"]
+"""How the same weights write. `settings.MODES` has the settings of each."""
 StopReason = Literal["eos", "stop", "length"]
 
 

@@ -1,119 +1,29 @@
-"""From prompts to texts: the convenient way to drain the two decode loops."""
+"""From prompts to texts: the convenient ways to drain a loop."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from numbers import Real
+from typing import Any
 
 from torch import Tensor
 
-from dgemma_core.autoregression import decode_tokens
 from dgemma_core.cache import PrefixCache
-from dgemma_core.diffusion import denoise_canvases
-from dgemma_core.errors import RequestError
-from dgemma_core.events import CanvasEvent, Event, FinishEvent, PromptEvent, StopReason, TokenEvent
+from dgemma_core.errors import RequestError, shown, whole_number
+from dgemma_core.events import (
+    CanvasEvent,
+    Event,
+    FinishEvent,
+    Mode,
+    PromptEvent,
+    StopReason,
+    TokenEvent,
+)
 from dgemma_core.files.checkpoint import Loaded
 from dgemma_core.observe import Observe
-from dgemma_core.request import Request
-from dgemma_core.samplers import EntropyBound, Sampler, StopRule
-
-Mode = Literal["diffusion", "autoregressive"]
-MODES: tuple[Mode, ...] = ("diffusion", "autoregressive")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to write: mode, sampler and limits. None means the checkpoint's own value.
-
-    steps, sampler, stop_rule and soft_top_k belong to diffusion, temperature to autoregression (the samplers carry
-    their own); a setting of the other mode is refused. soft_top_k: self-condition on so many of the most probable
-    tokens alone; None means on all, as the model was trained.
-    """
-
-    mode: Mode = "diffusion"
-    sampler: Sampler | None = None
-    steps: int | None = None
-    stop_rule: StopRule | Literal["checkpoint"] | None = "checkpoint"
-    temperature: float | None = None
-    max_new_tokens: int | None = None
-    soft_top_k: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise RequestError(f"unknown mode {self.mode!r}: choose one of {', '.join(MODES)}")
-        foreign: dict[str, Any]
-        if self.mode == "diffusion":
-            foreign = {"temperature": self.temperature}
-            advice = "give the sampler its temperature instead"
-        else:
-            rule = None if self.stop_rule == "checkpoint" else "set"
-            foreign = {
-                "sampler": self.sampler,
-                "steps": self.steps,
-                "stop_rule": rule,
-                "soft_top_k": self.soft_top_k,
-            }
-            advice = "it belongs to mode='diffusion'"
-        for name, value in foreign.items():
-            if value is not None:
-                raise RequestError(f"{name} has no meaning in mode {self.mode!r}: {advice}")
-        if self.soft_top_k is not None and self.soft_top_k < 1:
-            raise RequestError(f"soft_top_k must be at least 1, got {self.soft_top_k}")
-
-    def resolved(self, loaded: Loaded) -> Settings:
-        """The same with the checkpoint's defaults filled in."""
-        defaults = loaded.generation
-        limit = defaults.max_new_tokens if self.max_new_tokens is None else self.max_new_tokens
-        if self.mode == "autoregressive":
-            return replace(self, max_new_tokens=limit, temperature=self.temperature or 0.0)
-        rule = self.stop_rule
-        if rule == "checkpoint":
-            rule = StopRule(
-                stability=defaults.stability_threshold, confidence=defaults.confidence_threshold
-            )
-        sampler = self.sampler or EntropyBound(
-            entropy_bound=defaults.entropy_bound, t_min=defaults.t_min, t_max=defaults.t_max
-        )
-        steps = defaults.max_denoising_steps if self.steps is None else self.steps
-        return replace(self, max_new_tokens=limit, sampler=sampler, steps=steps, stop_rule=rule)
-
-    def events(
-        self,
-        loaded: Loaded,
-        requests: Iterable[Request],
-        *,
-        batch_size: int = 1,
-        observe: Observe | None = None,
-    ) -> Iterator[Event]:
-        """The event stream of these settings over `requests` (their own limits hold)."""
-        settings = self.resolved(loaded)
-        decode = None if loaded.tokenizer is None else loaded.tokenizer.decode
-        eos = loaded.generation.eos_token_ids
-        if settings.mode == "autoregressive":
-            assert settings.temperature is not None
-            return decode_tokens(
-                loaded.model,
-                requests,
-                temperature=settings.temperature,
-                batch_size=batch_size,
-                eos=eos,
-                decode=decode,
-                observe=observe,
-            )
-        assert settings.steps is not None and settings.stop_rule != "checkpoint"
-        return denoise_canvases(
-            loaded.model,
-            requests,
-            sampler=settings.sampler,
-            steps=settings.steps,
-            stop_rule=settings.stop_rule,
-            batch_size=batch_size,
-            eos=eos,
-            decode=decode,
-            observe=observe,
-            soft_top_k=settings.soft_top_k,
-        )
+from dgemma_core.request import Request, stop_strings, token_ids
+from dgemma_core.settings import DiffusionSettings, ModeSettings, settings_from
 
 
 @dataclass(frozen=True)
@@ -139,8 +49,8 @@ class Generation:
     stop_reason: StopReason
     seed: int
     prompt_tokens: int
-    cache: PrefixCache = field(repr=False, compare=False)
-    """Prompt and committed tokens as encoded so far, for a next turn."""
+    cache: PrefixCache | None = field(repr=False, compare=False, default=None)
+    """Prompt and committed tokens as encoded so far, for a next turn; None unless it was asked for (`keep_cache`)."""
 
     @property
     def tokens_per_forward(self) -> float:
@@ -158,8 +68,12 @@ def drain(
     loaded: Loaded,
     *,
     listen: Callable[[Event], None] | None = None,
+    keep_cache: bool = False,
 ) -> Iterator[Generation]:
-    """Turns a stream of events into generations, each as it ends; `listen` sees every event first."""
+    """Turns a stream of events into generations, each as it ends; `listen` sees every event first.
+
+    keep_cache: each generation keeps its prefix cache.
+    """
     prompts: dict[Any, PromptEvent] = {}
     weights: dict[Any, list[tuple[Sequence[float], Sequence[float]]]] = {}
     for event in events:
@@ -176,9 +90,9 @@ def drain(
             case TokenEvent():
                 weights[event.request].append(((event.probability,), (event.entropy,)))
             case FinishEvent():
-                yield _generation(
-                    event, prompts.pop(event.request), weights.pop(event.request), loaded
-                )
+                prompt, measured = prompts.pop(event.request), weights.pop(event.request)
+                generation = _generation(event, prompt, measured, loaded)
+                yield replace(generation, cache=event.cache) if keep_cache else generation
 
 
 def _floats(values: Tensor) -> list[float]:
@@ -212,7 +126,6 @@ def _generation(
         stop_reason=event.stop_reason,
         seed=prompt.seed,
         prompt_tokens=len(prompt.ids),
-        cache=event.cache,
     )
 
 
@@ -229,13 +142,14 @@ def prompt_ids(
     raw: bool = False,
 ) -> list[int]:
     """The ids that a prompt stands for: through the chat template, or as they are (`raw`, or ids)."""
-    ids = [item for item in prompt if isinstance(item, int)] if not isinstance(prompt, str) else []
-    if not isinstance(prompt, str) and len(ids) == len(prompt):
+    if hasattr(prompt, "tolist"):
+        prompt = prompt.tolist()
+    if not isinstance(prompt, str) and not _is_chat(prompt):
         if system is not None or thinking:
             raise RequestError(
                 "system and thinking belong to the chat template: a prompt of token ids has none"
             )
-        return ids
+        return list(token_ids("prompt", prompt))
     if loaded.tokenizer is None:
         raise RequestError(f"{loaded.name} has no tokenizer: give the prompt as token ids")
     if raw:
@@ -247,44 +161,47 @@ def prompt_ids(
     return loaded.tokenizer.chat_ids(prompt, system=system, thinking=thinking)  # type: ignore[arg-type]
 
 
+def _is_chat(prompt: Any) -> bool:
+    return isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+
+
 def generate(
     loaded: Loaded,
     prompts: Prompt | Sequence[Prompt],
     *,
     mode: Mode = "diffusion",
-    sampler: Sampler | None = None,
-    steps: int | None = None,
-    stop_rule: StopRule | Literal["checkpoint"] | None = "checkpoint",
-    temperature: float | None = None,
     seed: int = 0,
-    max_new_tokens: int | None = None,
-    soft_top_k: int | None = None,
     system: str | None = None,
     thinking: bool = False,
     raw: bool = False,
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] | None = (),
     pins: Mapping[int, int] | None = None,
     batch_size: int | None = None,
     observe: Observe | None = None,
     listen: Callable[[Event], None] | None = None,
+    keep_cache: bool = False,
+    **options: Any,
 ) -> list[Generation]:
     """Writes a text for each prompt, in order; one prompt may stand alone.
 
-    Settings left at None are the checkpoint's. Prompt number i uses seed + i, whatever the batch. batch_size: rows at
-    a time, all of them if None (at most 32). listen: sees every event, for a display or a trace.
+    options: the settings of the mode by name, those of `DiffusionSettings` or `AutoregressiveSettings`. Prompt number i
+    uses seed + i, whatever the batch. batch_size: rows at a time, all of them if None (at most 32). listen: sees every
+    event, for a display or a trace. keep_cache: each result keeps its prefix cache, some MB even for a small model.
+    Raises RequestError for what cannot be met, before any work on it.
     """
-    settings = Settings(
-        mode, sampler, steps, stop_rule, temperature, max_new_tokens, soft_top_k
-    ).resolved(loaded)
+    settings = settings_from(mode, **options).resolved(loaded)
     assert settings.max_new_tokens is not None
     many = _several(prompts)
+    if batch_size is None:
+        batch_size = min(32, len(many))
+    seed = whole_number("seed", seed)
     requests = [
         Request(
             ids=prompt_ids(loaded, prompt, system=system, thinking=thinking, raw=raw),
             seed=seed + i,
             max_new_tokens=settings.max_new_tokens,
-            stop=_strings(stop),
-            pins=dict(pins or {}),
+            stop=stop_strings(stop),
+            pins=pins or {},
             id=i,
         )
         for i, prompt in enumerate(many)
@@ -301,28 +218,27 @@ def generate(
     events = settings.events(
         loaded,
         requests,
-        batch_size=min(32, len(requests)) if batch_size is None else batch_size,
+        batch_size=whole_number("batch_size", batch_size, low=1),
         observe=observe,
     )
-    for generation in drain(events, loaded, listen=hear):
+    for generation in drain(events, loaded, listen=hear, keep_cache=keep_cache):
         order[finished[-1]] = generation
     return [order[i] for i in range(len(requests))]
 
 
-def _strings(stop: str | Sequence[str]) -> tuple[str, ...]:
-    """Stop strings; a lone one is not taken letter by letter."""
-    return (stop,) if isinstance(stop, str) else tuple(stop)
-
-
-def _several(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
+def _several(prompts: Any) -> Sequence[Prompt]:
     """A lone prompt (text, chat or ids) as a list of one."""
+    if hasattr(prompts, "tolist"):
+        prompts = prompts.tolist()
     if isinstance(prompts, str):
         return [prompts]
-    if not len(prompts):
+    if not isinstance(prompts, Sequence):
+        raise RequestError(
+            f"prompts must be a text, a chat, token ids or a list of these, got {shown(prompts)}"
+        )
+    if not prompts:
         raise RequestError("no prompts: give at least one")
-    if isinstance(prompts[0], int | Mapping):
-        return [prompts]  # type: ignore[list-item]
-    return prompts  # type: ignore[return-value]
+    return [prompts] if isinstance(prompts[0], Real | Mapping) else prompts
 
 
 class Chat:
@@ -331,7 +247,7 @@ class Chat:
     def __init__(
         self,
         loaded: Loaded,
-        settings: Settings | None = None,
+        settings: ModeSettings | None = None,
         *,
         system: str | None = None,
         thinking: bool = False,
@@ -339,13 +255,15 @@ class Chat:
         if loaded.tokenizer is None:
             raise RequestError(f"{loaded.name} has no tokenizer: a chat needs one")
         self.loaded = loaded
-        self.settings = (settings or Settings()).resolved(loaded)
+        self.settings = (settings or DiffusionSettings()).resolved(loaded)
         self.system = system
         self.thinking = thinking
         self.ids: tuple[int, ...] = ()
         self.cache: PrefixCache | None = None
 
-    def request(self, message: str, *, seed: int = 0, stop: Sequence[str] = ()) -> Request:
+    def request(
+        self, message: str, *, seed: int = 0, stop: str | Sequence[str] | None = ()
+    ) -> Request:
         """The next turn, as a request whose prefix is the conversation so far."""
         tokenizer = self.loaded.tokenizer
         assert tokenizer is not None and self.settings.max_new_tokens is not None
@@ -357,7 +275,7 @@ class Chat:
             ids=ids,
             seed=seed,
             max_new_tokens=self.settings.max_new_tokens,
-            stop=_strings(stop),
+            stop=stop_strings(stop),
             prefix=self.cache,
         )
 
@@ -366,15 +284,16 @@ class Chat:
         message: str,
         *,
         seed: int = 0,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] | None = (),
         listen: Callable[[Event], None] | None = None,
     ) -> Generation:
         """Sends a message and returns the answer, which becomes part of the conversation."""
         request = self.request(message, seed=seed, stop=stop)
         events = self.settings.events(self.loaded, [request])
-        (generation,) = drain(events, self.loaded, listen=listen)
-        self.ids = (*(int(id) for id in request.ids), *generation.ids)
-        # Unless a stop string has cut what was encoded, more of the conversation has been now.
-        if generation.cache.lengths[0] <= len(self.ids):
-            self.cache = generation.cache
-        return generation
+        (generation,) = drain(events, self.loaded, listen=listen, keep_cache=True)
+        self.ids = (*request.ids, *generation.ids)
+        cache = generation.cache
+        # A stop string may cut tokens that were encoded: then the cache of the turn before serves on.
+        if cache is not None and cache.lengths[0] <= len(self.ids):
+            self.cache = cache
+        return replace(generation, cache=None)

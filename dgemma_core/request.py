@@ -9,14 +9,16 @@ Axes: C canvas length, D hidden size.
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dgemma_core.cache import PrefixCache
-from dgemma_core.errors import RequestError
+from dgemma_core.errors import RequestError, shown, whole_number
 
 _names = itertools.count()
 
@@ -29,6 +31,9 @@ class Request:
     max_new_tokens: the limit of kept tokens. stop: strings that end the text and are not kept. pins: answer position →
     token id that it must hold. state: where to continue from, instead of the prompt's end; `ids` is then its prompt,
     the seed is the state's own, and pins are laid over the state's. id: the name that its events carry.
+
+    Integers of numpy and torch become Python's, one stop string becomes a tuple of one, and None for `stop` or `pins`
+    means none. Raises RequestError for values of another kind; the loop checks whether the model can meet the request.
     """
 
     ids: Sequence[int]
@@ -39,6 +44,49 @@ class Request:
     prefix: PrefixCache | None = None
     state: DecodeState | TokenState | None = None
     id: Hashable = field(default_factory=lambda: next(_names))
+
+    def __post_init__(self) -> None:
+        values = {
+            "ids": token_ids("ids", self.ids),
+            "seed": whole_number("seed", self.seed, high=2**64 - 1),
+            "max_new_tokens": whole_number("max_new_tokens", self.max_new_tokens, low=1),
+            "stop": stop_strings(self.stop),
+            "pins": _pins(self.pins),
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+
+def token_ids(name: str, values: Any) -> tuple[int, ...]:
+    """Token ids as a tuple of Python's ints. Raises RequestError for anything else."""
+    try:
+        return tuple(map(operator.index, values))
+    except TypeError:
+        raise RequestError(
+            f"{name} must be token ids, whole numbers, got {shown(values)}"
+        ) from None
+
+
+def stop_strings(stop: Any) -> tuple[str, ...]:
+    """Stop strings as a tuple; one string stands for itself, None for none. Raises RequestError for anything else."""
+    if isinstance(stop, str):
+        return (stop,)
+    try:
+        strings = tuple(stop or ())
+    except (TypeError, ValueError):
+        strings = (stop,)
+    if not all(isinstance(string, str) for string in strings):
+        raise RequestError(f"stop must be strings, got {shown(stop)}")
+    return strings
+
+
+def _pins(pins: Any) -> dict[int, int]:
+    if pins is None:
+        return {}
+    if not isinstance(pins, Mapping):
+        raise RequestError(f"pins must map answer positions to token ids, got {shown(pins)}")
+    positions, tokens = token_ids("positions of pins", pins), token_ids("pins", pins.values())
+    return dict(zip(positions, tokens, strict=True))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dgemma_core.draws import StepDraws, upload
-from dgemma_core.errors import RequestError
+from dgemma_core.errors import RequestError, whole_number
 from dgemma_core.head import Filters, Prediction, Reference
 
 Kind = Literal["predict", "correct"]
@@ -401,9 +401,12 @@ def _predict_only(steps: int, temperature: float) -> tuple[PlannedStep, ...]:
     )
 
 
+MOST_STEPS = 10_000
+"""More passes than a canvas can use; a plan holds one entry for each."""
+
+
 def _check_steps(steps: int) -> None:
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise RequestError(f"steps must be an integer of at least 1, not {steps!r}")
+    whole_number("steps", steps, low=1, high=MOST_STEPS)
 
 
 def _check_count(owner: Any, option: str, *, low: int) -> None:

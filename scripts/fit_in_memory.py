@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from dgemma_core.command.plan import find_config, make_plan, parse_memory
 from dgemma_core.draws import CounterDraws, RowKey
-from dgemma_core.facts.released import DIFFUSION_26B
+from dgemma_core.facts.published import DIFFUSION_26B
 from dgemma_core.files.quantised import SCHEMES, fill, scheme
 from dgemma_core.model import DiffusionGemma
 

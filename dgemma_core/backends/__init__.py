@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from dgemma_core.errors import RequestError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from dgemma_core.cache import Row
@@ -85,13 +86,22 @@ def check_name(name: str) -> None:
         raise RequestError(f"unknown backend {name!r}: choose one of {AUTO}, {', '.join(_HOMES)}")
 
 
+def default_name(device: torch.device, name: str = AUTO) -> str:
+    """The backend that `name` means on a device, where it can run the model: "auto" goes by the device.
+
+    Raises RequestError for an unknown name.
+    """
+    check_name(name)
+    if name != AUTO:
+        return name
+    return device.type if device.type in _HOMES else "torch"
+
+
 def choose(model: DiffusionGemma, name: str = AUTO) -> Backend:
     """The backend of that name for this model; "auto" goes by the model's device.
 
     Raises RequestError for an unknown name, DeviceError where that backend cannot run this model.
     """
-    check_name(name)
-    if name == AUTO:
-        name = model.device.type if model.device.type in _HOMES else "torch"
+    name = default_name(model.device, name)
     backend: Backend = import_module(_HOMES[name]).make(model)
     return backend

@@ -12,7 +12,6 @@ Notable:
 from __future__ import annotations
 
 import time
-import unicodedata
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
@@ -23,6 +22,8 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.style import Style
 from rich.text import Text
+
+from dgemma_core.command.lines import count, escaped
 
 if TYPE_CHECKING:
     from dgemma_core.events import Event, StepEvent
@@ -61,19 +62,7 @@ def luminance(rgb: Sequence[int]) -> float:
 
 def visible(piece: str) -> str:
     """One token's text, its control characters (cursor, reading direction) as signs."""
-    return "".join(map(_visible_character, piece)) or "∅"
-
-
-def _visible_character(character: str) -> str:
-    if character == "\n":
-        return NEWLINE
-    if ord(character) < 32:
-        return chr(0x2400 + ord(character))  # the control pictures: ␀, ␁, …
-    return (
-        "�"
-        if unicodedata.category(character) in ("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp")
-        else character
-    )
+    return escaped(piece) or "∅"
 
 
 def draw_step(event: StepEvent, decode: Decode, eos: Collection[int] = ()) -> Text:
@@ -139,7 +128,7 @@ def colour(
 ) -> Text:
     """The final text, coloured by the probability of the tokens that spell it. What the ids hold
     around it, a thought or a stop string, is left out."""
-    text = Text("".join(c if c == "\n" else _visible_character(c) for c in answer))
+    text = Text(escaped(answer, keep="\n"))
     start = decode(ids).rfind(answer)
     if start < 0:
         return text
@@ -149,11 +138,6 @@ def colour(
         if end > 0:
             text.stylize(shade(probability), max(begin, 0), end)
     return text
-
-
-def count(number: int, one: str, many: str | None = None) -> str:
-    """A number with its noun: "1 token", "2 tokens"."""
-    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def status(event: StepEvent) -> Text:

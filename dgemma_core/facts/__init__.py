@@ -1,1 +1,1 @@
-"""Facts that several rooms need: this machine, released shapes."""
+"""Facts that several rooms need: this machine, published shapes, what a model costs and holds."""

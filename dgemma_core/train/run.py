@@ -1,15 +1,13 @@
-"""`dgemma train`: runs a recipe in a folder and leaves a checkpoint there in the public layout."""
+"""A training run: a recipe in a folder, which ends as a checkpoint in the public layout."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from dgemma_core.errors import RequestError
-from dgemma_core.facts.machine import bfloat16_multiplies, cores
+from dgemma_core.facts.machine import cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,62 +19,6 @@ if TYPE_CHECKING:
 TEACHER = "teacher"
 """Folder, within a distillation's, of the model that it began with."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-
-
-def train(
-    recipe: Annotated[str, typer.Option(help="Name of a recipe: model, data and settings.")],
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Where the run lives; runs/RECIPE if not given."),
-    ] = None,
-    start: Annotated[
-        str | None,
-        typer.Option(
-            "--from", metavar="MODEL", help="Begin with these weights: nano, or a folder."
-        ),
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.")
-    ] = False,
-    minutes: Annotated[
-        float | None, typer.Option(help="Stop after so many minutes; --resume goes on later.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            help="Parts of a batch run side by side, a CPU thread each; all cores if not given."
-        ),
-    ] = None,
-) -> None:
-    """Train a small model from a recipe. Ctrl-C saves; a killed run loses at most five minutes."""
-
-    from dgemma_core.nano.recipes import named_recipe
-
-    chosen = named_recipe(recipe)
-    folder = out or Path("runs") / recipe
-    if (folder / "progress.json").exists() and not resume:
-        raise RequestError(
-            f"{folder} holds a run: pass --resume to go on with it, or another --out"
-        )
-    if minutes is not None and minutes <= 0:
-        raise RequestError(f"--minutes must be above 0, got {minutes}")
-    if workers is not None and workers < 1:
-        raise RequestError(f"--workers must be at least 1, got {workers}")
-    if resume and start is not None:
-        raise RequestError("--resume goes on with the run's own weights: leave --from out")
-    trainer = make_trainer(chosen, folder, device, start, workers=workers)
-    if resume and not trainer.resume():
-        raise RequestError(f"{folder} holds no run to resume: leave --resume out to start one")
-    if not bfloat16_multiplies(trainer.model.device):
-        print("this CPU has no bfloat16 products: training in float32")
-    ended = run_with_progress(trainer, minutes)
-    progress = trainer.progress
-    print(f"step {progress.step} of {chosen.training.steps}, {progress.seconds / 60:.1f} minutes")
-    print(f"curve: {plot_curve(progress.curve, folder / 'curve.html')}")
-    print(f"checkpoint: {export(trainer.model, chosen, folder / 'checkpoint')}")
-    if not ended:
-        print("stopped before the recipe's end: go on with --resume")
 
 
 def make_trainer(

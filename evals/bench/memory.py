@@ -1,4 +1,4 @@
-"""The memory of a long prompt: predicted by `dgemma_core.command.plan`, measured in a fresh process.
+"""The memory of a long prompt: predicted by `dgemma_core.facts.memory`, measured in a fresh process.
 
 Notable:
 - what is measured is the rise of resident memory while one prompt is encoded: at its peak, and of what
@@ -49,7 +49,7 @@ def measure(
     """One row: predicted and measured bytes, held and at the peak. The model is made if need be."""
     import torch
 
-    from dgemma_core.command.plan import encoding
+    from dgemma_core.facts.memory import encoding
     from dgemma_core.files.finding import read_config
 
     random_model.random_checkpoint(folder, autoregressive=False, **shape)

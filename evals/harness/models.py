@@ -22,7 +22,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from dgemma_core import RequestError
-from dgemma_core.generation import Mode
+from dgemma_core.events import Mode
 from dgemma_core.text import Tokenizer
 from dgemma_evals.harness import likelihood
 from dgemma_evals.harness.processes import Processes

@@ -11,7 +11,7 @@ from typing import Any
 
 from dgemma_core import RequestError
 from dgemma_core.backends import AUTO
-from dgemma_core.generation import Mode
+from dgemma_core.events import Mode
 from dgemma_evals.writers.base import Writer
 from dgemma_evals.writers.hf import HFWriter
 from dgemma_evals.writers.options import FOREIGN, Options

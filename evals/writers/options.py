@@ -16,14 +16,14 @@ from typing import Any, Literal
 from dgemma_core import (
     GenerationDefaults,
     RequestError,
-    Settings,
     StopRule,
     sampler_from,
 )
 from dgemma_core.backends import check_name
+from dgemma_core.events import Mode
 from dgemma_core.files.quantised import scheme
-from dgemma_core.generation import Mode
 from dgemma_core.samplers import SAMPLERS
+from dgemma_core.settings import ModeSettings, settings_from
 from dgemma_evals.hashes import digest, fingerprint
 
 Likelihood = Literal["ar_encoder", "nelbo"]
@@ -137,11 +137,11 @@ class Options:
 
     def settings(
         self, defaults: GenerationDefaults, more: Mapping[str, Any] | None = None
-    ) -> Settings:
+    ) -> ModeSettings:
         """How to write, with the checkpoint's defaults; `more` are a task's `gen_kwargs`."""
         writing = {**self.writing, **_checked(self.mode, more or {})}
         if self.mode == "autoregressive":
-            return Settings("autoregressive", temperature=writing.get("temperature"))
+            return settings_from(self.mode, **writing)
         name = str(writing.pop("sampler", "entropy_bound"))
         steps, soft_top_k = writing.pop("steps", None), writing.pop("soft_top_k", None)
         rule = {key: writing.pop(key) for key in _RULE if key in writing}
@@ -152,17 +152,15 @@ class Options:
             stability=rule.get("stability_threshold", defaults.stability_threshold),
             confidence=rule.get("confidence_threshold", defaults.confidence_threshold),
         )
-        settings = Settings(
-            "diffusion", sampler=sampler_from(name, **writing), steps=steps, stop_rule=stop,
-            soft_top_k=soft_top_k,
-        )  # fmt: skip
-        assert settings.sampler is not None
-        settings.sampler.plan(defaults.max_denoising_steps if steps is None else steps)
-        return settings
+        sampler = sampler_from(name, **writing)
+        sampler.plan(defaults.max_denoising_steps if steps is None else steps)
+        return settings_from(
+            self.mode, sampler=sampler, steps=steps, stop_rule=stop, soft_top_k=soft_top_k
+        )
 
     def request_settings(
         self, gen_kwargs: Mapping[str, Any], defaults: GenerationDefaults
-    ) -> tuple[Settings, tuple[str, ...], int]:
+    ) -> tuple[ModeSettings, tuple[str, ...], int]:
         """Settings, stop strings and token limit of one request.
 
         do_sample=False and temperature 0 are what the harness puts into every request: greedy for
@@ -229,7 +227,7 @@ def _is_folder(name: str) -> bool:
 
 
 def _allowed(mode: Mode) -> tuple[str, ...]:
-    return ("temperature",) if mode == "autoregressive" else _WRITING
+    return ("temperature", "top_k", "top_p") if mode == "autoregressive" else _WRITING
 
 
 def _checked(mode: Mode, writing: Mapping[str, Any]) -> dict[str, Any]:

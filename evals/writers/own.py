@@ -17,12 +17,12 @@ from typing import Any
 
 from lm_eval.api.instance import Instance
 
-from dgemma_core import FinishEvent, Generation, Loaded, Request, RequestError, Settings, load
+from dgemma_core import FinishEvent, Generation, Loaded, Request, RequestError, load
 from dgemma_core.events import Event
 from dgemma_core.files.devices import available_memory
 from dgemma_core.files.quantised import held_sizes
 from dgemma_core.generation import drain
-from dgemma_core.samplers import describe
+from dgemma_core.settings import ModeSettings
 from dgemma_core.text import Tokenizer
 from dgemma_evals.hashes import digest
 from dgemma_evals.writers.base import Written
@@ -39,7 +39,7 @@ class Job:
 
     ids: tuple[int, ...]
     seed: int
-    settings: Settings
+    settings: ModeSettings
     stop: tuple[str, ...]
     limit: int
 
@@ -83,15 +83,8 @@ class OwnWriter:
         """Model and settings, as plain values. The backend is the one that runs passes now."""
         settings, model = self.settings, self.loaded.model
         sizes = held_sizes(model)
-        written: dict[str, Any] = {"temperature": settings.temperature}
-        if settings.sampler is not None:
-            rule = settings.stop_rule
-            written = {
-                "sampler": describe(settings.sampler),
-                "steps": settings.steps,
-                "stop_rule": None if rule is None or rule == "checkpoint" else vars(rule),
-                "soft_top_k": settings.soft_top_k,
-            }
+        written = settings.described()
+        del written["max_new_tokens"]  # a task sets its own
         return {
             "name": self.name,
             "model_name": self.loaded.name,
@@ -162,14 +155,14 @@ class OwnWriter:
 
     def stream(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Written]]:
         """Texts in the order in which they end, each with its job's place; jobs of like settings share batches."""
-        groups: dict[Settings, list[int]] = {}
+        groups: dict[ModeSettings, list[int]] = {}
         for place, job in enumerate(jobs):
             groups.setdefault(job.settings, []).append(place)
         for settings, places in groups.items():
             yield from self._stream_group(settings, {place: jobs[place] for place in places})
 
     def _stream_group(
-        self, settings: Settings, jobs: Mapping[int, Job]
+        self, settings: ModeSettings, jobs: Mapping[int, Job]
     ) -> Iterator[tuple[int, Written]]:
         counter = Counter()
         ended: list[Any] = []

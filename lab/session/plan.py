@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
 from dgemma_core.errors import RequestError
+from dgemma_core.events import Mode
 from dgemma_core.files.checkpoint import Loaded
 from dgemma_core.files.trace import Trace
-from dgemma_core.generation import Mode, Prompt, Settings, prompt_ids
+from dgemma_core.generation import Prompt, prompt_ids
 from dgemma_core.observe import Observe
 from dgemma_core.request import Request
-from dgemma_core.samplers import Sampler, StopRule, describe
+from dgemma_core.settings import ModeSettings, settings_from
 
 
 def plan(
@@ -20,26 +20,19 @@ def plan(
     prompt: Prompt,
     *,
     mode: Mode = "diffusion",
-    sampler: Sampler | None = None,
-    steps: int | None = None,
-    stop_rule: StopRule | Literal["checkpoint"] | None = "checkpoint",
-    temperature: float | None = None,
     seed: int = 0,
-    max_new_tokens: int | None = None,
-    soft_top_k: int | None = None,
     system: str | None = None,
     thinking: bool = False,
     raw: bool = False,
     stop: Sequence[str] = (),
     pins: Mapping[int, int | str] | None = None,
-) -> tuple[Settings, Request]:
-    """Settings and request of one run; options as in `dgemma_core.generation`.
+    **options: Any,
+) -> tuple[ModeSettings, Request]:
+    """Settings and request of one run; `options` are the settings of the mode by name, as in `dgemma_core.generate`.
 
     pins: answer position → token id, or text, whose tokens then hold the positions from there on. Raises RequestError.
     """
-    settings = Settings(
-        mode, sampler, steps, stop_rule, temperature, max_new_tokens, soft_top_k
-    ).resolved(loaded)
+    settings = settings_from(mode, **options).resolved(loaded)
     if pins and mode == "autoregressive":
         raise RequestError(
             "pins have no meaning in mode 'autoregressive': it writes from left to right"
@@ -66,19 +59,14 @@ def token_ids(loaded: Loaded, text: str) -> list[int]:
 
 
 def describe_run(
-    loaded: Loaded, settings: Settings, prompt: Prompt, observe: Observe | None
+    loaded: Loaded, settings: ModeSettings, prompt: Prompt, observe: Observe | None
 ) -> dict[str, Any]:
     """The metadata of a trace: what was asked of which model, as json values."""
     text = loaded.model.config.text
-    rule = settings.stop_rule
     return {
         "model": loaded.name,
         "prompt": prompt if isinstance(prompt, str) else "",
-        "sampler": describe(settings.sampler) if settings.sampler else None,
-        "stop_rule": asdict(rule) if isinstance(rule, StopRule) else None,
-        "temperature": settings.temperature or 0.0,
-        "max_new_tokens": settings.max_new_tokens,
-        "soft_top_k": settings.soft_top_k,
+        **settings.described(),
         "eos_token_ids": list(loaded.generation.eos_token_ids),
         "num_experts": text.num_experts,
         "attention_positions": list(observe.attention_positions) if observe else [],

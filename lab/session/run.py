@@ -14,9 +14,10 @@ from dgemma_core.events import Event, PromptEvent, StepEvent
 from dgemma_core.files.checkpoint import Loaded
 from dgemma_core.files.recording import TraceRecorder
 from dgemma_core.files.trace import Trace
-from dgemma_core.generation import Generation, Prompt, Settings, drain
+from dgemma_core.generation import Generation, Prompt, drain
 from dgemma_core.observe import Observe
 from dgemma_core.request import DecodeState, Request
+from dgemma_core.settings import ModeSettings
 from dgemma_lab.canvas.canvas import Canvas
 from dgemma_lab.form.boxes import Stack
 from dgemma_lab.form.form import Form
@@ -37,7 +38,7 @@ class Run:
     def __init__(
         self,
         loaded: Loaded,
-        settings: Settings,
+        settings: ModeSettings,
         request: Request,
         *,
         prompt: Prompt = "",
@@ -95,7 +96,7 @@ class Run:
         self.canvas.on_stop(self.stop)
         self.canvas.begin(
             prompt=self.prompt if isinstance(self.prompt, str) else "",
-            steps=self.settings.steps or 0,
+            steps=getattr(self.settings, "steps", None) or 0,
             decode=decoder(self.loaded),
             eos_token_ids=self.loaded.generation.eos_token_ids,
         )

@@ -16,9 +16,10 @@ from typing import Any, Literal
 
 from dgemma_core.errors import DgemmaError
 from dgemma_core.files.checkpoint import Loaded
-from dgemma_core.generation import Prompt, Settings
+from dgemma_core.generation import Prompt
 from dgemma_core.observe import Observe
 from dgemma_core.request import Request
+from dgemma_core.settings import ModeSettings
 from dgemma_lab.canvas.canvas import Canvas
 from dgemma_lab.form.boxes import Stack
 from dgemma_lab.form.form import Form, button
@@ -73,7 +74,7 @@ class Session:
         return self.launch(settings, request, box=box, prompt=prompt, observe=seen, canvas=canvas)
 
     def launch(
-        self, settings: Settings, request: Request, *, box: Any = None, **options: Any
+        self, settings: ModeSettings, request: Request, *, box: Any = None, **options: Any
     ) -> Run:
         """Starts a run of a request that is ready; `options` are those of `Run`."""
         self.stop(box)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from dgemma_core.errors import DgemmaError
 from dgemma_core.generation import Prompt
+from dgemma_core.settings import settings_from
 from dgemma_lab.canvas.canvas import Steer
 from dgemma_lab.canvas.compare import difference, linked
 from dgemma_lab.form.boxes import Columns, Stack
@@ -73,7 +74,7 @@ class Steering(Stack):
         request, opening = branch(parent, edit)
         settings = parent.settings
         if edit.sampler is not None:
-            settings = replace(settings, sampler=edit.sampler)
+            settings = settings_from(settings.mode, **{**vars(settings), "sampler": edit.sampler})
         run = self.session.launch(
             settings,
             request,

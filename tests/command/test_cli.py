@@ -1,6 +1,7 @@
 """The command line: what it prints, what it refuses, and what a terminal shows."""
 
 import dataclasses
+import errno
 import io
 import json
 import os
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,6 +35,7 @@ from dgemma_core import (
     save_model,
 )
 from dgemma_core.command import cli, terminal
+from dgemma_core.files.recording import TraceRecorder
 from dgemma_core.generation import generate
 from tests.core import tiny
 from tests.files.fake_events import StepEvent
@@ -95,6 +98,7 @@ def test_json_is_one_object_with_what_the_core_counted(
         succeeded("generate", PROMPT, "-m", folder, "--mode", mode, "--seed", 5, "--json")
     )
     assert found.pop("seconds") > 0
+    assert found.pop("backend") == loaded.model.backend.name
     asked = {
         "text", "kept_tokens", "denoising_steps", "passes", "canvases", "tokens_per_forward",
         "seed", "stop_reason",
@@ -190,12 +194,33 @@ def test_other_samplers_run_as_the_core_runs_them(folder: Path, loaded: Loaded) 
         (["generate", "x", "--sampler-option", "tmin=0.3"], "t_min"),
         (["generate", "x", "--sampler-option", "t_min=warm"], "warm"),
         (["generate", "x", "--sampler-option", "t_min=2"], "t_m"),
+        (["generate", "x", "--sampler-option", "name=x"], "--sampler"),
+        (["generate", "x", "--sampler-option", "t_min=" + "9" * 5000], "t_min"),
+        (["generate", "x", "--sampler-option", "t_min=" + "[" * 100_000], "t_min"),
+        (["generate", "x", "--sampler-option", "t_min=NaN"], "t_min"),
+        (["generate", "x", "--steps", "9" * 20], "steps"),
+        (["generate", "x", "--steps", "9" * 5000], "--steps"),
+        (["generate", "x", "--max-new-tokens", "9" * 20], "max_new_tokens"),
+        (["generate", "x", "--seed", "9" * 20], "seed"),
+        (["generate", "x", "--temperature", "0.5"], "temperature"),
+        (["generate", "x", "--top-k", "3"], "top_k"),
+        (["generate", "x", "--mode", "autoregressive", "--temperature", "nan"], "temperature"),
+        (["generate", "x", "--mode", "autoregressive", "--temperature", "inf"], "temperature"),
+        (["generate", "x", "--mode", "autoregressive", "--top-k", "3"], "temperature 0"),
+        (["generate", "x", "--mode", "autoregressive", "--top-p", "2"], "top_p"),
+        (["generate", "x", "--backend", "abacus"], "auto, torch, cpu, cuda"),
+        (["generate", "\udcff"], "UTF-8"),
+        (["generate", "x", "--system", "\udcff"], "--system"),
+        (["generate", "x", "--stop", "y", "--stop", "\ud800"], "--stop"),
+        (["generate", "x", "--sampler", "\udcff"], "sampler"),
         (["generate", "x", "--mode", "autoregressive", "--steps", "3"], "steps"),
         (["generate", "x", "--mode", "autoregressive", "--sampler", "discrete_ddim"], "sampler"),
         (["generate", "x", "--raw", "--system", "y"], "raw"),
         (["generate", "x", "--stop", ""], "stop"),
         (["generate", "x", "--trace", "no/such/folder/run.npz"], "no/such/folder"),
-        (["generate", "x", "--trace", "."], "--trace"),
+        (["generate", "x", "--trace", "."], "a folder"),
+        (["generate", "x", "--trace", "/dev/null"], "a device"),
+        (["generate", "x", "--trace", __file__], "another file"),
         (["generate", "x", "--dtype", "int3"], "int3"),
         (["generate", "x", "--device", "warp"], "warp"),
         (["generate", "look: <|image|>"], "image"),
@@ -216,6 +241,123 @@ def test_a_model_that_is_not_there(command: Sequence[str]) -> None:
 
 def test_a_prompt_that_is_no_text(folder: Path) -> None:
     assert "UTF-8" in refused(run("generate", "-", "-m", folder, input=b"\xff\xfe"))
+
+
+def test_a_message_that_is_no_text(folder: Path) -> None:
+    answered = run("chat", "-m", folder, input=b"One.\n\xff\xfe\n")
+    assert answered.exit_code == 2 and answered.stderr.startswith(
+        "dgemma: the message is not UTF-8"
+    )
+    assert answered.stdout == succeeded("chat", "-m", folder, input="One.\n"), "nothing is lost"
+
+
+def test_filters_reach_the_run(folder: Path, loaded: Loaded) -> None:
+    options: dict[str, Any] = {"temperature": 0.9, "top_k": 5, "top_p": 0.8}
+    (expected,) = generate(loaded, PROMPT, mode="autoregressive", **options)
+    given = ["--mode", "autoregressive", "--temperature", 0.9, "--top-k", 5, "--top-p", 0.8]
+    assert succeeded("generate", PROMPT, "-m", folder, *given) == expected.text + "\n"
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
+def test_the_backend_is_chosen_and_named(backend: str, folder: Path, tmp_path: Path) -> None:
+    file, chosen = tmp_path / "run.npz", ["--backend", backend]
+    found = json.loads(succeeded("generate", "x", "-m", folder, *chosen, "--json", "--trace", file))
+    assert found["backend"] == Trace.load(file).metadata["backend"] == backend
+    assert json.loads(succeeded("info", folder, *chosen, "--json"))["backend"] == backend
+    assert succeeded("chat", "-m", folder, *chosen, input="x\n") == found["text"] + "\n"
+
+
+def test_info_says_which_backend_auto_means(folder: Path, loaded: Loaded) -> None:
+    facts = json.loads(succeeded("info", folder, "--device", "cpu", "--json"))
+    assert facts["backend"] == loaded.model.backend.name
+    assert "abacus" in refused(run("info", folder, "--backend", "abacus"))
+
+
+def test_a_trace_that_cannot_be_written_costs_no_text(
+    folder: Path, loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Trace, "save", full)
+    result = run("generate", PROMPT, "-m", folder, "--trace", tmp_path / "run.npz")
+    (expected,) = generate(loaded, PROMPT)
+    assert result.exit_code == 2 and result.stdout == expected.text + "\n"
+    assert re.fullmatch(r"dgemma: [^\n]*No space left[^\n]*\n", result.stderr)
+
+
+def test_ctrl_c_keeps_what_was_traced(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "run.npz"
+    add, seen = TraceRecorder.add, []
+
+    def interrupted(self: TraceRecorder, event: Any) -> None:
+        add(self, event)
+        seen.append(event)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(TraceRecorder, "add", interrupted)
+    result = run("generate", PROMPT, "-m", folder, "--trace", file)
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert result.stderr == "dgemma: stopped by Ctrl-C\n"
+    assert len(Trace.load(file)) == 2
+
+
+def test_a_reader_that_has_left_ends_it_quietly(folder: Path) -> None:
+    command = [sys.executable, "-m", "dgemma_core.command.cli", "info", str(folder)]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is full")
+def test_output_that_cannot_be_written_is_said(folder: Path) -> None:
+    command = [sys.executable, "-m", "dgemma_core.command.cli", "info", str(folder)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert re.fullmatch(r"dgemma: [^\n]*No space left[^\n]*\n", done.stderr)
+
+
+def test_a_terminal_without_unicode_gets_escapes(folder: Path) -> None:
+    command = [sys.executable, "-m", "dgemma_core.command.cli", "trace", "show", "näme"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2 and "n\\xe4me" in done.stderr
+
+
+def test_a_trace_cannot_steer_the_terminal(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "run.npz"
+    succeeded("generate", PROMPT, "-m", folder, "--trace", file)
+    evil = "\x1b[2J\x9b2J\u202e\r"
+    trace = Trace.load(file)
+    metadata = {**trace.metadata, "model": evil, evil: evil}
+    strings = {token: evil for token in trace.strings}
+    dataclasses.replace(trace, metadata=metadata, strings=strings).save(file)
+    shown = succeeded("trace", "show", file)
+    assert not set(shown) & set("\x1b\x9b\u202e\r")
+    assert "2J" in shown
+
+
+@pytest.mark.parametrize("arguments", [["{}"], ["info", "{}"], ["trace", "show", "{}"], ["--{}"]])
+def test_an_error_cannot_steer_the_terminal(arguments: Sequence[str]) -> None:
+    said = refused(run(*(part.format("no\x1b[2J\x9b2J\u202e") for part in arguments)))
+    assert "2J" in said and not set(said) & set("\x1b\x9b\u202e")
+
+
+def test_training_into_a_folder_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    options = ["train", "--recipe", "nano", "--out"]
+    assert "cannot be written" in refused(run(*options, tmp_path / "file" / "run"))
+    usage = shutil.disk_usage(tmp_path)._replace(free=10**6)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    assert "1 MB free, and a run needs up to" in refused(run(*options, tmp_path / "run"))
 
 
 def test_a_checkpoint_without_a_tokenizer(folder: Path, tmp_path: Path) -> None:
@@ -308,7 +450,7 @@ def test_ctrl_c_ends_cleanly(folder: Path) -> None:
         process.stdout.readline()  # an answer: it waits for the next line now
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 130
-        assert process.stderr.read() == ""
+        assert process.stderr.read() == "dgemma: stopped by Ctrl-C\n"
 
 
 # --- commands of other packages

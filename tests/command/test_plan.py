@@ -12,21 +12,12 @@ import torch
 from typer.testing import CliRunner, Result
 
 from dgemma_core.command import cli
-from dgemma_core.command.plan import (
-    KERNEL,
-    LOADS,
-    cache_bytes,
-    cache_lines,
-    encoding,
-    find_config,
-    make_plan,
-    parse_memory,
-    weight_bytes,
-    working_lines,
-)
+from dgemma_core.command.plan import LOADS, find_config, make_plan, parse_memory
 from dgemma_core.config import GenerationDefaults, LayerConfig
 from dgemma_core.errors import RequestError
-from dgemma_core.facts.released import CONFIGS, DIFFUSION_26B
+from dgemma_core.facts.cost import weight_bytes
+from dgemma_core.facts.memory import KERNEL, cache_bytes, cache_lines, encoding, working_lines
+from dgemma_core.facts.published import CONFIGS, DIFFUSION_26B
 from dgemma_core.files.checkpoint import load_model
 from dgemma_core.files.config_json import read_model_config
 from dgemma_core.files.saving import save_model

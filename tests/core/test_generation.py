@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from dgemma_core.cache import RowCache
 from dgemma_core.errors import RequestError
 from dgemma_core.events import CanvasEvent, Event, FinishEvent, PromptEvent, StepEvent, TokenEvent
 from dgemma_core.files.checkpoint import Loaded
-from dgemma_core.generation import Chat, Generation, Settings, drain, generate, prompt_ids
+from dgemma_core.generation import Chat, Generation, drain, generate, prompt_ids
 from dgemma_core.observe import Observe
 from dgemma_core.request import Request
 from dgemma_core.samplers import BlockRefinement, EntropyBound, StopRule
+from dgemma_core.settings import MODES, AutoregressiveSettings, ModeSettings, Settings
 from tests.core import tiny
 
 EOS, TURN_END, THOUGHT, THOUGHT_END = 1, tiny.TURN_END, 6, 7
-MODES = ("diffusion", "autoregressive")
 SILENCE = [0] * 16  # after a script, so that its canvases are sure of themselves
 
 
@@ -209,7 +212,7 @@ def test_settings_left_open_are_the_checkpoints() -> None:
     given = Settings(sampler=BlockRefinement(), steps=3, stop_rule=None, max_new_tokens=7)
     assert given.resolved(loaded) == given
     spelled = Settings("autoregressive").resolved(loaded)
-    assert (spelled.temperature, spelled.max_new_tokens, spelled.steps) == (0.0, 24, None)
+    assert spelled == AutoregressiveSettings(temperature=0.0, max_new_tokens=24)
     heard: list[Event] = []
     generate(loaded, [3, 4], listen=heard.append, max_new_tokens=8)
     step = next(event for event in heard if isinstance(event, StepEvent))
@@ -232,15 +235,28 @@ def test_settings_left_open_are_the_checkpoints() -> None:
         ({"mode": "autoregressive", "soft_top_k": 8}, "soft_top_k has no meaning"),
         ({"soft_top_k": 0}, "soft_top_k must be at least 1"),
         ({"soft_top_k": 10**6}, "soft_top_k must lie in 1 …"),
-        ({"mode": "autoregressive", "temperature": -1.0}, "temperature must be 0"),
+        (
+            {"mode": "autoregressive", "temperature": -1.0},
+            "temperature must be a finite number of at least 0",
+        ),
         ({"mode": "autoregressive", "pins": {0: 3}}, "pins have no meaning"),
-        ({"steps": 0}, "steps must be"),
+        ({"steps": 0}, "steps must be at least 1"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"batch_size": -2}, "batch_size must be at least 1"),
         ({"seed": -1}, "seed"),
         ({"stop": ("",)}, "empty stop string"),
         ({"pins": {99: 3}}, "position 99"),
+        ({"seed": None}, "seed must be a whole number"),
+        ({"seed": 1.5}, "seed must be a whole number"),
+        ({"seed": 2**64}, "seed must be at least 0 and at most"),
+        ({"pins": [3]}, "pins must map"),
+        ({"stop": 5}, "stop must be strings"),
+        ({"batch_size": 1.5}, "batch_size must be a whole number"),
+        ({"batch_size": True}, "batch_size must be a whole number"),
+        ({"mode": "autoregressive", "temperature": float("inf")}, "temperature must be a finite"),
+        ({"mode": "autoregressive", "top_k": 2}, "no effect at temperature 0"),
+        ({"nonsense": 2}, "unknown option nonsense"),
     ],
 )
 def test_meaningless_settings(loaded: Loaded, settings: dict[str, Any], words: str) -> None:
@@ -263,6 +279,61 @@ def test_self_conditioning_on_a_few_tokens(loaded: Loaded) -> None:
     assert states
     for state in states:
         torch.testing.assert_close(state.soft_embedding, loaded.model.embed(state.argmax))
+
+
+def test_values_of_numpy_and_none_serve_where_they_do_no_harm(loaded: Loaded) -> None:
+    options: dict[str, Any] = {"max_new_tokens": 8, "steps": 2}
+    (plain,) = generate(loaded, [3, 4], seed=5, **options)
+    for prompt in ([np.int64(3), np.int64(4)], np.array([3, 4]), torch.tensor([3, 4]), (3, 4)):
+        (one,) = generate(
+            loaded, prompt, seed=np.int64(5), stop=None, pins=None, batch_size=np.int64(1),
+            max_new_tokens=np.int64(8), steps=np.int32(2),
+        )  # fmt: skip
+        assert one.ids == plain.ids and type(one.seed) is int
+
+
+def test_filters_reach_autoregression(loaded: Loaded) -> None:
+    """top_k=1 and a tiny top_p leave the most probable token alone; wide ones change nothing."""
+    options: dict[str, Any] = {"mode": "autoregressive", "max_new_tokens": 12}
+    (greedy,) = generate(loaded, [3, 4], **options)
+    (free,) = generate(loaded, [3, 4], temperature=1.0, **options)
+    assert free.ids != greedy.ids
+    for filters in ({"top_k": 1}, {"top_p": 1e-9}, {"top_k": 3, "top_p": 1e-9}):
+        (one,) = generate(loaded, [3, 4], temperature=1.0, **filters, **options)
+        assert one.ids == greedy.ids
+    (wide,) = generate(loaded, [3, 4], temperature=1.0, top_k=1024, **options)
+    assert wide.ids == free.ids
+
+
+# --- caches
+
+
+def caches() -> int:
+    """Prefix caches that live at this moment."""
+    gc.collect()
+    return sum(type(found) is RowCache for found in gc.get_objects())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_result_keeps_its_cache_only_if_asked(loaded: Loaded, mode: Any) -> None:
+    before = caches()
+    prompts, options = [[3, 4]] * 6, {"mode": mode, "max_new_tokens": 8}
+    results = generate(loaded, prompts, **options)
+    assert len(results) == 6 and all(one.cache is None for one in results)
+    assert caches() == before
+    kept = generate(loaded, prompts, keep_cache=True, **options)
+    assert caches() == before + 6
+    for one in kept:
+        assert one.cache is not None and one.cache.lengths[0] >= 2
+    assert [one.ids for one in kept] == [one.ids for one in results]
+
+
+def test_only_a_chat_keeps_the_cache_of_what_it_said(loaded: Loaded) -> None:
+    before = caches()
+    chat = Chat(loaded, Settings(steps=2, max_new_tokens=8))
+    said = [chat.say("hi"), chat.say("again")]
+    assert all(one.cache is None for one in said) and chat.cache is not None
+    assert caches() == before + 1
 
 
 # --- prompts
@@ -290,6 +361,11 @@ def test_prompt_ids(loaded: Loaded) -> None:
         ([{"role": "assistant", "content": "hi"}], {}, "ends with the user's message"),
         ("<|image|> what is it?", {}, "image"),
         ([[3, 4], []], {}, "prompt is empty"),
+        (5, {}, "prompts must be a text"),
+        ([[3, 4], 5], {}, "prompt must be token ids"),
+        (None, {}, "prompts must be a text"),
+        ([3, 4.5], {}, "must be token ids"),
+        ([3, "a"], {}, "must be token ids"),
     ],
 )
 def test_bad_prompts(loaded: Loaded, prompt: Any, options: dict[str, Any], words: str) -> None:
@@ -338,7 +414,7 @@ class Heard:
     "settings", [Settings(steps=3), Settings("autoregressive", temperature=1.0)]
 )
 def test_a_chat_encodes_every_token_once(
-    loaded: Loaded, monkeypatch: pytest.MonkeyPatch, settings: Settings
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch, settings: ModeSettings
 ) -> None:
     """Over three turns; and every answer is that to the whole conversation, encoded at once."""
     chat = Chat(loaded, replace(settings, max_new_tokens=12), system="Be short.")
@@ -383,7 +459,7 @@ def test_a_chat_goes_on_after_a_stop_string(loaded: Loaded, mode: Any) -> None:
     chat = Chat(loaded, settings)
     cut = chat.say("hi", stop=stop)
     assert cut.stop_reason == "stop" and cut.kept_tokens <= 5
-    assert cut.cache.lengths[0] > len(chat.ids)
+    assert chat.cache is None, "more was encoded than is left of the conversation"
     request = chat.request("again")
     assert tuple(request.ids[: len(chat.ids)]) == chat.ids
     (afresh,) = drain(chat.settings.events(loaded, [replace(request, prefix=None)]), loaded)

@@ -766,7 +766,7 @@ def test_bad_settings_are_one_clear_error(name, options, message):
 @pytest.mark.parametrize("steps", [0, -3, 2.0, True, None])
 @pytest.mark.parametrize("sampler", [EntropyBound(), BlockRefinement(), DiscreteDDIM()])
 def test_bad_step_counts(sampler, steps):
-    with pytest.raises(RequestError, match="steps must be an integer of at least 1"):
+    with pytest.raises(RequestError, match=r"steps must be (a whole number|at least 1)"):
         sampler.plan(steps)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dgemma_core.config import ModelConfig
 from dgemma_core.errors import RequestError
-from dgemma_core.facts.released import CONFIGS, DIFFUSION_26B
+from dgemma_core.facts.published import CONFIGS, DIFFUSION_26B
 from dgemma_core.layers import Layer
 from dgemma_core.model import DiffusionGemma
 

@@ -1,0 +1,234 @@
+"""How to write: the settings of each mode, and the one way from options to settings.
+
+A mode is one dataclass here, one loop that its `_loop` calls, one entry in `MODES`, and one name in `events.Mode`.
+`generate`, the command line, lm-eval's model arguments and the lab all make settings by `settings_from`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from dgemma_core.autoregression import decode_tokens
+from dgemma_core.diffusion import denoise_canvases
+from dgemma_core.errors import RequestError, finite_number, shown, whole_number
+from dgemma_core.events import Event, Mode
+from dgemma_core.head import Filters
+from dgemma_core.observe import Observe
+from dgemma_core.request import Request
+from dgemma_core.samplers import EntropyBound, Sampler, StopRule, describe
+
+if TYPE_CHECKING:
+    from dgemma_core.files.checkpoint import Loaded
+    from dgemma_core.model import DiffusionGemma
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModeSettings(ABC):
+    """What the settings of all modes share. None means the checkpoint's own value."""
+
+    mode: ClassVar[Mode]
+    max_new_tokens: int | None = None
+    """The most tokens to keep."""
+
+    def __post_init__(self) -> None:
+        self._convert("max_new_tokens")
+
+    def _convert(self, *names: str) -> None:
+        """Checks fields that hold None or a whole number of at least 1, and makes the numbers Python's."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, whole_number(name, value, low=1))
+
+    @abstractmethod
+    def resolved(self, loaded: Loaded) -> Self:
+        """The same with the checkpoint's values filled in."""
+
+    def events(
+        self,
+        loaded: Loaded,
+        requests: Iterable[Request],
+        *,
+        batch_size: int = 1,
+        observe: Observe | None = None,
+    ) -> Iterator[Event]:
+        """The event stream of these settings over `requests` (their own limits hold)."""
+        return self.resolved(loaded)._loop(
+            loaded.model,
+            requests,
+            batch_size=batch_size,
+            eos=loaded.generation.eos_token_ids,
+            decode=None if loaded.tokenizer is None else loaded.tokenizer.decode,
+            observe=observe,
+        )
+
+    @abstractmethod
+    def _loop(
+        self, model: DiffusionGemma, requests: Iterable[Request], **options: Any
+    ) -> Iterator[Event]:
+        """The mode's loop with these settings, which are resolved; `options` are those that all loops take."""
+
+    def described(self) -> dict[str, Any]:
+        """All settings as JSON values, for traces and records."""
+        return {setting.name: _described(getattr(self, setting.name)) for setting in fields(self)}
+
+
+def _described(value: Any) -> Any:
+    if isinstance(value, StopRule):
+        return asdict(value)
+    return value if isinstance(value, int | float | str | None) else describe(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionSettings(ModeSettings):
+    """How canvases are written. None means the checkpoint's own value, save where a field says otherwise."""
+
+    mode: ClassVar[Mode] = "diffusion"
+    sampler: Sampler | None = None
+    steps: int | None = None
+    """The most denoising steps of a canvas."""
+    stop_rule: StopRule | Literal["checkpoint"] | None = "checkpoint"
+    """None: every canvas takes all its steps."""
+    soft_top_k: int | None = None
+    """Self-condition on so many of the most probable tokens; None: on all, as the model was trained."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._convert("steps", "soft_top_k")
+        if self.sampler is not None and not hasattr(self.sampler, "plan"):
+            raise RequestError(
+                f"sampler must be a rule such as EntropyBound(), got {shown(self.sampler)}"
+            )
+        if not isinstance(self.stop_rule, StopRule | None) and self.stop_rule != "checkpoint":
+            raise RequestError(
+                f"stop_rule must be a StopRule, None or 'checkpoint', got {shown(self.stop_rule)}"
+            )
+        if self.steps is not None:
+            (self.sampler or EntropyBound()).plan(
+                self.steps
+            )  # refuses steps that the sampler cannot take
+
+    def resolved(self, loaded: Loaded) -> Self:
+        """The same with the checkpoint's values filled in."""
+        defaults = loaded.generation
+        values: dict[str, Any] = {}
+        if self.max_new_tokens is None:
+            values["max_new_tokens"] = defaults.max_new_tokens
+        if self.steps is None:
+            values["steps"] = defaults.max_denoising_steps
+        if self.sampler is None:
+            values["sampler"] = EntropyBound(
+                entropy_bound=defaults.entropy_bound, t_min=defaults.t_min, t_max=defaults.t_max
+            )
+        if self.stop_rule == "checkpoint":
+            values["stop_rule"] = StopRule(
+                stability=defaults.stability_threshold, confidence=defaults.confidence_threshold
+            )
+        return replace(self, **values)
+
+    def _loop(
+        self, model: DiffusionGemma, requests: Iterable[Request], **options: Any
+    ) -> Iterator[Event]:
+        assert self.steps is not None and self.stop_rule != "checkpoint"
+        return denoise_canvases(
+            model,
+            requests,
+            sampler=self.sampler,
+            steps=self.steps,
+            stop_rule=self.stop_rule,
+            soft_top_k=self.soft_top_k,
+            **options,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoregressiveSettings(ModeSettings):
+    """How tokens are written, one after the other."""
+
+    mode: ClassVar[Mode] = "autoregressive"
+    temperature: float | None = None
+    """None or 0: the most probable token."""
+    top_k: int | None = None
+    """Sample from so many of the most probable tokens alone; None: from all."""
+    top_p: float | None = None
+    """Sample from the smallest set of tokens that holds this share of the probability, above 0 and at most 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._convert("top_k")
+        for name in ("temperature", "top_p"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, finite_number(name, value))
+        if self.filters is not None and not self.temperature:
+            raise RequestError(
+                "top_k and top_p have no effect at temperature 0: set a temperature, or leave them out"
+            )
+
+    @property
+    def filters(self) -> Filters | None:
+        """Top-k and top-p as the head takes them; None where neither is set."""
+        filters = Filters(self.top_k, self.top_p)
+        return None if filters == Filters() else filters
+
+    def resolved(self, loaded: Loaded) -> Self:
+        """The same with the checkpoint's values filled in."""
+        limit = loaded.generation.max_new_tokens
+        return replace(
+            self,
+            max_new_tokens=limit if self.max_new_tokens is None else self.max_new_tokens,
+            temperature=self.temperature or 0.0,
+        )
+
+    def _loop(
+        self, model: DiffusionGemma, requests: Iterable[Request], **options: Any
+    ) -> Iterator[Event]:
+        assert self.temperature is not None
+        return decode_tokens(
+            model, requests, temperature=self.temperature, filters=self.filters, **options
+        )
+
+
+MODES: Mapping[Mode, type[ModeSettings]] = {
+    kind.mode: kind for kind in (DiffusionSettings, AutoregressiveSettings)
+}
+"""The settings of each mode."""
+
+_ADVICE = {("diffusion", "temperature"): "give the sampler its temperature instead"}
+"""(mode, option of another mode) → what to do instead, where that is more than leaving it out."""
+
+
+def settings_from(mode: str = "diffusion", **options: Any) -> ModeSettings:
+    """The settings of a mode from options by name: `settings_from("autoregressive", temperature=0.7)`.
+
+    Raises RequestError for an unknown mode or option, and for an option of another mode unless it holds that mode's
+    default, which asks for nothing.
+    """
+    names = ", ".join(MODES)
+    if mode not in names.split(", "):
+        raise RequestError(f"unknown mode {shown(mode)}: choose one of {names}")
+    kind = next(kind for name, kind in MODES.items() if name == mode)
+    given: dict[str, Any] = {}
+    for option, value in options.items():
+        homes = {
+            home: setting.default
+            for home, other in MODES.items()
+            for setting in fields(other)
+            if setting.name == option
+        }
+        if not homes:
+            known = ", ".join(setting.name for setting in fields(kind))
+            raise RequestError(f"unknown option {option}: mode {mode!r} has {known}")
+        if mode in homes:
+            given[option] = value
+        elif not any(value is default for default in homes.values()):
+            advice = _ADVICE.get((mode, option), f"it belongs to mode={next(iter(homes))!r}")
+            raise RequestError(f"{option} has no meaning in mode {mode!r}: {advice}")
+    return kind(**given)
+
+
+Settings = settings_from
+"""The public name of `settings_from`."""
