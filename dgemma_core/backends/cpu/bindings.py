@@ -1,7 +1,7 @@
 """The C functions of this folder as Python sees them: structures, argument types, and what a call reports.
 
-small_model.c runs a small float32 model, online_softmax.c adds slices to softmax statistics. The callers check
-tensors first (checks.py): C receives bare pointers.
+small_model.c runs a small float32 model, online_softmax.c adds slices to softmax statistics, norms.c has the RMS norm
+and the gated GELU. The callers check tensors first (checks.py): C receives bare pointers.
 """
 
 from __future__ import annotations
@@ -136,6 +136,26 @@ def with_online_softmax_types(found: ctypes.CDLL) -> ctypes.CDLL:
         c_void_p, c_void_p, c_int64,
     ]  # fmt: skip
     found.sample_in_group.restype = None
+    return found
+
+
+@cache
+def norms() -> ctypes.CDLL | None:
+    """norms.c, or None, after one warning, where it cannot be compiled."""
+    found = library("norms", ("rms_norm", "gated_gelu"))
+    return None if found is None else with_norms_types(found)
+
+
+def with_norms_types(found: ctypes.CDLL) -> ctypes.CDLL:
+    """Declares the arguments and results of norms.c's functions."""
+    found.rms_norm.argtypes = [
+        c_int64, c_int64, c_void_p, c_int64, c_void_p, c_int64, c_float, c_void_p, c_int64,
+    ]  # fmt: skip
+    found.rms_norm.restype = None
+    found.gated_gelu.argtypes = [
+        c_int64, c_int64, c_void_p, c_int64, c_void_p, c_int64, c_int64, c_void_p, c_int64,
+    ]  # fmt: skip
+    found.gated_gelu.restype = None
     return found
 
 
