@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dgemma_core.backends.cpu import functions
+from dgemma_core.backends.cpu import functions, norms
 from dgemma_core.backends.cpu.functions import FasterFunctions, linear
+from tests.core import tiny
 
 needs_onednn = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN"
@@ -77,3 +80,31 @@ def test_gelu(rows: int, approximate: str) -> None:
     exact = F.gelu(x.double(), approximate=approximate)
     with torch.no_grad(), FasterFunctions():
         assert worst(F.gelu(x, approximate=approximate), exact) <= 3e-6
+
+
+@pytest.mark.parametrize("shape", ((192,), (80, 192)))
+@pytest.mark.parametrize("eps", (1e-6, None))
+def test_rms_norm(shape: tuple[int, ...], eps: float | None) -> None:
+    x, weight = numbers(3, 80, 192), numbers(*shape, seed=1)
+    exact = F.rms_norm(x.double(), shape, weight.double(), eps)
+    with torch.no_grad(), FasterFunctions():
+        assert worst(F.rms_norm(x, shape, weight, eps), exact) <= 3e-6
+
+
+def test_c_serves_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bfloat16 model's norms and GELUs go to C on "cpu", none on "torch"; the numbers are alike."""
+    called: list[str] = []
+
+    def counted(name: str) -> Callable[..., Tensor | None]:
+        plain = getattr(norms, name)
+        return lambda *arguments: (called.append(name), plain(*arguments))[1]
+
+    for name in ("gelu", "rms_norm"):
+        monkeypatch.setattr(norms, name, counted(name))
+    model = tiny.model(hidden_size=64, intermediate_size=96, moe_intermediate_size=32).bfloat16()
+    ids = [[1, 2, 3] * 100]
+    plain = model.use("torch").encode(ids).hidden
+    assert not called and plain is not None
+    found = model.use("cpu").encode(ids).hidden
+    assert found is not None and {"gelu", "rms_norm"} == set(called)
+    assert (found - plain).abs().float().mean() < 0.05
