@@ -14,6 +14,8 @@ from hashlib import blake2b
 from random import Random
 from typing import Any, Literal
 
+from dgemma_core.nano.english.words import takes_an
+
 Slots = dict[str, Any]
 Message = dict[str, str]
 Split = Literal["train", "validation", "test_slots", "test_wordings"]
@@ -257,6 +259,9 @@ def asked(
 ) -> tuple[str, tuple[str, ...]]:
     """A wording with its slots filled in, as somebody types it, and what was done to it."""
     parts = SLOT.split(wording)  # text, slot, text, slot, …, text
+    for i in range(1, len(parts), 2):
+        if parts[i - 1].endswith((" a ", "A ")) and takes_an(str(slots[parts[i]])):
+            parts[i - 1] = parts[i - 1][:-1] + "n "
     noise: list[str] = []
     low = upper = False
     if rng.random() < 0.55:
