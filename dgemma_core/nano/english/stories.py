@@ -250,7 +250,7 @@ def is_story(
 ) -> bool:
     """True where the grammar gives this text as a story that keeps to the request. `likely`: the plot tried first."""
     count = len(text.split())
-    if (length == "short" and count > 95) or (length == "long" and count < 75):
+    if (length == "short" and count > 95) or (length == "long" and count < 70):
         return False
     topics_ = (*about, *([place] if place else []))
     for name, extras, given in sorted(suited(topics_, mood), key=lambda found: found[0] != likely):
