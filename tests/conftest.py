@@ -5,7 +5,7 @@ import os
 from dgemma_core.backends.cuda.experts import has_triton
 
 # Triton's own library is read once, for its interpreter or for a GPU; other libraries import it, too, so it must be
-# read for the interpreter first. Kernels are interpreted only in tests that ask for it (test_grouped.py).
+# read for the interpreter first. Kernels are interpreted only in tests that ask for it (tests/backends/cuda).
 if has_triton() and "TRITON_INTERPRET" not in os.environ:
     os.environ["TRITON_INTERPRET"] = "1"
     import triton.language  # noqa: F401

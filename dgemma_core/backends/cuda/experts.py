@@ -5,8 +5,8 @@ Notable:
   is empty ends at once;
 - about 16 tokens reach an expert in a denoising step, so its time is that of reading weights, and tiles are chosen for
   that; a slice longer than a tile reads its weights again (from the cache, where they have just been);
-- one token of autoregression goes the same way: eight slices of one token each, cut finely enough to fill the card;
-- without triton, torch's own grouped product serves 16-bit weights; else the plain loop of `experts` does.
+- one token of autoregression takes the same way: slices of one token each, in tiles small enough to fill the card;
+- on a CPU torch's own grouped product stands in for the kernels.
 
 Axes: N tokens, K choices a token, D hidden size, E experts, W expert width.
 """
@@ -17,14 +17,13 @@ import importlib.util
 import os
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from dgemma_core.experts import Experts
+from dgemma_core.backends.cuda.weights import ExpertWeights, expert_weights
 
 
 @cache
@@ -38,13 +37,13 @@ def interpreted() -> bool:
 
 
 def on_kernels(x: Tensor) -> bool:
-    """Whether x is worked on by the kernels: on a GPU where triton is installed, or under its interpreter."""
-    return has_triton() and (x.is_cuda or (x.device.type == "cpu" and interpreted()))
+    """Whether the kernels work on x: on a GPU, or under triton's interpreter."""
+    return x.is_cuda or (has_triton() and interpreted())
 
 
 @dataclass(frozen=True)
 class Tile:
-    """How a product is cut: rows of weights, tokens, and columns a step of a program; its warps and pipeline."""
+    """The work of one program of a product: rows of weights, tokens, columns a step; its warps and pipeline."""
 
     n: int
     k: int
@@ -55,7 +54,7 @@ class Tile:
 
 
 FEW = 64
-"""Pairs (token, choice) up to which a product is cut finely, to fill the card."""
+"""Pairs (token, choice) up to which a product has small tiles, to fill the card."""
 
 TILES = {
     ("in", "few"): Tile(n=16, k=256, stages=3),
@@ -103,24 +102,13 @@ def by_expert(chosen: Tensor, experts: int) -> Slices:
     return Slices(order, bounds)
 
 
-def outputs(experts: Experts, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-    """x (N, D), weights (N, K) float32, chosen (N, K) → what each choice adds (N, K, D), weighted."""
-    if on_kernels(x):
-        return _by_kernels(experts, x, weights, chosen)
-    return _by_torch(experts, x, weights, chosen)
+def outputs(experts: nn.Module, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+    """x (N, D), weights (N, K) float32, chosen (N, K) → what each choice adds (N, K, D), weighted.
 
-
-def mixture(experts: Experts, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-    """x (…, D), weights (…, K), chosen (…, K) → (…, D)."""
-    k = chosen.shape[-1]
-    flat = x.reshape(-1, x.shape[-1])
-    return outputs(experts, flat, weights.reshape(-1, k), chosen.reshape(-1, k)).sum(1).view_as(x)
-
-
-def serves(experts: Experts, x: Tensor) -> bool:
-    """Whether `mixture` can take over from the plain loop: on a GPU, where no gradient is asked for."""
-    asked = torch.is_grad_enabled() and (x.requires_grad or experts.down_proj.requires_grad)
-    return x.is_cuda and not asked and (has_triton() or _torch_serves(x))
+    experts: `Experts`, or quantised ones.
+    """
+    held = expert_weights(experts, chosen, x.dtype)
+    return (_by_kernels if on_kernels(x) else _by_torch)(held, x, weights)
 
 
 def tile(part: str, pairs: int, slots: int, itemsize: int) -> Tile:
@@ -135,45 +123,39 @@ def tile(part: str, pairs: int, slots: int, itemsize: int) -> Tile:
     return found
 
 
-def _by_kernels(experts: Experts, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+def _by_kernels(held: ExpertWeights, x: Tensor, weights: Tensor) -> Tensor:
     from dgemma_core.backends.cuda import kernels
 
-    x = x.contiguous()
+    x, chosen = x.contiguous(), held.chosen.contiguous()
     (tokens, width), k = x.shape, chosen.shape[-1]
-    inner_width, pairs = experts.down_proj.shape[-1], chosen.numel()
-    slices = by_expert(chosen.contiguous(), experts.count)
+    inner_width, pairs = held.down.shape[-1], chosen.numel()
+    slices = by_expert(chosen, len(held.down))
     slots = slices.bounds.shape[1]
     inner = x.new_empty(pairs, inner_width)
     one, two = (tile(part, pairs, slots, x.element_size()) for part in ("in", "out"))
     upcast = interpreted()
     kernels.experts_in[(-(-inner_width // one.n), slots)](
-        x, experts.gate_up_proj, slices.order, slices.bounds, inner, slots, k, D=width,
-        W=inner_width, BLOCK_N=one.n, BLOCK_M=one.m, BLOCK_K=one.k, UPCAST=upcast,
+        x, held.gate_up, slices.order, slices.bounds, inner, slots, k, D=width, W=inner_width,
+        BLOCK_N=one.n, BLOCK_M=one.m, BLOCK_K=one.k, UPCAST=upcast,
         num_warps=one.warps, num_stages=one.stages,
     )  # fmt: skip
     out = x.new_empty(tokens, k, width)
     kernels.experts_out[(-(-width // two.n), slots)](
-        inner, experts.down_proj, weights.contiguous(), slices.order, slices.bounds, out, slots,
-        D=width, W=inner_width, BLOCK_N=two.n, BLOCK_M=two.m, BLOCK_K=two.k, UPCAST=upcast,
+        inner, held.down, weights.contiguous(), slices.order, slices.bounds, out, slots, D=width,
+        W=inner_width, BLOCK_N=two.n, BLOCK_M=two.m, BLOCK_K=two.k, UPCAST=upcast,
         num_warps=two.warps, num_stages=two.stages,
     )  # fmt: skip
     return out
 
 
-def _torch_serves(x: Tensor) -> bool:
-    """Whether torch has a grouped product for x."""
-    return x.element_size() == 2 and (hasattr(F, "grouped_mm") or hasattr(torch, "_grouped_mm"))
-
-
-def _by_torch(experts: Experts, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-    from dgemma_core.experts import gated
-
-    k, pairs = chosen.shape[-1], chosen.reshape(-1)
+def _by_torch(held: ExpertWeights, x: Tensor, weights: Tensor) -> Tensor:
+    """The same by torch's own grouped product."""
+    k, pairs = held.chosen.shape[-1], held.chosen.flatten()
     order = pairs.argsort(stable=True)
-    index = torch.arange(experts.count, device=x.device)
+    index = torch.arange(len(held.down), device=x.device)
     ends = torch.searchsorted(pairs[order], index, right=True).int()
-    product = F.grouped_mm if hasattr(F, "grouped_mm") else torch._grouped_mm
-    inner = gated(product(x[order // k], experts.gate_up_proj.mT, offs=ends))
-    found = product(inner.contiguous(), experts.down_proj.mT, offs=ends)
+    gate, up = F.grouped_mm(x[order // k], held.gate_up.mT, offs=ends).chunk(2, dim=-1)
+    inner = F.gelu(gate, approximate="tanh") * up
+    found = F.grouped_mm(inner, held.down.mT, offs=ends)
     placed = torch.empty_like(found).index_copy_(0, order, found)
-    return placed.view(*chosen.shape, -1) * weights.to(x.dtype).unsqueeze(-1)
+    return placed.view(len(x), k, -1) * weights.to(x.dtype).unsqueeze(-1)

@@ -1,8 +1,8 @@
-"""What stands between the matrix products of a layer, one GPU kernel each; beside it what it computes, in plain torch.
+"""The operations between a layer's matrix products: one GPU kernel each, and beside it the same in plain torch.
 
 A layer of the released shape reads its weights in some 0.4 ms on a fast card, and a kernel costs one or two
-microseconds to begin: written out in torch operations, norms, rotations and sums would take as long as the weights.
-On a CPU the plain form runs, which is also what the kernels are tested against.
+microseconds to start: as separate torch operations, norms, rotations and sums would take as long as the weights. On a
+CPU the plain form runs; the kernels are tested against it.
 
 Axes: T new tokens, D hidden size, H query heads, G key/value heads, d head dimension, E experts, K choices a token.
 """
@@ -17,14 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dgemma_core.backends.cuda.experts import interpreted, on_kernels
-from dgemma_core.experts import gated
+from dgemma_core.backends.cuda.rows import Held
+from dgemma_core.cache import attend_all, attend_causal
 from dgemma_core.layers import Layer, Rotation, rms_norm
 
 ONE_ROW_TILE = (16, 512)
 """Rows of the matrix, and columns a step, of a program of `linear` for one token."""
+FAR = 2**30
+"""More positions than any row has: the window of a layer that sees all."""
 
 
-def _power(size: int, least: int = 16) -> int:
+def power(size: int, least: int = 16) -> int:
     """The power of two at or above `size`."""
     return max(least, 1 << (size - 1).bit_length())
 
@@ -52,7 +55,7 @@ def norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     out = torch.empty_like(x)
     kernels.rms_norm[(len(x),)](
         x, x if weight is None else weight, out, eps, D=x.shape[1],
-        WEIGHTED=weight is not None, BLOCK=_power(x.shape[1]),
+        WEIGHTED=weight is not None, BLOCK=power(x.shape[1]),
     )  # fmt: skip
     return out
 
@@ -88,7 +91,7 @@ def after_attention(layer: Layer, x: Tensor, mixed: Tensor) -> Branches:
 
     found = Branches(*(torch.empty_like(x) for _ in range(4)))
     kernels.after_attention[(len(x),)](
-        x, mixed, *parts, *found, eps, root, D=x.shape[1], BLOCK=_power(x.shape[1])
+        x, mixed, *parts, *found, eps, root, D=x.shape[1], BLOCK=power(x.shape[1])
     )
     return found
 
@@ -113,21 +116,20 @@ def after_experts(
     out, after = torch.empty_like(h), torch.empty_like(h)
     kernels.after_experts[(len(h),)](
         h, dense, outputs, *parts, scalar, following, out, after, eps,
-        D=h.shape[1], K=outputs.shape[1], BLOCK=_power(h.shape[1]),
+        D=h.shape[1], K=outputs.shape[1], BLOCK=power(h.shape[1]),
     )  # fmt: skip
     return out, after
 
 
-def gate(joined: Tensor) -> Tensor:
-    """joined (T, 2w), gate and up side by side → gelu(gate) · up (T, w)."""
-    if not on_kernels(joined):
-        return gated(joined)
+def gate(left: Tensor, right: Tensor) -> Tensor:
+    """left, right (T, w) → gelu(left) · right (T, w)."""
+    if not on_kernels(left):
+        return F.gelu(left, approximate="tanh") * right
     from dgemma_core.backends.cuda import kernels
 
-    rows, width = joined.shape[0], joined.shape[1] // 2
-    out = joined.new_empty(rows, width)
-    block = min(1024, _power(width))
-    kernels.gate[(-(-width // block), rows)](joined, out, W=width, BLOCK=block)
+    out = torch.empty_like(left)
+    block = min(1024, power(left.numel()))
+    kernels.gate[(-(-left.numel() // block),)](left, right, out, left.numel(), BLOCK=block)
     return out
 
 
@@ -142,91 +144,100 @@ def route(scores: Tensor, scale: Tensor, k: int) -> tuple[Tensor, Tensor]:
     chosen = torch.empty(len(scores), k, dtype=torch.int32, device=scores.device)
     experts = scores.shape[1]
     kernels.route[(len(scores),)](
-        scores, scale, weights, chosen, E=experts, K=k, BLOCK=_power(experts), num_warps=1
+        scores, scale, weights, chosen, E=experts, K=k, BLOCK=power(experts), num_warps=1
     )
     return weights, chosen
 
 
-# --- attention over static buffers, in which position p stands at p % slots
+# --- attention over the keys and values of rows
 
 
 def place(
-    layer: Layer, projected: Tensor, rotate: Rotation, length: Tensor, keys: Tensor, values: Tensor
+    layer: Layer, q: Tensor, k: Tensor, v: Tensor, rotate: Rotation, held: Held, index: int
 ) -> Tensor:
-    """projected (T, (H + G or 2G)·d) → rotated queries (T, H, d).
+    """q (N, H·d), k and v (N, G·d) before their norms, T tokens of each row → rotated queries (N, H, d).
 
-    Keys and values go behind the prefix of `length` (1,) positions into keys and values (G, slots, d).
+    Keys and values are written behind the rows' prefixes. index: the layer's, in `held`.
     """
     attention = layer.self_attn
     heads, groups, d = attention.heads, attention.groups, attention.head_dim
     q_weight, k_weight = attention.q_norm.weight, attention.k_norm.weight
-    own = attention.v_proj is not None
-    tokens, slots = len(projected), keys.shape[1]
-    if not on_kernels(projected):
-        found = projected.unflatten(-1, (-1, d))
-        kept = found[:, heads:].split(groups, dim=1)
-        at = (length + torch.arange(tokens, device=length.device)) % slots
-        turned = rotate(rms_norm(kept[0], attention.eps, k_weight))
-        keys.index_copy_(1, at, turned.transpose(0, 1))
-        values.index_copy_(1, at, rms_norm(kept[-1], attention.eps).transpose(0, 1))
-        return rotate(rms_norm(found[:, :heads], attention.eps, q_weight))
+    if not on_kernels(q):
+        tokens = len(q) // len(held.rows)
+        keys = rotate(rms_norm(k.unflatten(-1, (-1, d)), attention.eps, k_weight))
+        values = rms_norm(v.unflatten(-1, (-1, d)), attention.eps)
+        for row, new_keys, new_values in zip(
+            held.rows, keys.split(tokens), values.split(tokens), strict=True
+        ):
+            if row is not None:
+                row.buffers[index].write(row.length, new_keys, new_values)
+        return rotate(rms_norm(q.unflatten(-1, (-1, d)), attention.eps, q_weight))
     from dgemma_core.backends.cuda import kernels
 
-    queries = projected.new_empty(tokens, heads, d)
-    kernels.place[(tokens, heads + 2 * groups)](
-        projected, q_weight, k_weight, rotate.cos, rotate.signed_sin, length, queries, keys, values,
-        slots, attention.eps, H=heads, G=groups, OWN_VALUES=own, D=d, BLOCK=_power(d),
-        num_warps=1 if d <= 256 else 2,
+    table = held.table
+    queries = q.new_empty(len(q), heads, d)
+    kernels.place[(len(q), heads + 2 * groups)](
+        q, k, v, q_weight, k_weight, rotate.cos, rotate.signed_sin, table, queries,
+        len(q) // len(table), table.shape[1], index, attention.eps, H=heads, G=groups, D=d,
+        BLOCK=power(d), ALIGNED=_aligned(q, d), num_warps=1 if d <= 256 else 2,
     )  # fmt: skip
     return queries
 
 
 def attend(
-    queries: Tensor, keys: Tensor, values: Tensor, length: Tensor, window: int | None
+    queries: Tensor, groups: int, held: Held, index: int, window: int | None, causal: bool
 ) -> Tensor:
-    """queries (T, H, d) of T new tokens, whose keys stand behind `length` (1,) others → (T, H, d).
+    """queries (N, H, d) of T new tokens of each row, whose keys stand behind the row's prefix → (N, H, d).
 
-    They see each other, and the last `window` positions before them (None: all). keys and values (G, slots, d).
+    A row's new tokens see each other, and the last `window` positions of its prefix (None: all). causal: none sees a
+    later one, and the window of each ends at itself. Where no row is, zeros.
     """
-    tokens, heads, d = queries.shape
-    groups, slots = keys.shape[:2]
+    count, heads, d = queries.shape
     if not on_kernels(queries):
-        # A slot holds the youngest position that falls on it.
-        slot = torch.arange(slots, device=length.device)
-        end = length + tokens
-        position = end - 1 - (end - 1 - slot) % slots
-        first = length * 0 if window is None else (length - window).clamp_min(0)
-        seen = position >= first
-        stacked = queries.unflatten(1, (groups, -1)).permute(1, 2, 0, 3).flatten(1, 2)
-        mixed = F.scaled_dot_product_attention(
-            stacked.unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0), scale=1.0,
-            attn_mask=seen.expand(stacked.shape[1], -1),
-        )[0]  # fmt: skip
-        return mixed.unflatten(1, (-1, tokens)).permute(2, 0, 1, 3).flatten(1, 2)
+        tokens, parts = count // len(held.rows), []
+        for row, q in zip(held.rows, queries.split(tokens), strict=True):
+            if row is None:
+                parts.append(torch.zeros_like(q))
+                continue
+            first = 0 if window is None else max(0, row.length - window)
+            seen = row.buffers[index].slice(first, row.length + tokens)
+            parts.append(attend_causal(q, *seen, window) if causal else attend_all(q, *seen))
+        return torch.cat(parts)
     from dgemma_core.backends.cuda import kernels
 
+    table = held.table
+    places = len(table)
+    tokens = count // places
     rows = heads // groups * tokens
-    most = slots if window is None else min(slots, window + tokens)
-    shape = _attend_shape(rows, groups, d, most, queries.element_size(), _processors(queries))
-    mixed = torch.empty(shape.splits, groups, rows, d, device=queries.device)
-    peaks = torch.empty(shape.splits, groups, rows, device=queries.device)
+    most = FAR if window is None else window + tokens
+    shape = attend_shape(
+        rows, groups * places, d, most, queries.element_size(), _processors(queries)
+    )
+    mixed = torch.empty(shape.splits, places, groups, rows, d, device=queries.device)
+    peaks = torch.empty(shape.splits, places, groups, rows, device=queries.device)
     masses = torch.empty_like(peaks)
-    kernels.attend[(-(-rows // shape.m), groups, shape.splits)](
-        queries, keys, values, length, mixed, peaks, masses, tokens, slots,
-        slots if window is None else window, shape.splits, H=heads, G=groups, D=d,
-        BLOCK_M=shape.m, BLOCK_N=shape.n, BLOCK_D=_power(d), UPCAST=interpreted(),
-        num_warps=shape.warps, num_stages=2,
+    kernels.attend[(-(-rows // shape.m), groups * places, shape.splits)](
+        queries, table, mixed, peaks, masses, tokens, table.shape[1], index,
+        FAR if window is None else window, shape.splits, H=heads, G=groups, D=d,
+        CAUSAL=causal and tokens > 1, ALIGNED=_aligned(queries, d), BLOCK_M=shape.m,
+        BLOCK_N=shape.n, BLOCK_D=power(d), UPCAST=interpreted(), num_warps=shape.warps,
+        num_stages=2,
     )  # fmt: skip
     out = torch.empty_like(queries)
-    kernels.join_splits[(rows, groups)](
+    kernels.join_splits[(rows, groups * places)](
         mixed, peaks, masses, out, tokens, shape.splits, H=heads, G=groups, D=d,
-        BLOCK_S=_power(shape.splits, 1), BLOCK_D=_power(d),
+        BLOCK_S=power(shape.splits, 1), BLOCK_D=power(d),
     )  # fmt: skip
     return out
 
 
+def _aligned(x: Tensor, d: int) -> bool:
+    """Whether every head begins at a multiple of 16 bytes."""
+    return d * x.element_size() % 16 == 0
+
+
 class AttendShape(NamedTuple):
-    """How `attend` is cut: rows and positions of a program, how many share the positions, and warps."""
+    """The work of one program of `attend`: stacked rows and positions a step, how many share a row, and warps."""
 
     m: int
     n: int
@@ -234,12 +245,15 @@ class AttendShape(NamedTuple):
     warps: int
 
 
-def _attend_shape(
+def attend_shape(
     rows: int, groups: int, d: int, most: int, itemsize: int, processors: int
 ) -> AttendShape:
-    """For `most` positions at most: tiles that a multiprocessor can hold, and two programs for each of them."""
-    m = min(64, _power(rows))
-    n = max(16, min(64, 32768 // (_power(d) * itemsize)))
+    """Tiles that a multiprocessor can hold, and about two programs for each multiprocessor.
+
+    groups: key heads of all rows; most: positions that a row can see.
+    """
+    m = min(64, power(rows))
+    n = max(16, min(64, 32768 // (power(d) * itemsize)))
     blocks = -(-rows // m) * groups
     splits = max(1, min(-(-2 * processors // blocks), -(-most // n), 64))
     return AttendShape(m, n, splits, 8 if d > 256 and m > 16 else 4)

@@ -1,12 +1,12 @@
-"""The GPU's kernels, in Triton: `grouped`, `fused` and `fused_head` call them, and hold the same in plain torch.
+"""The GPU's kernels, in Triton. `experts`, `fused` and `head` call them and hold the same in plain torch.
 
 Notable:
-- a step on a GPU reads every weight that it touches once, and everything else must hide behind that: so each kernel
-  does as much as one pass over its data can, and nothing here asks the host anything: sizes that change between steps
-  (a prefix's length, the experts' shares) are read from the device;
-- sums are float32, and what is loaded is widened at once. `UPCAST` widens the operands of products as well: triton's
-  interpreter, which runs these kernels on a CPU, cannot multiply bfloat16;
-- products of weights with few tokens stand the weights on the left, 16 rows or more of them, and the tokens on the
+- a step's time is that of reading its weights once, so each kernel does as much as one pass over its data can;
+- nothing here asks the host: what changes between steps (prefix lengths, where keys stand, the experts' shares) is
+  read from the device, which is what lets a CUDA graph record the launches;
+- sums are float32. `UPCAST` widens the operands of products as well: triton's interpreter, which runs these kernels on
+  a CPU, cannot multiply bfloat16;
+- a product of weights with few tokens has the weights on the left, 16 rows or more of them, and the tokens on the
   right: a matrix unit takes few columns but not few rows.
 
 Axes: N tokens, D hidden size, E experts, K choices a token, W expert width, H query heads, G key/value heads, d head
@@ -159,7 +159,7 @@ def route(scores, scale, weights, chosen, E: tl.constexpr, K: tl.constexpr, BLOC
     value = tl.full((BLOCK,), 0.0, tl.float32)
     for i in tl.static_range(K):
         best = tl.max(left)
-        index = tl.min(tl.where(left == best, e, BLOCK))
+        index = tl.min(tl.where(left == best, e, E - 1))  # E − 1 where no score is a number
         picked = tl.where(k == i, index, picked)
         value = tl.where(k == i, tl.exp(best - peak), value)
         left = tl.where(e == index, -float("inf"), left)
@@ -245,15 +245,14 @@ def after_experts(
 
 
 @triton.jit
-def gate(joined, out, W: tl.constexpr, BLOCK: tl.constexpr):
-    """joined (N, 2W), gate and up side by side → gelu(gate) · up (N, W)."""
-    row = tl.program_id(1).to(tl.int64)
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = i < W
-    left = tl.load(joined + row * 2 * W + i, mask=inside, other=0.0).to(tl.float32)
-    right = tl.load(joined + row * 2 * W + W + i, mask=inside, other=0.0).to(tl.float32)
+def gate(left, right, out, size, BLOCK: tl.constexpr):
+    """gelu(left) · right, all (size,)."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < size
+    a = tl.load(left + i, mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(right + i, mask=inside, other=0.0).to(tl.float32)
     kind = out.dtype.element_ty
-    tl.store(out + row * W + i, (gelu(left).to(kind).to(tl.float32) * right).to(kind), mask=inside)
+    tl.store(out + i, (gelu(a).to(kind).to(tl.float32) * b).to(kind), mask=inside)
 
 
 @triton.jit
@@ -273,60 +272,87 @@ def one_row(x, weight, out, R, D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: 
     tl.store(out + n, tl.sum(total, axis=1).to(out.dtype.element_ty), mask=n < R)
 
 
-# --- attention over a prefix whose length is on the device
+# --- attention over rows whose keys and values stand where a table says
+#
+# table (places, 1 + 3 · layers) int64: a row's prefix length (−1: no row), then for each layer the addresses of its
+# keys and values (G, capacity, d), as if they began at position 0, and the capacity.
 
 
 @triton.jit
+def memory_of(line, layer, like, ALIGNED: tl.constexpr):
+    """One layer of one row: pointers to keys and values, in the dtype of the pointer `like`, and the capacity.
+
+    ALIGNED: every position starts at a multiple of 16 bytes, so that loads are as wide as the card allows.
+    """
+    kind: tl.constexpr = tl.pointer_type(like.dtype.element_ty)
+    keys = tl.load(line + 1 + 3 * layer).to(kind)
+    values = tl.load(line + 2 + 3 * layer).to(kind)
+    capacity = tl.load(line + 3 + 3 * layer)
+    if ALIGNED:
+        keys, values = tl.multiple_of(keys, 16), tl.multiple_of(values, 16)
+    return keys, values, capacity
+
+
+@triton.jit(do_not_specialize=["layer"])
 def place(
-    projected, q_weight, k_weight, cos, sin, length, queries, keys, values, slots, eps,
-    H: tl.constexpr, G: tl.constexpr, OWN_VALUES: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr,
+    q, k, v, q_weight, k_weight, cos, sin, table, queries, T, columns, layer, eps,
+    H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """Norms and turns one head of one new token: queries go to (T, H, d), keys and values behind the prefix.
+    """Norms and rotates one head of one new token. Queries go to (N, H, d), keys and values behind their row's prefix.
 
-    projected (T, (H + G or 2G)·d); cos and sin (T, d), sin with the sign of its half; keys and values (G, slots, d), in
-    which position p stands at p % slots.
+    q (N, H·d), k and v (N, G·d), T tokens of each row; cos and sin (N, d), sin with the sign of its half.
     """
-    token, head = tl.program_id(0), tl.program_id(1)
-    width = (H + 2 * G if OWN_VALUES else H + G) * D
-    source = head if OWN_VALUES else tl.where(head >= H + G, head - G, head)
-    i = tl.arange(0, BLOCK)
-    inside = i < D
-    across = (i + D // 2) % D
-    start = projected + token * width + source * D
-    wide = tl.load(start + i, mask=inside, other=0.0).to(tl.float32)
-    inverse = tl.rsqrt(tl.sum(wide * wide) / D + eps)
-    kind = queries.dtype.element_ty
-    slot = ((tl.load(length) + token) % slots).to(tl.int64)
-    if head >= H + G:
-        at = values + ((head - H - G) * slots + slot) * D + i
-        tl.store(at, (wide * inverse).to(kind), mask=inside)
-    else:
-        weight = q_weight if head < H else k_weight
-        other = tl.load(start + across, mask=inside, other=0.0).to(tl.float32)
-        here = wide * inverse * tl.load(weight + i, mask=inside, other=0.0).to(tl.float32)
-        there = other * inverse * tl.load(weight + across, mask=inside, other=0.0).to(tl.float32)
-        c = tl.load(cos + token * D + i, mask=inside, other=0.0).to(tl.float32)
-        s = tl.load(sin + token * D + i, mask=inside, other=0.0).to(tl.float32)
-        turned = here.to(kind).to(tl.float32) * c + there.to(kind).to(tl.float32) * s
-        if head < H:  # noqa: SIM108
-            at = queries + (token * H + head) * D + i
+    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    line = table + (token // T) * columns
+    length = tl.load(line)
+    if length >= 0:
+        i = tl.arange(0, BLOCK)
+        inside = i < D
+        across = (i + D // 2) % D
+        if head < H:
+            start = q + (token * H + head) * D
+        elif head < H + G:
+            start = k + (token * G + head - H) * D
         else:
-            at = keys + ((head - H) * slots + slot) * D + i
-        tl.store(at, turned.to(kind), mask=inside)
+            start = v + (token * G + head - H - G) * D
+        wide = tl.load(start + i, mask=inside, other=0.0).to(tl.float32)
+        inverse = tl.rsqrt(tl.sum(wide * wide) / D + eps)
+        kind = queries.dtype.element_ty
+        keys, values, capacity = memory_of(line, layer, queries, ALIGNED)
+        position = length + token % T
+        if head >= H + G:
+            at = values + ((head - H - G) * capacity + position) * D + i
+            tl.store(at, (wide * inverse).to(kind), mask=inside)
+        else:
+            weight = q_weight if head < H else k_weight
+            other = tl.load(start + across, mask=inside, other=0.0).to(tl.float32)
+            here = wide * inverse * tl.load(weight + i, mask=inside, other=0.0).to(tl.float32)
+            there = other * inverse
+            there *= tl.load(weight + across, mask=inside, other=0.0).to(tl.float32)
+            c = tl.load(cos + token * D + i, mask=inside, other=0.0).to(tl.float32)
+            s = tl.load(sin + token * D + i, mask=inside, other=0.0).to(tl.float32)
+            rotated = here.to(kind).to(tl.float32) * c + there.to(kind).to(tl.float32) * s
+            if head < H:  # noqa: SIM108
+                at = queries + (token * H + head) * D + i
+            else:
+                at = keys + ((head - H) * capacity + position) * D + i
+            tl.store(at, rotated.to(kind), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["layer"])
 def attend(
-    queries, keys, values, length, mixed, peaks, masses, T, slots, window, splits,
-    H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr,
+    queries, table, mixed, peaks, masses, T, columns, layer, window, splits,
+    H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, CAUSAL: tl.constexpr, ALIGNED: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """T new tokens, standing behind the prefix, see each other and the last `window` positions of it; scale 1.
+    """A row's T new tokens see each other and the last `window` positions of the prefix; scale 1.
 
-    The heads that share a key head are stacked, so a key is read once for all of them, and the positions are split
-    among programs. A program leaves its mean mixed (splits, G, rows, d) float32, its peak (in units of log 2) and mass.
+    CAUSAL: a token sees none after it, and its window ends at itself. The heads that share a key head are stacked, so a
+    key is read once for all of them, and the positions are split among programs. A program leaves its mean mixed
+    (splits, places, G, rows, d) float32, its peak (in units of log 2) and mass.
     """
-    block, group, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    block, split = tl.program_id(0), tl.program_id(2)
+    group, owner = tl.program_id(1) % G, tl.program_id(1) // G
     share: tl.constexpr = H // G
     rows = share * T
     row = block * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -334,11 +360,14 @@ def attend(
     head, token = group * share + row // T, row % T
     live_row, live_d = row < rows, d < D
     q = tl.load(
-        queries + (token * H + head)[:, None] * D + d[None, :],
+        queries + (owner.to(tl.int64) * T * H + token * H + head)[:, None] * D + d[None, :],
         mask=live_row[:, None] & live_d[None, :], other=0.0,
     )  # fmt: skip
-    start = tl.load(length).to(tl.int32)
-    stop = start + T
+    line = table + owner.to(tl.int64) * columns
+    length = tl.load(line)
+    keys, values, capacity = memory_of(line, layer, queries, ALIGNED)
+    start = tl.maximum(length, 0).to(tl.int32)
+    stop = tl.where(length < 0, 0, start + T)
     first = tl.maximum(start - window, 0)
     each = tl.cdiv(tl.cdiv(stop - first, splits), BLOCK_N) * BLOCK_N
     low = first + split * each
@@ -346,29 +375,33 @@ def attend(
     peak = tl.full((BLOCK_M,), LOWEST, tl.float32)
     mass = tl.zeros((BLOCK_M,), tl.float32)
     total = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    base = group.to(tl.int64) * slots * D
+    base = group * capacity * D
     for at in range(low, high, BLOCK_N):
         position = at + tl.arange(0, BLOCK_N)
         live = position < high
-        place = base + (position % slots)[:, None] * D + d[None, :]
+        place = base + position.to(tl.int64)[:, None] * D + d[None, :]
         shown = live[:, None] & live_d[None, :]
         k = tl.load(keys + place, mask=shown, other=0.0)
         scores = multiply(q, tl.trans(k), tl.zeros((BLOCK_M, BLOCK_N), tl.float32), UPCAST)
-        scores = tl.where(live[None, :], scores * LOG2E, LOWEST)
+        seen = live[None, :] & live_row[:, None]
+        if CAUSAL:
+            behind = (start + token)[:, None] - position[None, :]
+            seen = seen & (behind >= 0) & (behind <= window)
+        scores = tl.where(seen, scores * LOG2E, LOWEST)
         raised = tl.maximum(peak, tl.max(scores, axis=1))
         weights = tl.exp2(scores - raised[:, None])
-        weights = tl.where(live[None, :], weights, 0.0)
+        weights = tl.where(seen, weights, 0.0)
         shrink = tl.exp2(peak - raised)
         mass = mass * shrink + tl.sum(weights, axis=1)
         v = tl.load(values + place, mask=shown, other=0.0)
         total = multiply(weights.to(v.dtype), v, total * shrink[:, None], UPCAST)
         peak = raised
-    line = (split * G + group) * rows + row
+    out_row = (split * tl.num_programs(1) + tl.program_id(1)) * rows + row
     found = total / tl.where(mass > 0, mass, 1.0)[:, None]
-    where = line.to(tl.int64)[:, None] * D + d[None, :]
+    where = out_row.to(tl.int64)[:, None] * D + d[None, :]
     tl.store(mixed + where, found, mask=live_row[:, None] & live_d[None, :])
-    tl.store(peaks + line, peak, mask=live_row)
-    tl.store(masses + line, mass, mask=live_row)
+    tl.store(peaks + out_row, peak, mask=live_row)
+    tl.store(masses + out_row, mass, mask=live_row)
 
 
 @triton.jit
@@ -376,21 +409,24 @@ def join_splits(
     mixed, peaks, masses, out, T, splits, H: tl.constexpr, G: tl.constexpr, D: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """What the programs of `attend` left for one row, by mass → out (T, H, d)."""
-    row, group = tl.program_id(0), tl.program_id(1)
+    """What the programs of `attend` left for one stacked row, by mass → out (N, H, d); zeros where no row is."""
+    row = tl.program_id(0)
+    group, owner = tl.program_id(1) % G, tl.program_id(1) // G
     share: tl.constexpr = H // G
     rows = share * T
     s = tl.arange(0, BLOCK_S)
     d = tl.arange(0, BLOCK_D)
-    line = (s * G + group) * rows + row
+    line = (s * tl.num_programs(1) + tl.program_id(1)) * rows + row
     peak = tl.load(peaks + line, mask=s < splits, other=LOWEST)
     mass = tl.load(masses + line, mask=s < splits, other=0.0)
     weight = mass * tl.exp2(peak - tl.max(peak))
-    weight = weight / tl.sum(weight)
+    summed = tl.sum(weight)
+    weight = weight / tl.where(summed > 0, summed, 1.0)
     shown = (s < splits)[:, None] & (d < D)[None, :]
     parts = tl.load(mixed + line.to(tl.int64)[:, None] * D + d[None, :], mask=shown, other=0.0)
     found = tl.sum(parts * weight[:, None], axis=0)
-    at = out + ((row % T) * H + group * share + row // T) * D + d
+    token = owner.to(tl.int64) * T + row % T
+    at = out + (token * H + group * share + row // T) * D + d
     tl.store(at, found.to(out.dtype.element_ty), mask=d < D)
 
 

@@ -2,7 +2,7 @@
 
     with HostReads() as reads:
         ...
-    reads.found
+    reads.found, reads.callers
 
 On a CPU these operations cost nothing; on a GPU each waits for all work that was launched.
 """
@@ -13,6 +13,8 @@ from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.backends.cuda.callers import callers
+
 WAITING = (
     "_local_scalar_dense",
     "bincount",
@@ -22,6 +24,7 @@ WAITING = (
     "masked_select",
     "nonzero",
     "repeat_interleave.Tensor",
+    "resolve_neg",  # tolist and numpy
     "_unique",
     "unique",
 )
@@ -33,6 +36,9 @@ class HostReads(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.found: list[str] = []
+        self.callers: list[
+            str
+        ] = []  # of each, the last three functions of dgemma_core that were running
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -44,6 +50,7 @@ class HostReads(TorchDispatchMode):
         )
         if by_mask or name.startswith(WAITING):
             self.found.append(name)
+            self.callers.append(" ".join(callers()[-3:]))
         return function(*args, **(kwargs or {}))
 
 
