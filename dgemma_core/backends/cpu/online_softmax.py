@@ -20,6 +20,7 @@ from torch import Tensor
 from dgemma_core.backends.cpu import bindings, checks
 from dgemma_core.head import GROUP, not_finite
 
+DTYPES = (torch.float32, torch.bfloat16)
 VECTOR = 16
 """Numbers of a row that C may take at once."""
 
@@ -54,11 +55,7 @@ class Slice(NamedTuple):
 
 def serves(hidden: Tensor) -> bool:
     """Whether C serves the logits of these hidden states."""
-    return (
-        hidden.device.type == "cpu"
-        and hidden.dtype in (torch.float32, torch.bfloat16)
-        and bindings.online_softmax() is not None
-    )
+    return hidden.is_cpu and hidden.dtype in DTYPES and bindings.online_softmax() is not None
 
 
 def _functions() -> CDLL:
@@ -94,6 +91,8 @@ class COnlineSoftmax:
         nobody may use the slice's weights."""
         products = products.contiguous()
         rows, size = products.shape
+        assert rows == len(self.peak) and products.is_cpu, "logits of other rows"
+        assert products.dtype in DTYPES, f"logits of {products.dtype}"
         groups = torch.empty(rows, -(-size // GROUP)) if self.sampled else None
         mass, factor, shrink, logmass = torch.empty(4, rows, 1).unbind()
         sigmoids = torch.empty(rows, size) if self.top_k else None
@@ -118,7 +117,8 @@ class COnlineSoftmax:
         """summed (N, D) float32, overwritten: what was in it, shrunk, plus `mean` (N, D), the slice's weights times
         something."""
         rows, width = mean.shape
-        if width % VECTOR:
+        assert summed.shape == mean.shape and summed.dtype == torch.float32, "another sum"
+        if width % VECTOR or mean.dtype not in DTYPES or not summed.is_contiguous():
             return summed.mul_(added.shrink).add_(mean * added.factor)
         mean = mean.contiguous()
         _functions().blend(
@@ -178,10 +178,13 @@ def sample_in_group(
     of their sum. hidden (N, D), weight (V, D), all others (N, 1) → tokens and logits (N, 1); None where C does not
     serve."""
     rows, width = hidden.shape
-    if not serves(hidden) or width % VECTOR or not weight.is_contiguous():
+    same = weight.is_cpu and weight.dtype == hidden.dtype and weight.shape[1:] == (width,)
+    if not serves(hidden) or width % VECTOR or not (same and weight.is_contiguous() and len(weight)):  # fmt: skip
         return None
-    hidden, temperatures = hidden.contiguous(), temperatures.float().contiguous()
-    first, end, target = first.contiguous(), end.contiguous(), target.double().contiguous()
+    hidden = hidden.contiguous()
+    temperatures = checks.floats("temperatures", temperatures, (rows, 1))
+    target = checks.floats("cumulative probabilities", target, (rows, 1), torch.float64)
+    first, end = (place.long().expand(rows, 1).contiguous() for place in (first, end))
     token, logit = torch.empty_like(first), torch.empty(rows, 1)
     _functions().sample_in_group(
         rows, width, len(weight), hidden.data_ptr(), weight.data_ptr(), hidden.dtype == torch.bfloat16, cap,

@@ -327,7 +327,9 @@ def test_an_old_compiler_is_one_clear_line(source: Path, monkeypatch: pytest.Mon
     assert "which gcc 11 and clang 14 can" in line and "__builtin_convertvector" in line
 
 
-COMPILERS = [name for name in ("gcc", "gcc-11", "clang", "clang-14") if shutil.which(name)]
+COMPILERS = [
+    name for name in ("gcc", "gcc-11", "gcc-12", "clang", "clang-14") if shutil.which(name)
+]
 
 
 @pytest.mark.subprocess

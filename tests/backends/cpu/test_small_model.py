@@ -4,11 +4,15 @@ whatever C cannot take."""
 from __future__ import annotations
 
 import copy
+import ctypes
 import math
+import platform
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +20,7 @@ import torch
 from torch import Tensor
 
 from dgemma_core.backends.cpu import bindings, native
+from dgemma_core.backends.cpu.compiling import FLAGS, compile_library
 from dgemma_core.backends.cpu.native import NativeModel
 from dgemma_core.backends.guard import Guarded
 from dgemma_core.cache import Buffer, PrefixCache, RowCache
@@ -29,6 +34,8 @@ from dgemma_core.nano.recipes import NANO
 from tests.backends.cpu.passes import WAYS, Recorder, change, close, passes, plain_passes
 from tests.core import tiny
 
+COMPILERS = [name for name in ("gcc-11", "gcc-12", "clang", "clang-14") if shutil.which(name)]
+"""Compilers beside the usual one, as far as they are here."""
 WIDTHS = {
     "vocab_size": 192, "hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 32,
     "layers": (replace(tiny.SLIDING, head_dim=32), replace(tiny.FULL, head_dim=64)),
@@ -100,6 +107,51 @@ def test_the_same_numbers_of_a_trained_model() -> None:
     model = load_model(NANO, dtype="float32", device="cpu").use("auto")
     assert model.backend.name == "cpu"
     close(passes(model), plain_passes(model), 1e-4)
+
+
+def built_with(monkeypatch: pytest.MonkeyPatch, folder: Path, *flags: str, compiler: str = "") -> None:  # fmt: skip
+    """Small models run from now on by another build of the C file."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    if compiler:
+        monkeypatch.setenv("CC", compiler)
+    source = Path(bindings.__file__).with_name("small_model.c")
+    made = ctypes.CDLL(str(compile_library(source, (*FLAGS, *flags))))
+    functions = bindings.with_small_model_types(made)
+    monkeypatch.setattr(bindings, "small_model", lambda: functions)
+
+
+def check_numbers() -> None:
+    model = small(**SHAPES["many experts"])
+    hidden = torch.randn(2, 37, 64, generator=torch.Generator().manual_seed(0))
+    with threads(2):
+        close(passes(model), plain_passes(model), 1e-4)
+        ours = predictions(model, hidden, False, True)
+    theirs = predictions(plainly(model), hidden, False, True)
+    assert torch.equal(ours.sample, theirs.sample)
+    torch.testing.assert_close(ours.soft_embedding, theirs.soft_embedding, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.subprocess
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86's instructions")
+@pytest.mark.parametrize(
+    "flags",
+    (("-march=haswell",), ("-march=x86-64", "-Wno-psabi"), ("-fno-openmp",)),
+    ids=("AVX2", "SSE", "one thread"),
+)
+def test_the_same_numbers_from_other_instructions(
+    flags: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built_with(monkeypatch, tmp_path, *flags)
+    check_numbers()
+
+
+@pytest.mark.subprocess
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_the_same_numbers_from_other_compilers(
+    compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built_with(monkeypatch, tmp_path, compiler=compiler)
+    check_numbers()
 
 
 def test_long_prompts() -> None:
