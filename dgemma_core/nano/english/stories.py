@@ -86,7 +86,7 @@ def words() -> dict[str, tuple[Entry, ...]]:
         **known,
         **{name: plain(found, name) for name, found in EXTRA_WORDS.items()},
         "looks": plain(
-            "old new shiny strange wonderful beautiful little small fine curious".split(), "looks"
+            "old new shiny strange wonderful beautiful little small fine".split(), "looks"
         ),
         "little": plain("small little tiny young thin lonely".split(), "little"),
         "role_Z": tuple(small),
@@ -133,8 +133,10 @@ HERO_ACTS = re.compile(r"((?:[.!?,] |\[|\|))\{A\} (?=[a-z\[])")
 
 
 def with_pronouns(plot: Plot) -> str:
-    """The body of a plot in which the hero, if there is no other person by name, is now and then he or she."""
-    return plot.body if "B" in plot.roles else HERO_ACTS.sub(r"\1[{A}|{A.he}] ", plot.body)
+    """The body of a plot; the hero, where there is no other person, is now and then he or she."""
+    if set("BJ") & set(plot.roles):
+        return plot.body
+    return HERO_ACTS.sub(r"\1[{A}|{A.he}] ", plot.body)
 
 
 @cache
