@@ -299,7 +299,7 @@ garden | in | flowers | bees | plant seeds | sunny
 park | in | green lawns | children | go for walks | green
 meadow | in | wild flowers | crickets | have picnics | wide
 valley | in | a winding river | cowbells | rest by the water | deep
-village | in | small houses | church bells | know each other | quiet
+village | in | small houses | church bells | meet their neighbours | quiet
 city | in | tall buildings | cars | work and shop | busy
 kitchen | in | pots and pans | a kettle | cook meals | warm
 library | in | shelves of books | turning pages | read | quiet
@@ -392,8 +392,8 @@ plumber | in houses | mends pipes | a wrench
 potter | in a workshop | makes cups and bowls | a wheel
 fisherman/fishermen | on a boat | catches fish | a net
 sailor | on a ship | sails across the sea | a compass
-pilot | in an airplane | flies airplanes | a headset
-driver | on the road | drives a bus | a steering wheel
+pilot | in airplanes | flies airplanes | a headset
+driver | on the roads | drives a bus | a steering wheel
 cook | in a kitchen | cooks meals | a pan
 waiter | in a restaurant | brings food to the tables | a tray
 barber | in a barber shop | cuts hair | a pair of scissors
