@@ -101,6 +101,13 @@ def resized(drawn: Drawn, **changes: Any) -> Drawn:
     return replace(drawn, text={**drawn.text, **changes})
 
 
+def aligned(drawn: Drawn, unit: int) -> Drawn:
+    """The same case with all widths rounded up to multiples of `unit`, the vocabulary to one of 2 · `unit`."""
+    widths = ("hidden_size", "intermediate_size", "moe_intermediate_size")
+    units = dict.fromkeys((*widths, "head_dim", "global_head_dim"), unit) | {"vocab_size": 2 * unit}
+    return resized(drawn, **{key: -(-drawn.text[key] // by) * by for key, by in units.items()})
+
+
 @torch.no_grad()
 def scramble(model: torch.nn.Module, seed: int) -> None:
     """Draw every text weight anew, calmly, tied weights once. The vision tower stays as it is."""

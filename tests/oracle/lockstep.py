@@ -38,6 +38,7 @@ class Step:
     row: int
     tokens_in: Tensor  # (C,)
     did: RowStep
+    logits: Tensor  # (C, V), divided by the temperature
 
 
 @dataclass
@@ -145,7 +146,8 @@ class _Canvas:
         before, frozen = self.tokens, self.finished
         numbers = self.draws.step(self.keys, [planned.index] * len(before), before.shape[1])
         hidden = self.model.denoise(before, self.cache, self.soft)
-        prediction = self._predict(hidden, planned.temperature, numbers)
+        logits = self.model.logits(hidden) / planned.temperature  # (B, C, V) float32
+        prediction = self._predict(hidden, logits, planned.temperature, numbers)
         batch = CanvasBatch(
             canvas=before,
             accepted=self.accepted,
@@ -180,16 +182,20 @@ class _Canvas:
                 accepted[row],
                 bool(met[row]),
             )
-            steps.append(Step(self.keys[row].canvas, planned.index, row, before[row], did))
+            canvas = self.keys[row].canvas
+            steps.append(Step(canvas, planned.index, row, before[row], did, logits[row]))
         return steps
 
     def _predict(
-        self, hidden: Tensor, temperature: float, numbers: OraclePass | CounterStep
+        self,
+        hidden: Tensor,
+        logits: Tensor,
+        temperature: float,
+        numbers: OraclePass | CounterStep,
     ) -> Prediction:
         """The product's prediction with a sample from whole rows of probabilities."""
-        logits = self.model.logits(hidden)  # (B, C, V) float32
         prediction = _predict(self.model, hidden, temperature)
-        probabilities = (logits / temperature).softmax(dim=-1)
+        probabilities = logits.softmax(dim=-1)
         if isinstance(numbers, OraclePass):
             sample = numbers.multinomial(probabilities)
         else:

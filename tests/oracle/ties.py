@@ -5,11 +5,16 @@ differ, the oracle's own numbers must show that the decision lay within reach of
 tempered logits differ by at most δ = ε / T each, a margin between two of them by 2δ, an entropy by
 δ · Σ p |log p + H|. Whatever noise of that size cannot flip is a mistake; redrawn tokens have no
 margin at all.
+
+A sample comes from a race of exponentials (the oracle's `torch.multinomial`) or from a uniform number (`CounterDraws`).
+The margin of a race is one of log-probabilities. A uniform number u takes another token if the cumulative probability
+before or behind it moves past u: δ moves it by at most e^(2δ) − 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -58,15 +63,49 @@ def mistakes(
 
     noise: ε, how far apart the raw logits may be.
     """
-    return list(_mistakes(ours, oracle_row(step, row), step, row, knobs, noise))
+    scores = race(step)[row]
+
+    def lost_by(position: int, token: int) -> float:
+        return float(scores[position].max() - scores[position, token])
+
+    temperature = knobs.temperature(step.step)
+    oracle = oracle_row(step, row)
+    return list(_mistakes(ours, oracle, step.logits[row], temperature, knobs, noise, lost_by))
+
+
+def mistakes_from_uniforms(
+    ours: RowStep,
+    theirs: RowStep,
+    logits: Tensor,
+    uniform: Tensor,
+    temperature: float,
+    knobs: Knobs,
+    noise: float,
+) -> list[str]:
+    """The same for samples from `uniform` (C,) and theirs by `logits` (C, V), which the temperature has divided."""
+    behind = logits.double().softmax(-1).cumsum(-1)  # (C, V)
+
+    def lost_by(position: int, token: int) -> float:
+        edges, u = behind[position], float(uniform[position])
+        before = float(edges[token - 1]) if token else 0.0
+        return math.log1p(max(before - u, u - float(edges[token]), 0.0))
+
+    return list(_mistakes(ours, theirs, logits, temperature, knobs, noise, lost_by))
 
 
 def _mistakes(
-    ours: RowStep, oracle: RowStep, step: OracleStep, row: int, knobs: Knobs, noise: float
+    ours: RowStep,
+    oracle: RowStep,
+    tempered: Tensor,
+    temperature: float,
+    knobs: Knobs,
+    noise: float,
+    lost_by: Callable[[int, int], float],
 ) -> Iterator[str]:
-    delta = noise / knobs.temperature(step.step)
+    """lost_by: position and token → by how much the token lost the draw of a sample, to be compared with 2 δ."""
+    delta = noise / temperature
     margin = 2 * delta
-    logits, scores = step.logits[row].double(), race(step)[row]
+    logits = tempered.double()
     logp = logits.log_softmax(-1)  # (C, V)
     entropy = -(logp.exp() * logp).sum(-1)  # (C,)
     slack = delta * (logp.exp() * (logp + entropy.unsqueeze(-1)).abs()).sum(-1)  # (C,)
@@ -78,9 +117,9 @@ def _mistakes(
             if gap > margin:
                 yield f"argmax at {p}: {gap:.2e} below the best"
         if ours.sample[p] != oracle.sample[p]:
-            gap = float(scores[p].max() - scores[p, ours.sample[p]])
+            gap = lost_by(p, int(ours.sample[p]))
             if gap > margin:
-                yield f"sample at {p}: lost the race by {gap:.2e}"
+                yield f"sample at {p}: lost the draw by {gap:.2e}"
         if ours.accepted[p] != oracle.accepted[p]:
             low, high = _used_before(entropy, slack, p)
             if not low <= knobs.entropy_bound <= high:

@@ -1,4 +1,4 @@
-"""The model's numbers against transformers' DiffusionGemma, on tiny random models."""
+"""The model's numbers on every backend against transformers' DiffusionGemma, on tiny random models."""
 
 from __future__ import annotations
 
@@ -6,21 +6,35 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from transformers import DiffusionGemmaForBlockDiffusion
+from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache
 
 from dgemma_core import GenerationDefaults, layers, load
 from dgemma_core import model as model_module
 from dgemma_core.cache import attend_causal
+from dgemma_core.experts import Experts, Router, Routing
 from dgemma_core.files.checkpoint import load_model
 from dgemma_core.files.finding import read_config
 from dgemma_core.files.saving import save_model
+from dgemma_core.layers import Attention, GatedMLP, Layer, Linear, RMSNorm, SelfConditioning
 from dgemma_core.model import DiffusionGemma
-from tests.oracle.build import Drawn, diffusion_oracle, draw, reloaded, resized, save
+from tests.backends.conftest import OracleCase, OracleCases
+from tests.backends.serving import SERVED, drawn_for, put
+from tests.oracle.build import (
+    Drawn,
+    capped,
+    diffusion_oracle,
+    draw,
+    random_ids,
+    reloaded,
+    resized,
+    save,
+)
 from tests.oracle.passes import Passes, Tokens, oracle_passes, our_passes
 from tests.oracle.ties import LOGITS
 
@@ -32,19 +46,86 @@ def furthest(ours: Passes, oracle: Passes) -> float:
     return float((ours.all() - oracle.all()).abs().max())
 
 
+# Every feature in one model: windows and prefix overlap, K < E, partial RoPE, heads of two sizes.
+FEATURED = replace(
+    resized(
+        draw(0),
+        vocab_size=48,
+        hidden_size=16,
+        intermediate_size=20,
+        num_hidden_layers=4,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_global_key_value_heads=1,
+        head_dim=4,
+        global_head_dim=8,
+        sliding_window=5,
+        num_experts=5,
+        top_k_experts=2,
+        moe_intermediate_size=6,
+        rms_norm_eps=1e-5,
+        final_logit_softcapping=8.0,
+        rope_parameters={
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            "full_attention": {
+                "rope_type": "proportional",
+                "rope_theta": 5_000.0,
+                "partial_rotary_factor": 0.5,
+            },
+        },
+    ),
+    canvas_length=6,
+    rows=((7, 6), (3, 6)),
+)
+
+
+@pytest.mark.parametrize("implementation", SERVED["float32, aligned"])
 @pytest.mark.parametrize("case", CASES)
-def test_logits_are_the_oracles(case: int, tmp_path: Path) -> None:
-    drawn = draw(case)
-    oracle, tokens = diffusion_oracle(drawn), Tokens.of(drawn)
-    model = load_model(save(oracle, tmp_path), dtype="float32", device="cpu")
-    theirs = oracle_passes(oracle, drawn, tokens)
-    ours = our_passes(model, oracle, drawn, tokens, theirs)
+def test_logits_are_the_oracles(case: int, implementation: str, oracle_case: OracleCases) -> None:
+    """Rows of different length, piece by piece and whole, in chunks; windows, per-layer configurations."""
+    known = oracle_case(drawn_for(implementation, draw(case)))
+    drawn, tokens, theirs = known.drawn, known.tokens, known.passes
+    model = put(load_model(known.folder, dtype="float32", device="cpu"), implementation)
+    ours = our_passes(model, known.oracle, drawn, tokens, theirs)
     assert theirs.all().std() > 0.3  # a model that says something
     assert furthest(ours, theirs) < LOGITS
-    # The same prefix in one piece is the same prefix.
-    whole = model.encode([torch.cat(row).tolist() for row in zip(*tokens.pieces, strict=True)])
-    first = model.logits(model.denoise(tokens.canvases[0], whole))
-    assert (first - theirs.first).abs().max() < LOGITS
+    # The same prefix in one piece is the same prefix, and so it is in chunks.
+    rows = [torch.cat(row).tolist() for row in zip(*tokens.pieces, strict=True)]
+    for chunk in (1024, 1 + case % 4):
+        whole = model.encode(rows, chunk=chunk)
+        first = model.logits(model.denoise(tokens.canvases[0], whole))
+        assert (first - theirs.first).abs().max() < LOGITS
+
+
+@pytest.mark.parametrize("implementation", SERVED["float32, aligned"])
+def test_a_cache_that_grows_token_by_token_is_the_oracles(
+    implementation: str, oracle_case: OracleCases
+) -> None:
+    """Past any spare capacity, and with older views of a row in use."""
+    known = oracle_case(drawn_for(implementation, draw(1)))
+    model = put(load_model(known.folder, dtype="float32", device="cpu"), implementation)
+    ids = random_ids(known.drawn.text["vocab_size"], (90,), 7)
+    cache, grown = None, []
+    for token in ids.tolist():
+        cache = model.encode([[token]], cache)
+        grown.append(cache)
+    canvases = known.tokens.canvases[0]
+    oracle_cache = DynamicCache(config=known.oracle.config.get_text_config(decoder=True))
+    with torch.no_grad():
+        theirs = known.oracle.model.encoder(ids[None], past_key_values=oracle_cache)
+        expected = known.oracle(past_key_values=oracle_cache, decoder_input_ids=canvases[:1]).logits
+    cap = known.drawn.text["final_logit_softcapping"]
+    hidden = torch.cat([step.hidden[0] for step in grown])
+    logits = capped(known.oracle, theirs.last_hidden_state[0], cap)
+    assert (model.logits(hidden) - logits).abs().max() < LOGITS
+    assert (model.logits(model.denoise(canvases[:1], grown[-1])) - expected).abs().max() < LOGITS
+    # A branch from the middle does not disturb the row that went on.
+    branch = model.encode([ids[:3].tolist()], grown[40])
+    assert branch.lengths == [44]
+    assert (model.logits(model.denoise(canvases[:1], grown[-1])) - expected).abs().max() < LOGITS
+    again = model.encode([ids[41:].tolist()], grown[40])
+    assert (model.logits(model.denoise(canvases[:1], again)) - expected).abs().max() < LOGITS
 
 
 def test_the_drawn_configurations_differ_in_everything_that_can() -> None:
@@ -84,17 +165,28 @@ def test_the_drawn_configurations_differ_in_everything_that_can() -> None:
 BFLOAT16_MEDIAN, BFLOAT16_99TH = 0.012, 0.5
 
 
-def test_bfloat16_is_as_close_to_the_oracle_as_rounding_lets_it(tmp_path: Path) -> None:
-    apart, our_error, oracle_error = [], [], []
+@pytest.fixture(scope="module")
+def rounded_oracles(
+    oracle_case: OracleCases,
+) -> list[tuple[OracleCase, DiffusionGemmaForBlockDiffusion, Passes]]:
+    found = []
     for case in CASES[::2]:
-        drawn = draw(case)
-        oracle, tokens = diffusion_oracle(drawn), Tokens.of(drawn)
-        folder = save(oracle, tmp_path / str(case))
-        exact = oracle_passes(oracle, drawn, tokens).all()
-        rounded = reloaded(folder, drawn, torch.bfloat16)
-        theirs = oracle_passes(rounded, drawn, tokens)
-        model = load_model(folder, dtype="bfloat16", device="cpu")
-        ours = our_passes(model, rounded, drawn, tokens, theirs).all()
+        known = oracle_case(draw(case))
+        rounded = reloaded(known.folder, known.drawn, torch.bfloat16)
+        found.append((known, rounded, oracle_passes(rounded, known.drawn, known.tokens)))
+    return found
+
+
+@pytest.mark.parametrize("implementation", SERVED["bfloat16"])
+def test_bfloat16_is_as_close_to_the_oracle_as_rounding_lets_it(
+    implementation: str,
+    rounded_oracles: list[tuple[OracleCase, DiffusionGemmaForBlockDiffusion, Passes]],
+) -> None:
+    apart, our_error, oracle_error = [], [], []
+    for known, rounded, theirs in rounded_oracles:
+        model = put(load_model(known.folder, dtype="bfloat16", device="cpu"), implementation)
+        ours = our_passes(model, rounded, known.drawn, known.tokens, theirs).all()
+        exact = known.passes.all()
         apart.append((ours - theirs.all()).abs().flatten())
         our_error.append((ours - exact).flatten())
         oracle_error.append((theirs.all() - exact).flatten())
@@ -105,40 +197,36 @@ def test_bfloat16_is_as_close_to_the_oracle_as_rounding_lets_it(tmp_path: Path) 
     assert ours_rms < 1.5 * oracle_rms
 
 
-# ---- planted mistakes ---------------------------------------------------------------------------
+# ---- the reference runs the readable modules -----------------------------------------------------
 
-# Every feature in one model: windows and prefix overlap, K < E, partial RoPE, heads of two sizes.
-FEATURED = replace(
-    resized(
-        draw(0),
-        vocab_size=48,
-        hidden_size=16,
-        intermediate_size=20,
-        num_hidden_layers=4,
-        layer_types=["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_global_key_value_heads=1,
-        head_dim=4,
-        global_head_dim=8,
-        sliding_window=5,
-        num_experts=5,
-        top_k_experts=2,
-        moe_intermediate_size=6,
-        rms_norm_eps=1e-5,
-        final_logit_softcapping=8.0,
-        rope_parameters={
-            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
-            "full_attention": {
-                "rope_type": "proportional",
-                "rope_theta": 5_000.0,
-                "partial_rotary_factor": 0.5,
-            },
-        },
-    ),
-    canvas_length=6,
-    rows=((7, 6), (3, 6)),
-)
+MODULES = (Layer, Attention, GatedMLP, SelfConditioning, RMSNorm, Linear, Router, Experts)
+
+
+@pytest.mark.parametrize("sabotaged", MODULES, ids=lambda kind: kind.__name__)
+def test_torch_runs_the_modules_as_they_stand(
+    sabotaged: type[torch.nn.Module], oracle_case: OracleCases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands in a module's `forward` is what the parity tests certify: a change in it changes the numbers."""
+    known = oracle_case(FEATURED)
+    model = put(load_model(known.folder, dtype="float32", device="cpu"), "torch")
+    forward = sabotaged.forward
+
+    def wrong(self: torch.nn.Module, *arguments: Any, **options: Any) -> Any:
+        result = forward(self, *arguments, **options)
+        if isinstance(result, Routing):
+            return result._replace(chosen=result.chosen.flip(-1))
+        return result * torch.linspace(0.9, 1.1, result.shape[-1])
+
+    def distance() -> float:
+        ours = our_passes(model, known.oracle, known.drawn, known.tokens, known.passes)
+        return furthest(ours, known.passes)
+
+    assert distance() < LOGITS
+    monkeypatch.setattr(sabotaged, "forward", wrong)
+    assert distance() > 2 * LOGITS
+
+
+# ---- planted mistakes ---------------------------------------------------------------------------
 
 Planted = Callable[[DiffusionGemma, pytest.MonkeyPatch], None]
 
