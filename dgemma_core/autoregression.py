@@ -82,6 +82,7 @@ def _decode_tokens(
     draws: Draws,
     observe: Observe | None,
 ) -> Iterator[Event]:
+    model.backend.refresh()
     waiting = iter(requests)
     rows: list[Row] = []
     while True:

@@ -96,6 +96,7 @@ class _CanvasLoop:
         self.length = self.model.config.canvas_length
 
     def run(self, requests: Iterable[Request], batch_size: int) -> Iterator[Event]:
+        self.model.backend.refresh()
         waiting = iter(requests)
         rows: list[Row] = []
         while True:

@@ -305,7 +305,8 @@ class VocabularyHead:
         )
         flat = hidden.reshape(-1, width)
         fields = self.fields(flat, asked)
-        if flat.device.type == "cpu" and not bool(fields["logsumexp"].isfinite().all()):
+        # On a card the loops look, so that the host waits once a step.
+        if flat.device.type == "cpu" and not math.isfinite(fields["logsumexp"].sum()):
             raise not_finite()
         if carried is not None:
             logits, ids = fields["top_logits"][:, :carried], fields["top_ids"][:, :carried]
@@ -330,26 +331,26 @@ class VocabularyHead:
         device: torch.device,
     ) -> tuple[Tensor, bool, Tensor | None]:
         """Temperatures (N, 1), whether one is not 1, and uniform numbers (N,): None where the sample is the argmax."""
-        # Looked at on the host, where a loop leaves them.
-        temperatures = torch.as_tensor(temperature, dtype=torch.float32).expand(batch)
-        greedy = bool((temperatures == 0).all())
+        if isinstance(temperature, Tensor):  # on the host, where a loop leaves it
+            each = temperature.float().expand(batch).tolist()
+        else:
+            each = [float(temperature)] * batch
+        greedy = not any(each)
         if greedy and filters is not None:
             raise RequestError("filters have no effect at temperature 0: leave them out")
-        least = float(temperatures.min())
-        if not greedy and not (least >= LEAST_TEMPERATURE and math.isfinite(temperatures.max())):
+        if not greedy and not all(LEAST_TEMPERATURE <= one < math.inf for one in each):
             raise RequestError(
-                f"temperatures must be 0 for all rows, or finite and at least {LEAST_TEMPERATURE}, "
-                f"got {temperatures.tolist()}"
+                f"temperatures must be 0 for all rows, or finite and at least {LEAST_TEMPERATURE}, got {each}"
             )
         if not greedy and draws is None:
             raise RequestError(
                 "sampling at a temperature above 0 needs random draws; pass them, or temperature 0"
             )
         if greedy:
-            temperatures = torch.ones_like(temperatures)
+            each = [1.0] * batch
         uniform = None if greedy or draws is None else draws.uniform.reshape(-1).to(device)
-        per_row = upload(temperatures.repeat_interleave(length).unsqueeze(1), device)
-        return per_row, not bool((temperatures == 1).all()), uniform
+        per_row = upload(torch.tensor(each).repeat_interleave(length).unsqueeze(1), device)
+        return per_row, any(one != 1 for one in each), uniform
 
     def fields(self, hidden: Tensor, asked: Asked) -> dict[str, Tensor]:
         """hidden (N, D) → the fields of a `Prediction`, (N, …) each; all but hidden and head."""

@@ -61,8 +61,6 @@ def join(
                 "decode_tokens a TokenState"
             )
         rows.append(Row(request, time.perf_counter()))
-    if rows:
-        model.backend.refresh()
     return rows
 
 

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
+from operator import index
 from typing import Any, Protocol, cast
 
 import torch
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 from dgemma_core import backends
 from dgemma_core.cache import PrefixCache, RowCache, attend_all, attend_causal, check_row
 from dgemma_core.config import LayerConfig, ModelConfig
+from dgemma_core.draws import upload
 from dgemma_core.errors import RequestError
 from dgemma_core.experts import Routing
 from dgemma_core.head import Filters, Prediction, Reference, SampleDraws, VocabularyHead
@@ -185,25 +188,27 @@ class DiffusionGemma(nn.Module):
         """
         if type(chunk) is not int or chunk < 1:
             raise RequestError(f"chunk must be a whole number of at least 1, got {chunk!r}")
-        parts = self._checked_rows(ids)
+        texts = self._checked_rows(ids)
         if cache is None:
             self.backend.refresh()
-            cache = PrefixCache.empty(self.config.text, len(parts))
-        rows = [row.view() for row in self._rows_of(cache, [len(part) for part in parts])]
-        longest = max(len(part) for part in parts)
-        width = self.config.text.hidden_size
-        hidden = torch.zeros(len(parts), longest, width, dtype=self.dtype, device=self.device)
-        for start in range(0, longest, chunk):
-            active = [i for i, part in enumerate(parts) if len(part) > start]
-            now = [parts[i][start : start + chunk] for i in active]
-            lengths = [len(part) for part in now]
-            packed = (now[0] if len(now) == 1 else torch.cat(now)).to(self.device)
-            outputs = self.backend.forward(packed, [rows[i] for i in active], lengths, causal=True)
-            for i, part, output in zip(active, now, outputs.split(lengths), strict=True):
-                hidden[i, start : start + len(output)] = output
-                rows[i].length += len(output)
-                rows[i].tokens += tuple(part.tolist())
-        return PrefixCache(rows, hidden)
+            cache = PrefixCache.empty(self.config.text, len(texts))
+        rows = [row.view() for row in self._rows_of(cache, list(map(len, texts)))]
+        outputs: list[list[Tensor]] = [[] for _ in texts]
+        for start in range(0, max(map(len, texts)), chunk):
+            active = [i for i, text in enumerate(texts) if len(text) > start]
+            parts = [texts[i][start : start + chunk] for i in active]
+            packed = upload(torch.tensor(list(chain.from_iterable(parts))), self.device)
+            lengths = list(map(len, parts))
+            hidden = self.backend.forward(packed, [rows[i] for i in active], lengths, causal=True)
+            for i, part, output in zip(active, parts, hidden.split(lengths), strict=True):
+                outputs[i].append(output)
+                rows[i].length += len(part)
+                rows[i].tokens += tuple(part)
+        whole = [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in outputs]
+        padded = (
+            nn.utils.rnn.pad_sequence(whole, batch_first=True) if len(whole) > 1 else whole[0][None]
+        )
+        return PrefixCache(rows, padded)
 
     @torch.inference_mode()
     def denoise(
@@ -295,30 +300,32 @@ class DiffusionGemma(nn.Module):
             return ids.long()
         low, high = torch.aminmax(ids)
         if low < 0 or high >= self.config.text.vocab_size:
-            raise RequestError(
-                f"token ids must lie in 0 … {self.config.text.vocab_size - 1}, got {int(low)} … {int(high)}: "
-                "was the text tokenised for another model?"
-            )
+            raise self._no_token(int(low), int(high))
         return ids.to(self.device, torch.long)
 
-    def _checked_rows(self, ids: Rows) -> list[Tensor]:
-        """Rows of token ids, int64, where they were."""
+    def _checked_rows(self, ids: Rows) -> list[list[int]]:
+        """Rows of token ids, on the host."""
         rows = []
         for i, row in enumerate(ids):
             try:
-                found = torch.as_tensor(row)
-            except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+                found = row.tolist() if hasattr(row, "tolist") else row
+                rows.append([index(id) for id in found])
+            except TypeError as error:
                 raise RequestError(f"row {i} must be a list of token ids ({error})") from error
-            if found.dim() != 1 or not len(found):
-                raise RequestError(
-                    f"row {i} must hold at least one token id, got shape {tuple(found.shape)}"
-                )
-            rows.append(found)
+            if not rows[-1]:
+                raise RequestError(f"row {i} must hold at least one token id")
+            low, high = min(rows[-1]), max(rows[-1])
+            if low < 0 or high >= self.config.text.vocab_size:
+                raise self._no_token(low, high)
         if not rows:
             raise RequestError("no rows of tokens to encode")
-        lengths = [len(row) for row in rows]
-        packed = rows[0] if len(rows) == 1 else torch.cat(rows)
-        return list(self._checked_ids(packed).split(lengths))
+        return rows
+
+    def _no_token(self, low: int, high: int) -> RequestError:
+        return RequestError(
+            f"token ids must lie in 0 … {self.config.text.vocab_size - 1}, got {low} … {high}: "
+            "was the text tokenised for another model?"
+        )
 
 
 def _attend(

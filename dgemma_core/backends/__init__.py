@@ -72,7 +72,7 @@ class Backend(Protocol):
         """hidden (B, C, D) → `Prediction`; arguments as in `head.VocabularyHead.predict`."""
 
     def refresh(self) -> None:
-        """Called before a new prompt: the time for checks of the weights that are too slow for every pass."""
+        """Called before a loop begins to write: the time for checks of the weights that are too slow for every pass."""
 
 
 def names() -> tuple[str, ...]:

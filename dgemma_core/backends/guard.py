@@ -7,7 +7,7 @@ Before every pass (some microseconds):
 - is a module or a parameter another object, or a parameter changed in place (torch counts that: `_version`)? Then the
   copies are stale;
 - does somebody listen to a module by a hook, or does autocast run? Then the modules must be called.
-Before every new prompt, too:
+Before a loop begins to write, and before a prompt that is encoded by itself, too:
 - is a module added, a parameter moved or converted, or changed through `.data`, which torch does not count?
 
 Stale copies go: from then on passes run on "torch", with one warning that says why, until `model.use` chooses anew.
@@ -22,7 +22,7 @@ from operator import attrgetter, is_
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules import module as module_hooks
 
 from dgemma_core.backends.reference import Reference
@@ -41,8 +41,10 @@ _AGAIN = "call model.use('auto') to choose a fast backend again"
 class Snapshot:
     """A model's modules and parameters as they are now."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: DiffusionGemma) -> None:
         self.model = model
+        self.embedding = model.embed_tokens.weight
+        self.embedding_version = self.embedding._version
         self.modules = list(model.modules())
         self.hooks = [
             hooks
@@ -63,6 +65,14 @@ class Snapshot:
         self.counted = [weight for weight in self.weights if not weight.is_inference()]
         self.versions = list(map(_version, self.counted))
         self.places = _places(self.weights)
+
+    @property
+    def embedding_changed(self) -> bool:
+        """`changed`, of the vocabulary's embedding alone: what the head reads."""
+        return (
+            self.embedding is not self.model.embed_tokens.weight
+            or self.embedding._version != self.embedding_version
+        )
 
     @property
     def changed(self) -> bool:
@@ -94,8 +104,8 @@ def _places(weights: Iterable[Tensor]) -> list[tuple[int, torch.dtype]]:
 class Guarded:
     """A fast backend with the reference behind it.
 
-    unchanged: whether all weights still hold the numbers that were copied, asked before a new prompt; None where
-    nothing was copied.
+    unchanged: whether all weights still hold the numbers that were copied, asked by `refresh`; None where nothing was
+    copied.
     """
 
     def __init__(
@@ -114,10 +124,11 @@ class Guarded:
     def name(self) -> str:
         return self._serving().name
 
-    def _serving(self) -> Backend:
+    def _serving(self, changed: bool | None = None) -> Backend:
+        """The backend of the next pass. changed: whether weights were, where that has been asked."""
         if self.fast is None:
             return self.reference
-        if self.snapshot.changed:
+        if self.snapshot.changed if changed is None else changed:
             return self._give_up("its weights were changed or replaced")
         if self.snapshot.observed:
             if not self.warned:
@@ -147,10 +158,10 @@ class Guarded:
             self.fast.refresh()
 
     def adopt(self, row: Row) -> Row:
-        return self._serving().adopt(row)
+        return (self.fast or self.reference).adopt(row)
 
     def forward(self, *arguments: Any, **options: Any) -> Tensor:
         return self._serving().forward(*arguments, **options)
 
     def predict(self, *arguments: Any, **options: Any) -> Prediction:
-        return self._serving().predict(*arguments, **options)
+        return self._serving(self.snapshot.embedding_changed).predict(*arguments, **options)
