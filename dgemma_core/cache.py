@@ -83,6 +83,7 @@ class RowCache:
         self.buffers = buffers
         self.windows = windows
         self.checked: object = None  # what `check_row` found it to fit
+        self.layout: object = None  # what a backend knows of where the buffers are
 
     def first(self, layer: int, position: int) -> int:
         """The first position that a token at `position` can see on this layer."""
@@ -132,7 +133,7 @@ class RowCache:
 
     def view(self) -> RowCache:
         seen = RowCache(self.length, list(self.buffers), self.windows, self.tokens)
-        seen.checked = self.checked
+        seen.checked, seen.layout = self.checked, self.layout
         return seen
 
     def copy(self) -> RowCache:

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -162,7 +163,7 @@ class CudaBackend:
         self.recorded_passes: dict[tuple[bool, int, int], RecordedPass] = {}
         self.recorded_heads: dict[tuple[int, Wanted], RecordedHead] = {}
         self.pool = torch.cuda.graph_pool_handle() if model.device.type == "cuda" else None
-        self.lock = threading.Lock()  # the fixed buffers serve one pass at a time
+        self.lock = threading.Lock()
         self.told: set[str] = set()
 
     def tell(self, line: str) -> None:
@@ -170,6 +171,13 @@ class CudaBackend:
         if line not in self.told:
             self.told.add(line)
             warnings.warn(f"backend 'cuda': {line}", stacklevel=3)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """One pass at a time, since there is one set of fixed buffers, and on the model's own device."""
+        device = self.model.device
+        with self.lock, torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            yield
 
     def adopt(self, row: Row) -> RowCache:
         return row.plain()
@@ -192,7 +200,7 @@ class CudaBackend:
     ) -> Tensor:
         if watch is not None:
             return self.model.run(ids, rows, lengths, causal=causal, soft=soft, watch=watch)
-        with self.lock:
+        with self.alone():
             held = self.reserve(rows, lengths, causal=causal)
             tokens, size = lengths[0], recorded_size(len(rows))
             usual = tokens == self.length or (causal and tokens == 1)
@@ -224,7 +232,7 @@ class CudaBackend:
             top_k=asked.top_k,
         )
         size = recorded_size(len(hidden) // positions)
-        with self.lock:
+        with self.alone():
             if size is not None and positions in (1, self.length):
                 return self._head(size * positions, wanted)(hidden, asked)
             temperatures = asked.temperatures.squeeze(1)
@@ -258,7 +266,7 @@ class CudaBackend:
                 f"not {tuple(ids.shape)}"
             )
         wanted = Wanted(sampled=not causal, two_distributions=False, soft=not causal, top_k=0)
-        with self.lock:
+        with self.alone():
             rows = self.reserve(
                 [row.plain() for row in cache.rows], [tokens] * batch, causal=causal
             )

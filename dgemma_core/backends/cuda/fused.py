@@ -170,7 +170,7 @@ def place(
             held.rows, keys.split(tokens), values.split(tokens), strict=True
         ):
             if row is not None:
-                row.buffers[index].write(row.length, new_keys, new_values)
+                row.buffer(index).write(row.length, new_keys, new_values)
         return rotate(rms_norm(q.unflatten(-1, (-1, d)), attention.eps, q_weight))
     from dgemma_core.backends.cuda import kernels
 
@@ -200,7 +200,7 @@ def attend(
                 parts.append(torch.zeros_like(q))
                 continue
             first = 0 if window is None else max(0, row.length - window)
-            seen = row.buffers[index].slice(first, row.length + tokens)
+            seen = row.buffer(index).slice(first, row.length + tokens)
             parts.append(attend_causal(q, *seen, window) if causal else attend_all(q, *seen))
         return torch.cat(parts)
     from dgemma_core.backends.cuda import kernels

@@ -433,7 +433,7 @@ def join_splits(
 # --- the vocabulary head
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["start", "number"])
 def fold_slice(
     logits, temperature, peak, mass, weighted, best, argmax, slice_peaks, chunk_masses, summed,
     start, size, number, slices, chunks, cap, D: tl.constexpr, SOFT: tl.constexpr,

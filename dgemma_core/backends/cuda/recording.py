@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -10,6 +11,12 @@ import torch
 T = TypeVar("T")
 WARM_UP = 3
 """Eager runs before a recording: kernels are compiled, and libraries make their choices."""
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One stream for all warm-ups: what they have allocated serves the next one."""
+    return torch.cuda.Stream(device)
 
 
 class Replay(Generic[T]):
@@ -25,14 +32,16 @@ class Replay(Generic[T]):
         self.result: T
         if device.type != "cuda":
             return
-        stream = torch.cuda.Stream(device)
+        stream = _side_stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream), torch.inference_mode():
             for _ in range(WARM_UP):
                 function()
         torch.cuda.current_stream(device).wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=pool), torch.inference_mode():
+        # other threads may use the device meanwhile
+        recording = torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local")
+        with recording, torch.inference_mode():
             self.result = function()
 
     def __call__(self) -> T:

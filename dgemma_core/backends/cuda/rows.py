@@ -14,20 +14,53 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter, is_
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dgemma_core.cache import Buffer, RowCache
 from dgemma_core.config import TextConfig
 
+_filled = attrgetter("filled")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a row's buffers are."""
+
+    buffers: list[Buffer]
+    addresses: np.ndarray
+    """(3·L,) int64: of each layer the addresses of keys and values, as if position 0 were there, and the positions that
+    the buffer has space for."""
+    end: int
+    """The first position that some layer has no space for."""
+
+    @classmethod
+    def of(cls, buffers: list[Buffer]) -> Layout:
+        addresses, end = [], 2**62
+        for buffer in buffers:
+            _, capacity, d = buffer.keys.shape
+            offset = buffer.base * d * buffer.keys.element_size()
+            addresses += (
+                buffer.keys.data_ptr() - offset,
+                buffer.values.data_ptr() - offset,
+                capacity,
+            )
+            end = min(end, buffer.base + capacity)
+        return cls(buffers, np.array(addresses, dtype=np.int64), end)
+
 
 @dataclass(frozen=True)
 class HeldRow:
-    """A row as one pass sees it: `length` positions before the new tokens, and a buffer a layer with space for them."""
+    """A row as one pass sees it: `length` positions before the new tokens, and buffers with space for these."""
 
     length: int
-    buffers: list[Buffer]
+    layout: Layout
+
+    def buffer(self, layer: int) -> Buffer:
+        return self.layout.buffers[layer]
 
 
 @dataclass
@@ -35,8 +68,7 @@ class Held:
     """The rows of a pass, by their place in the batch."""
 
     table: Tensor
-    """(places, 1 + 3·L) int64 on the device: prefix length (−1: no row), then of each layer the addresses of keys and
-    values, as if position 0 were there, and the positions that the buffer has space for."""
+    """(places, 1 + 3·L) int64 on the device: prefix length (−1: no row), then `Layout.addresses`."""
     rows: list[HeldRow | None]
     """The same for the plain form of the kernels."""
 
@@ -54,24 +86,19 @@ class Held:
     def load(self, rows: Sequence[HeldRow]) -> None:
         """Puts `rows` into the first places and empties the others; one upload, for which nobody waits."""
         self.rows[:] = [*rows, *[None] * (len(self.rows) - len(rows))]
-        blank = [-1] * self.table.shape[1]
-        lines = torch.tensor([blank if row is None else _line(row) for row in self.rows])
-        if self.table.is_cuda:
-            lines = lines.pin_memory()
-        self.table.copy_(lines, non_blocking=True)
-
-
-def _line(row: HeldRow) -> list[int]:
-    line = [row.length]
-    for buffer in row.buffers:
-        keys = buffer.keys
-        offset = buffer.base * keys.shape[2] * keys.element_size()
-        line += (keys.data_ptr() - offset, buffer.values.data_ptr() - offset, keys.shape[1])
-    return line
+        lines = np.full(self.table.shape, -1, dtype=np.int64)
+        for line, row in zip(lines, rows, strict=False):
+            line[0], line[1:] = row.length, row.layout.addresses
+        host = torch.from_numpy(lines)
+        self.table.copy_(host.pin_memory() if self.table.is_cuda else host, non_blocking=True)
 
 
 class Reserve:
-    """Makes space behind rows for the new tokens of a pass."""
+    """Makes space behind rows for the new tokens of a pass.
+
+    A row remembers the layout of its buffers (`RowCache.layout`), so that a step that finds them as they were costs the
+    host a few microseconds a row, not a few a layer.
+    """
 
     def __init__(self, config: TextConfig, like: Tensor) -> None:
         """like: a weight of the model, whose dtype and device keys and values have."""
@@ -86,18 +113,35 @@ class Reserve:
         taken: set[int] = set()
         found = []
         for row, new in zip(rows, lengths, strict=True):
-            buffers = []
-            for layer, like in enumerate(self.likes):
-                buffer = row.reserve(layer, new, like)
-                # another row of this pass writes behind it, or kernels would misread it
-                if id(buffer) in taken or not _plain(buffer):
-                    buffer = row.reallocate(layer, new, like)
-                taken.add(id(buffer))
-                if causal:
+            layout = row.layout
+            if not (isinstance(layout, Layout) and _fits(layout, row, new, taken)):
+                layout = row.layout = self._layout(row, new, taken)
+            taken.update(map(id, layout.buffers))
+            if causal:
+                for buffer in layout.buffers:
                     buffer.filled = row.length + new
-                buffers.append(buffer)
-            found.append(HeldRow(row.length, buffers))
+            found.append(HeldRow(row.length, layout))
         return found
+
+    def _layout(self, row: RowCache, new: int, taken: set[int]) -> Layout:
+        buffers = []
+        for layer, like in enumerate(self.likes):
+            buffer = row.reserve(layer, new, like)
+            # another row of this pass writes behind it, or kernels would misread it
+            if id(buffer) in taken or not _plain(buffer):
+                buffer = row.reallocate(layer, new, like)
+            buffers.append(buffer)
+        return Layout.of(buffers)
+
+
+def _fits(layout: Layout, row: RowCache, new: int, taken: set[int]) -> bool:
+    """Whether the row's buffers are those of the layout and have space for new tokens that no other row reads."""
+    return (
+        row.length + new <= layout.end
+        and all(map(is_, layout.buffers, row.buffers))
+        and set(map(_filled, layout.buffers)) == {row.length}
+        and taken.isdisjoint(map(id, layout.buffers))
+    )
 
 
 def _plain(buffer: Buffer) -> bool:

@@ -11,10 +11,10 @@ from dgemma_core.files.quantised import Holder
 
 
 def weight(module: nn.Module, dtype: torch.dtype, name: str = "weight") -> Tensor:
-    """The matrix that the plain module holds as the parameter `name`."""
+    """The matrix that the plain module holds as the parameter `name`, laid out row by row, as kernels read it."""
     if isinstance(module, Holder):
         return module.matrix(name).dequantize(dtype)
-    return cast(Tensor, getattr(module, name))
+    return cast(Tensor, getattr(module, name)).contiguous()
 
 
 class ExpertWeights(NamedTuple):

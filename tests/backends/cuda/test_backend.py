@@ -20,7 +20,7 @@ from dgemma_core.backends.cuda import backend as cuda
 from dgemma_core.backends.cuda import make
 from dgemma_core.backends.cuda.experts import has_triton
 from dgemma_core.backends.guard import Guarded
-from dgemma_core.cache import PrefixCache, RowCache
+from dgemma_core.cache import Buffer, PrefixCache, RowCache
 from dgemma_core.diffusion import denoise_canvases
 from dgemma_core.errors import DeviceError, RequestError
 from dgemma_core.events import CanvasEvent, Event, FinishEvent, StepEvent, TokenEvent
@@ -295,10 +295,11 @@ def test_a_buffer_of_another_layout_is_copied(fast: DiffusionGemma) -> None:
     row = cache.rows[0]
     assert isinstance(row, RowCache) and row.buffers[0] is not None
     buffer = row.buffers[0]
-    buffer.keys = buffer.keys.transpose(0, 1).contiguous().transpose(0, 1)
-    assert not buffer.keys.is_contiguous()
+    keys = buffer.keys.transpose(0, 1).contiguous().transpose(0, 1)
+    row.buffers[0] = Buffer(keys, buffer.values, buffer.base, buffer.filled)
+    assert not keys.is_contiguous()
     held = backend_of(fast).reserve([row], [8], causal=False)
-    assert held[0].buffers[0].keys.is_contiguous()
+    assert held[0].buffer(0).keys.is_contiguous()
     torch.testing.assert_close(fast.denoise(canvas, cache), expected)
 
 
