@@ -93,12 +93,7 @@ def _decode_tokens(
             return
         states = [row.state for row in rows if isinstance(row.state, TokenState)]
         prediction = _predict_tokens(model, states, temperature, filters, draws, observe)
-        tokens = prediction.sample.squeeze(1).tolist()
-        # of the raw distribution, whatever the sampling one is
-        probabilities = prediction.sample_logprob.exp().squeeze(1).tolist()
-        if not all(map(math.isfinite, probabilities)):
-            raise not_finite()
-        entropies = prediction.entropy.squeeze(1).tolist()
+        tokens, probabilities, entropies = _read(prediction)
         going_on: list[tuple[Row, TokenState, int]] = []
         for i, (row, state) in enumerate(zip(rows, states, strict=True)):
             request = row.request
@@ -162,6 +157,18 @@ def _start_tokens(model: DiffusionGemma, rows: Sequence[Row]) -> Iterator[Event]
         assert cache.hidden is not None
         row.state = TokenState(ids, (), cache, cache.hidden[0], row.request.seed, 1)
         yield PromptEvent(row.request.id, ids, row.request.seed, row.seconds)
+
+
+def _read(prediction: Prediction) -> tuple[list[int], list[float], list[float]]:
+    """Each row's sample, its probability and the entropy, both of the raw distribution.
+
+    Raises RequestError where the numbers are not finite. This is where the host waits for the device: once a step.
+    """
+    fields = prediction.sample, prediction.sample_logprob.exp(), prediction.entropy
+    tokens, probabilities, entropies = torch.stack([f.squeeze(1).double() for f in fields]).tolist()
+    if not all(map(math.isfinite, probabilities)):
+        raise not_finite()
+    return [int(token) for token in tokens], probabilities, entropies
 
 
 def _predict_tokens(
