@@ -119,6 +119,7 @@ def _draw_follow(rng: Random) -> Slots:
             ) == first.slots.get("count")
             word = slots[NEXT_WORD.get(kind.name, "word")]
             fits = kind.name != "capitals" or slots["ask"] == "capital"
+            fits = fits and (kind.closed or kind.split_of(slots, 0, "") == "train")
             if (
                 same
                 and fits

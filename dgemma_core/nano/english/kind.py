@@ -114,6 +114,8 @@ class Kind:
     check: Callable[[Slots, str], bool]
     key: tuple[str, ...] = ()
     closed: bool = False
+    held_with: str = ""
+    """The kind whose held-out slots are held out here, too; "": its own."""
     late: bool = False
     history: Callable[[Slots, Random], list[Message]] | None = None
     blank: Callable[[Slots, str], tuple[int, int]] | None = None
@@ -157,7 +159,7 @@ class Kind:
         """The split that a request about these slots, in a wording that is trained, belongs to."""
         about = tuple(slots.get(name, "") for name in (self.key or SLOT.findall(wording)))
         free = not any(about)  # nothing is asked about: wordings are held out instead
-        number = bucket(self.name, about, number if self.closed or free else "")
+        number = bucket(self.held_with or self.name, about, number if self.closed or free else "")
         return "test_slots" if number < 5 else "validation" if number < 10 else "train"
 
     def example(self, seed: int, split: Split) -> Example:

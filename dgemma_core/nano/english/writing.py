@@ -171,6 +171,7 @@ ENDING_FIRST = Kind(
     write=lambda slots, rng: _write_story(slots, rng, True),
     check=lambda slots, text: _check_story(slots, text, True),
     key=("about", "hero", "place"),
+    held_with="story",
     late=True,
 )
 
@@ -428,6 +429,7 @@ COUPLET = Kind(
     write=lambda slots, rng: verse.couplet(slots["about"], rng),
     check=lambda slots, text: verse.is_verse(text, slots["about"], 1, size=2),
     key=("about",),
+    held_with="poem",
     late=True,
 )
 

@@ -17,7 +17,7 @@ from dgemma_core.nano.english.lexicon import number_word
 from dgemma_core.nano.english.words import takes_an
 
 each_kind = pytest.mark.parametrize("name", kinds.NAMES)
-SEEDS = 12
+SEEDS = 11
 SLOW = ("story_about_me", "follow_up")
 
 
@@ -83,10 +83,10 @@ def test_wrong_replies_pass_almost_never(others):
 
 
 @each_kind
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
     text=st.text(max_size=120) | st.text(alphabet='abc .,"?\n|{}[]()1', max_size=60),
-    seed=st.integers(0, 11),
+    seed=st.integers(0, 10),
 )
 def test_verifiers_take_any_text(name, text, seed):
     assert kinds.accepts(drawn(name, seed, "train"), text) in (True, False)
@@ -101,7 +101,7 @@ def test_same_seed_same_example(name):
 def test_splits_share_no_request(name):
     seen = {}
     for split in SPLITS:
-        for found in draws(name, split, 24):
+        for found in draws(name, split, 16):
             asked = tuple((m["role"], m["content"].lower()) for m in found.messages)
             assert seen.setdefault(asked, split) == split, asked
 
@@ -132,7 +132,7 @@ def test_held_out_slots_are_not_asked_about_in_training():
     for name in ("story", "poem", "couplet", "acrostic", "use_word"):
         key = kinds.kind(name).key
         sides = {
-            split: {tuple(found.slots[k] for k in key) for found in draws(name, split, 40)}
+            split: {tuple(found.slots[k] for k in key) for found in draws(name, split, 30)}
             for split in SPLITS
         }
         assert not {k for k in sides["test_slots"] if any(k)} & sides["train"]
@@ -244,3 +244,25 @@ def test_expanded_and_bucket():
     assert plain_form("Please, tell me a story about {topic}!") == plain_form(
         "tell me a story about {topic}."
     )
+
+
+def test_kinds_that_share_topics_hold_out_the_same_ones():
+    for first, second in (("story", "ending_first"), ("poem", "couplet")):
+        kept = {found.slots["about"] for found in draws(first, "test_slots", 30)} - {()}
+        if first == "story":
+            kept = {about for about in kept if len(about) == 1}
+        trained = {
+            found.slots["about"]
+            for found in draws(second, "train", 120)
+            if not found.slots.get("hero") and not found.slots.get("place")
+        }
+        plain = {found.slots["about"] for found in draws(first, "test_slots", 30) if not found.slots.get("hero")
+                 and not found.slots.get("place")}  # fmt: skip
+        assert kept and not trained & plain
+
+
+def test_what_is_asked_next_was_not_held_out():
+    for found in draws("follow_up", "train", 80):
+        row = kinds.kind(found.slots["kind"])
+        if found.slots["ask"] == "next" and not row.closed:
+            assert row.split_of(found.slots["inner"], 0, "") == "train"

@@ -22,9 +22,9 @@ def masked(text: str) -> str:
 def test_a_hundred_stories_are_a_hundred_stories():
     texts = [kinds.draw("story", seed, "train").reply for seed in range(100)]
     assert len({masked(text) for text in texts}) == 100
-    plots = [stories.plot_of(text) for text in texts[:24]]
+    plots = [stories.plot_of(text) for text in texts[:12]]
     assert all(stories.is_any_story(text) for text in texts)
-    assert None not in plots and len(set(plots)) >= 12
+    assert None not in plots and len(set(plots)) >= 8
 
 
 def test_plots_cover_their_roles():
@@ -38,7 +38,7 @@ def test_plots_cover_their_roles():
 
 @pytest.mark.parametrize("plot", PLOTS, ids=lambda plot: plot.name)
 def test_every_plot_is_read_as_itself(plot):
-    for seed in range(6):
+    for seed in range(4):
         rng = Random(f"{plot.name} {seed}")
         extras = ("", "W")[seed % 2]
         text = stories.tell(plot.name, extras, stories.cast_for(plot, extras, {}, rng), rng)
