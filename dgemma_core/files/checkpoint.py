@@ -60,7 +60,7 @@ def load(
     On a CPU "auto" takes a small model as float32, however it is stored: that is quicker there, and
     a text stays the same, bit for bit, whatever its batch.
     """
-    from dgemma_core.backends.cpu.native import fits
+    from dgemma_core.backends.cpu.small_model import fits
     from dgemma_core.text import load_tokenizer
 
     backends.check_name(backend)

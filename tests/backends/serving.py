@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from dgemma_core.backends.cpu import Modules, native
-from dgemma_core.backends.cpu.native import NativeModel
+from dgemma_core.backends.cpu import Modules, small_model
+from dgemma_core.backends.cpu.small_model import SmallModel
 from dgemma_core.backends.guard import Guarded
 from dgemma_core.backends.reference import Reference
 from dgemma_core.model import DiffusionGemma
@@ -28,14 +28,14 @@ SERVED: Mapping[str, tuple[str, ...]] = {
     "no denoiser": ("torch", "modules"),
     "no denoiser, aligned": ("torch", "C", "modules"),
 }
-"""Kind of model → its implementations. "aligned": widths are multiples of `native.UNIT`, as C needs them."""
+"""Kind of model → its implementations. "aligned": widths are multiples of `small_model.UNIT`, as C needs them."""
 
-_TYPES: Mapping[type, str] = {Reference: "torch", NativeModel: "C", Modules: "modules"}
+_TYPES: Mapping[type, str] = {Reference: "torch", SmallModel: "C", Modules: "modules"}
 
 
 def drawn_for(name: str, drawn: Drawn) -> Drawn:
     """The case as this implementation serves it."""
-    return aligned(drawn, native.UNIT) if name == "C" else drawn
+    return aligned(drawn, small_model.UNIT) if name == "C" else drawn
 
 
 def implementation(model: DiffusionGemma) -> str:
@@ -54,6 +54,6 @@ def choose(model: DiffusionGemma, name: str) -> DiffusionGemma:
     """The model on the backend of this implementation, and on the implementation itself if it serves the model."""
     with pytest.MonkeyPatch.context() as patch:
         if name == "modules":
-            patch.setattr(native, "serves", lambda model: False)
+            patch.setattr(small_model, "serves", lambda model: False)
         model.use(BACKEND[name])
     return model

@@ -23,7 +23,7 @@ import pytest
 import torch
 from transformers import DiffusionGemmaForBlockDiffusion
 
-from dgemma_core.backends.cpu import native
+from dgemma_core.backends.cpu import small_model
 from dgemma_core.diffusion import denoise_canvases
 from dgemma_core.draws import CounterDraws, RowKey
 from dgemma_core.files.checkpoint import load_model
@@ -75,7 +75,7 @@ def draw_case(number: int, is_aligned: bool = False) -> Case:
     rng = random.Random(f"drawn generation {number}")
     drawn = draw(1000 + number)
     if is_aligned:
-        drawn = aligned(drawn, native.UNIT)
+        drawn = aligned(drawn, small_model.UNIT)
     vocab = drawn.text["vocab_size"]
     batch, length = rng.choice([1, 2, 3]), rng.randint(1, 12)
     pad, *eos = rng.sample(range(vocab), 1 + rng.choice([1, 3, 5]))

@@ -175,7 +175,7 @@ def test_a_dtype_that_is_asked_for(dtype: str | torch.dtype, tmp_path: Path) -> 
 
 
 def test_a_small_model_is_taken_as_float32_on_a_cpu(tmp_path: Path) -> None:
-    """Unless somebody says otherwise; one that native.c does not serve stays as it is stored."""
+    """Unless somebody says otherwise; one that small_model.c does not serve stays as it is stored."""
     assert list(describe("nano").stored) == ["bfloat16"]
     assert load("nano", device="cpu").model.dtype == torch.float32
     assert load("nano", device="cpu", dtype="bfloat16").model.dtype == torch.bfloat16

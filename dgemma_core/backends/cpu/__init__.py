@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 def make(model: DiffusionGemma) -> Backend:
     """Raises DeviceError for a model that is not on a CPU."""
-    from dgemma_core.backends.cpu import native
+    from dgemma_core.backends.cpu import small_model
     from dgemma_core.backends.guard import Guarded
 
     if model.device.type != "cpu":
         raise DeviceError(
             f"backend 'cpu' runs models on a CPU, this one is on {model.device}: load it with device='cpu'"
         )
-    if native.serves(model):
-        small = native.NativeModel(model)
+    if small_model.serves(model):
+        small = small_model.SmallModel(model)
         return Guarded(model, small, lambda: small.unchanged)
     return Modules(model)
 

@@ -19,9 +19,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgemma_core.backends.cpu import bindings, native
+from dgemma_core.backends.cpu import bindings, small_model
 from dgemma_core.backends.cpu.compiling import FLAGS, compile_library
-from dgemma_core.backends.cpu.native import NativeModel
+from dgemma_core.backends.cpu.small_model import SmallModel
 from dgemma_core.backends.guard import Guarded
 from dgemma_core.cache import Buffer, PrefixCache, RowCache
 from dgemma_core.config import ModelConfig
@@ -60,9 +60,9 @@ def plainly(model: DiffusionGemma) -> DiffusionGemma:
     return copy.deepcopy(model).use("torch")
 
 
-def small_model_of(model: DiffusionGemma) -> NativeModel:
+def small_model_of(model: DiffusionGemma) -> SmallModel:
     backend = model.backend
-    assert isinstance(backend, Guarded) and isinstance(backend.fast, NativeModel), (
+    assert isinstance(backend, Guarded) and isinstance(backend.fast, SmallModel), (
         "no C compiler, or a width that does not fit"
     )
     return backend.fast
@@ -509,17 +509,33 @@ def no_head_dim(config: ModelConfig) -> tuple[Any, ...]:
 @pytest.mark.parametrize(
     "changes",
     ({"vocab_size": 200}, {"hidden_size": 72}, {"intermediate_size": 100}, {"moe_intermediate_size": 8},
-     {"layers": no_head_dim(tiny.CONFIG)}, {"vocab_size": 2 * native.VOCABULARY}, {"dtype": torch.bfloat16}),
+     {"layers": no_head_dim(tiny.CONFIG)}, {"vocab_size": 2 * small_model.VOCABULARY}, {"dtype": torch.bfloat16}),
     ids=lambda changes: next(iter(changes)),
 )  # fmt: skip
 def test_what_does_not_fit(changes: dict[str, Any]) -> None:
-    assert not native.serves(small(**changes))
+    assert not small_model.serves(small(**changes))
 
 
 def test_large_layers_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert native.serves(small())
-    monkeypatch.setattr(native, "SMALL", 1000)
-    assert not native.serves(small())
+    assert small_model.serves(small())
+    monkeypatch.setattr(small_model, "SMALL", 1000)
+    assert not small_model.serves(small())
+
+
+class Doubled(torch.nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def test_other_modules_and_shapes_do_not_fit() -> None:
+    """C would pass over them, or read beyond them."""
+    for part in (Doubled(64, 96, bias=False), torch.nn.Linear(64, 128, bias=False), torch.nn.Identity()):  # fmt: skip
+        model = small()
+        model.layers[1].mlp.up_proj = part  # type: ignore[union-attr]
+        assert not small_model.serves(model)
+    model = small()
+    model.layers[0].self_attn.q_proj = torch.nn.Sequential(model.layers[0].self_attn.q_proj)  # type: ignore[union-attr]
+    assert not small_model.serves(model)
 
 
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,11 @@
-"""Passes of a small model on a CPU in float32, by small_model.c: the numbers of the modules, but for rounding.
+"""A small float32 model on a CPU: all layers in one call of C, the vocabulary head in another (small_model.c).
 
-What a pass of a small model costs in torch is the number of its operations, some microseconds each. Here it is one
-call, with weights copied into the order in which it reads them. The modules that are passed over are used after all
-where there is no C compiler, where a size does not fit, or as soon as somebody hooks one.
+In torch a pass of a small model costs its number of operations, some microseconds each. C reads a copy of the weights,
+laid out in the order in which it needs them; `backends.guard` notices when the copy is out of date. The numbers are
+those of the modules, but for rounding.
 
-Axes: N tokens of all rows, D hidden size, H query heads, G key/value heads, d head dimension, E experts, K chosen ones,
-I and w the widths of the dense MLP and of an expert, V vocabulary.
+Axes: N tokens of all rows, D hidden size, H query heads, G key/value heads, d head dimension, E experts, K chosen
+experts, I and w the widths of the dense MLP and of an expert, V vocabulary.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
     from dgemma_core.model import DiffusionGemma, Watch
 
 SMALL = 2**20
-"""Numbers of a layer, about, up to which it is copied."""
+"""Largest layer, in parameters, about, that runs in C."""
 VOCABULARY = 2**13
-"""Tokens up to which a head is."""
+"""Largest vocabulary that runs in C."""
 UNIT = 32
-"""All widths are multiples of it, the vocabulary of twice as many: the widest panel, and four vectors."""
-OWN = 8
-"""Tokens from which another thread pays."""
+"""Widths must be multiples of it, the vocabulary of twice as many: the widest panel, and four vectors."""
+A_THREAD = 8
+"""Tokens for which another thread pays."""
 
 
 def fits(config: ModelConfig) -> bool:
-    """Whether a model is small, and of widths that go into panels."""
+    """Whether a model is small enough, and its widths are multiples of `UNIT`."""
     text = config.text
     widths = [text.hidden_size, text.intermediate_size, text.moe_intermediate_size]
     widths += [layer.head_dim for layer in text.layers]
@@ -53,6 +53,7 @@ def fits(config: ModelConfig) -> bool:
         and all(width % UNIT == 0 for width in widths)
         and text.vocab_size % (2 * UNIT) == 0
         and text.vocab_size <= VOCABULARY
+        and text.top_k_experts <= text.num_experts
         and all(
             text.num_attention_heads % layer.num_key_value_heads == 0
             and text.num_attention_heads // layer.num_key_value_heads <= UNIT // 2
@@ -62,21 +63,32 @@ def fits(config: ModelConfig) -> bool:
 
 
 def serves(model: DiffusionGemma) -> bool:
-    """Whether the model fits, is plain float32 numbers on a CPU, and small_model.c can be compiled."""
+    """Whether the model fits, has its original modules with float32 weights on a CPU, and C can be compiled."""
     return (
         fits(model.config)
         and model.quantized is None
         and all(map(_plain, model.parameters()))
+        and _is_original(model)
         and bindings.small_model() is not None
     )
 
 
+def _is_original(model: DiffusionGemma) -> bool:
+    """Whether no module was replaced by another kind, and no weight by one of another shape."""
+    from dgemma_core.model import DiffusionGemma
+
+    original = DiffusionGemma(model.config, device="meta")
+    return list(map(type, model.modules())) == list(map(type, original.modules())) and {
+        name: weight.shape for name, weight in model.named_parameters()
+    } == {name: weight.shape for name, weight in original.named_parameters()}
+
+
 def _plain(weight: Tensor) -> bool:
-    """Whether they are numbers that C can read as they stand."""
+    """Whether C can read the numbers as they stand."""
     return weight.dtype == torch.float32 and weight.device.type == "cpu" and weight.is_contiguous()
 
 
-class NativeModel:
+class SmallModel:
     """The weights of a model as small_model.c reads them, and its passes."""
 
     def __init__(self, model: DiffusionGemma) -> None:
@@ -206,7 +218,7 @@ class NativeModel:
         return all(map(_plain, self.weights)) and self._sources() == self.sources
 
     def _threads(self, tokens: int) -> int:
-        return max(1, min(torch.get_num_threads(), tokens // OWN))
+        return max(1, min(torch.get_num_threads(), tokens // A_THREAD))
 
     def _grow_rotations(self, positions: int) -> None:
         """Lays out the rotary angles of so many first positions. Shorter tables stay: a pass may be reading them."""
@@ -257,7 +269,8 @@ class NativeModel:
         if soft is not None:
             soft = checks.floats("the soft embedding", soft, (tokens, self.width))
         checks.row_caches(text, self.windows, rows, self.likes[0])
-        self._grow_rotations(checks.positions(text, rows, sizes))
+        longest = checks.positions(text, rows, sizes)
+        self._grow_rotations(longest)
         segments = (bindings.Segment * len(rows))()
         buffers = self._buffers(rows, sizes, causal)
         tables = [
@@ -269,11 +282,11 @@ class NativeModel:
             )
             for of_layers in buffers
         ]
-        first = longest = 0
+        first = 0
         for segment, row, size, table in zip(segments, rows, sizes, tables, strict=True):
             segment.first, segment.count, segment.position = first, size, row.length
             segment.causal, segment.caches = causal, table.ctypes.data
-            first, longest = first + size, max(longest, row.length + size)
+            first += size
         x = torch.empty(tokens, self.width)
         layers = len(self.layers)
         queries = torch.empty(layers if watch is not None else 1, tokens, self.row)
@@ -379,7 +392,7 @@ class NativeModel:
 class SmallHead(VocabularyHead):
     """The head of a small model by C: a token's numbers do not depend on which others stand beside it."""
 
-    def __init__(self, small: NativeModel) -> None:
+    def __init__(self, small: SmallModel) -> None:
         super().__init__(small.embedding_weight, small.config.text.final_logit_softcapping)
         self.small = small
 
