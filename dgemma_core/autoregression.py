@@ -13,17 +13,19 @@ import torch
 
 from dgemma_core.cache import PrefixCache
 from dgemma_core.draws import CounterDraws, Draws, Filters, RowKey
-from dgemma_core.errors import RequestError
+from dgemma_core.errors import RequestError, temperature_number
 from dgemma_core.events import Event, FinishEvent, PromptEvent, TokenEvent
 from dgemma_core.head import Prediction, not_finite
 from dgemma_core.loop import (
     Decode,
     Row,
     checked_batch_size,
+    checked_eos,
     cut,
     encode_prompts,
     join,
     memory_advice,
+    queue,
 )
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.observe import Observe, Watcher
@@ -47,8 +49,7 @@ def decode_tokens(
     temperature 0 is greedy. filters: top-k and top-p, for a temperature above 0. The rest as in `denoise_canvases`;
     pins have no meaning here and are refused.
     """
-    if temperature < 0:
-        raise RequestError(f"temperature must be 0 (greedy) or above, got {temperature}")
+    temperature = temperature_number("temperature", temperature)
     if temperature == 0 and filters is not None:
         raise RequestError(
             "top_k and top_p have no effect at temperature 0: set a temperature, or leave them out"
@@ -57,7 +58,7 @@ def decode_tokens(
         raise RequestError(
             "autoregressive runs observe top_k only; router and attention are of denoising passes"
         )
-    stops = frozenset(model.config.eos_token_ids if eos is None else eos)
+    stops = checked_eos(model, eos)
     return _decode_tokens(
         model,
         requests,
@@ -83,7 +84,7 @@ def _decode_tokens(
     observe: Observe | None,
 ) -> Iterator[Event]:
     model.backend.refresh()
-    waiting = iter(requests)
+    waiting = queue(requests)
     rows: list[Row] = []
     while True:
         joining = join(model, waiting, batch_size - len(rows), decode, TokenState)

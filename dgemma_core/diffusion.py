@@ -19,17 +19,19 @@ from torch import Tensor
 
 from dgemma_core.cache import PrefixCache
 from dgemma_core.draws import CounterDraws, Draws, RowKey
-from dgemma_core.errors import RequestError
+from dgemma_core.errors import RequestError, whole_number
 from dgemma_core.events import CanvasEvent, Event, FinishEvent, PromptEvent, StepEvent
 from dgemma_core.head import Prediction, not_finite
 from dgemma_core.loop import (
     Decode,
     Row,
     checked_batch_size,
+    checked_eos,
     cut,
     encode_prompts,
     join,
     memory_advice,
+    queue,
 )
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.observe import Observe, Watcher
@@ -61,6 +63,8 @@ def denoise_canvases(
     soft_top_k: self-condition on so many of the most probable tokens alone (`VocabularyHead.predict`); None: on all.
     Raises RequestError for a request that cannot be met, before any work on it.
     """
+    if soft_top_k is not None:
+        soft_top_k = whole_number("soft_top_k", soft_top_k, low=-(2**63))
     if soft_top_k is not None and not 1 <= soft_top_k <= model.config.text.vocab_size:
         raise RequestError(
             f"soft_top_k must lie in 1 … {model.config.text.vocab_size} (the vocabulary), got {soft_top_k}"
@@ -70,7 +74,7 @@ def denoise_canvases(
         sampler or EntropyBound(),
         steps,
         stop_rule,
-        frozenset(model.config.eos_token_ids if eos is None else eos),
+        checked_eos(model, eos),
         decode,
         draws or CounterDraws(),
         observe,
@@ -97,7 +101,7 @@ class _CanvasLoop:
 
     def run(self, requests: Iterable[Request], batch_size: int) -> Iterator[Event]:
         self.model.backend.refresh()
-        waiting = iter(requests)
+        waiting = queue(requests)
         rows: list[Row] = []
         while True:
             joining = join(self.model, waiting, batch_size - len(rows), self.decode, DecodeState)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dgemma_core.errors import RequestError
+from dgemma_core.errors import RequestError, finite_number, whole_number
 
 Device = torch.device | str
 BELOW_ONE = 1 - 2.0**-53
@@ -114,12 +114,13 @@ class Filters:
     top_p: float | None = None
 
     def __post_init__(self) -> None:
-        if self.top_k is not None and (type(self.top_k) is not int or self.top_k < 1):
-            raise RequestError(
-                f"top_k must be a whole number of at least 1, or None, got {self.top_k!r}"
-            )
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise RequestError(f"top_p must lie above 0 and at most at 1, got {self.top_p}")
+        if self.top_k is not None:
+            top_k = whole_number("top_k", self.top_k, low=1, high=2**31 - 1)
+            object.__setattr__(self, "top_k", top_k)
+        if self.top_p is not None:
+            object.__setattr__(self, "top_p", finite_number("top_p", self.top_p))
+            if not 0 < self.top_p <= 1:
+                raise RequestError(f"top_p must lie above 0 and at most at 1, got {self.top_p}")
 
 
 def found_in(masses: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -36,8 +36,8 @@ def whole_number(name: str, value: Any, *, low: int = 0, high: int | None = None
         number = None
     if number is None:
         raise RequestError(f"{name} must be a whole number, got {shown(value)}")
-    if number < low or (high is not None and number > high):
-        limit = "" if high is None else f" and at most {high}"
+    if number < low or number > (2**64 - 1 if high is None else high):
+        limit = "" if high is None and number < low else f" and at most {high or 2**64 - 1}"
         raise RequestError(f"{name} must be at least {low}{limit}, got {shown(number)}")
     return number
 
@@ -51,9 +51,16 @@ def finite_number(name: str, value: Any, *, low: float = 0.0) -> float:
     except OverflowError:
         number = math.inf
     if not (math.isfinite(number) and number >= low):
-        raise RequestError(
-            f"{name} must be a finite number of at least {low:g}, got {shown(value)}"
-        )
+        bound = f" of at least {low:g}" if low > -math.inf else ""
+        raise RequestError(f"{name} must be a finite number{bound}, got {shown(value)}")
+    return number
+
+
+def temperature_number(name: str, value: Any) -> float:
+    """A temperature: 0, or from 1e-6 to 1e6, by which float32 can divide logits. Raises RequestError."""
+    number = finite_number(name, value, low=-math.inf)
+    if number and not 1e-6 <= number <= 1e6:
+        raise RequestError(f"{name} must be 0, or from 1e-06 to 1e+06, got {shown(number)}")
     return number
 
 

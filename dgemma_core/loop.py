@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
 from dgemma_core.cache import PrefixCache
-from dgemma_core.errors import DeviceError, RequestError
+from dgemma_core.errors import DeviceError, RequestError, shown, whole_number
 from dgemma_core.events import StopReason
 from dgemma_core.model import DiffusionGemma
-from dgemma_core.request import DecodeState, Request, TokenState
+from dgemma_core.request import DecodeState, Request, TokenState, token_ids
 
 Decode = Callable[[Sequence[int]], str]
 """Token ids → text."""
@@ -35,9 +35,19 @@ class Row:
 
 
 def checked_batch_size(batch_size: int) -> int:
-    if batch_size < 1:
-        raise RequestError(f"batch_size must be at least 1, got {batch_size}")
-    return batch_size
+    return whole_number("batch_size", batch_size, low=1)
+
+
+def checked_eos(model: DiffusionGemma, eos: Sequence[int] | None) -> frozenset[int]:
+    """The end-of-sequence ids that were given, else the checkpoint's."""
+    return frozenset(model.config.eos_token_ids if eos is None else token_ids("eos", eos))
+
+
+def queue(requests: Iterable[Request]) -> Iterator[Request]:
+    """The requests one by one. Raises RequestError for a single one that is in no list."""
+    if not isinstance(requests, Iterable):
+        raise RequestError(f"requests must be several, e.g. a list, got {shown(requests)}")
+    return iter(requests)
 
 
 def join(
@@ -50,6 +60,8 @@ def join(
     """Takes up to `places` requests, each checked; `kind`: the states of this loop."""
     rows = []
     for request in itertools.islice(waiting, max(0, places)):
+        if not isinstance(request, Request):
+            raise RequestError(f"requests must be Request values, got {shown(request)}")
         _check(model, request, decode)
         if kind is TokenState and request.pins:
             raise RequestError(
@@ -94,6 +106,12 @@ def _check(model: DiffusionGemma, request: Request, decode: Decode | None) -> No
             raise RequestError(
                 f"pin of token {token}: the vocabulary has 0 … {config.text.vocab_size - 1}"
             )
+    if not isinstance(request.prefix, PrefixCache | None) or (
+        request.prefix is not None and len(request.prefix.rows) != 1
+    ):
+        raise RequestError(f"prefix must be a PrefixCache of one row, got {shown(request.prefix)}")
+    if not isinstance(request.state, DecodeState | TokenState | None):
+        raise RequestError(f"state must be a DecodeState or TokenState, got {shown(request.state)}")
     if request.prefix is not None:
         known = request.prefix.rows[0].tokens
         if len(known) >= len(request.ids) or known != tuple(request.ids)[: len(known)]:

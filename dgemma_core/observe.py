@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dgemma_core.errors import RequestError
+from dgemma_core.errors import RequestError, whole_number
 from dgemma_core.experts import Routing
 from dgemma_core.head import Prediction
+from dgemma_core.request import token_ids
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,9 @@ class Observe:
     attention_positions: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.top_k < 0:
-            raise RequestError(f"top_k must be 0 (none) or above, got {self.top_k}")
+        positions = token_ids("attention_positions", self.attention_positions)
+        object.__setattr__(self, "top_k", whole_number("top_k", self.top_k, high=2**31 - 1))
+        object.__setattr__(self, "attention_positions", positions)
 
 
 @dataclass(frozen=True)

@@ -60,11 +60,12 @@ class Request:
 def token_ids(name: str, values: Any) -> tuple[int, ...]:
     """Token ids as a tuple of Python's ints. Raises RequestError for anything else."""
     try:
-        return tuple(map(operator.index, values))
+        ids = None if isinstance(values, bytes) else tuple(map(operator.index, values))
     except TypeError:
-        raise RequestError(
-            f"{name} must be token ids, whole numbers, got {shown(values)}"
-        ) from None
+        ids = None
+    if ids is None or (ids and not -(2**63) <= min(ids) <= max(ids) < 2**63):
+        raise RequestError(f"{name} must be token ids, whole numbers, got {shown(values)}")
+    return ids
 
 
 def stop_strings(stop: Any) -> tuple[str, ...]:

@@ -16,8 +16,9 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
+from dgemma_core.config import MAX_DENOISING_STEPS
 from dgemma_core.draws import StepDraws, upload
-from dgemma_core.errors import RequestError, whole_number
+from dgemma_core.errors import RequestError, finite_number, shown, temperature_number, whole_number
 from dgemma_core.head import Filters, Prediction, Reference
 
 Kind = Literal["predict", "correct"]
@@ -97,8 +98,9 @@ class EntropyBound:
 
     def __post_init__(self) -> None:
         _check_number(self, "entropy_bound", low=0.0)
-        _check_number(self, "t_min", low=0.0)
+        _check_temperature(self, "t_min")
         _check_number(self, "t_max", above=0.0)
+        _check_temperature(self, "t_max")
         if self.t_min > self.t_max:
             raise RequestError(
                 f"entropy_bound: t_min {self.t_min} is above t_max {self.t_max}; "
@@ -106,7 +108,7 @@ class EntropyBound:
             )
 
     def plan(self, steps: int) -> tuple[PlannedStep, ...]:
-        _check_steps(steps)
+        steps = _check_steps(steps)
         # float32, and in this order: T must round as the model's sampler was defined
         left = torch.arange(steps, 0, -1, dtype=torch.float32) / steps
         temperatures = (self.t_min + (self.t_max - self.t_min) * left).tolist()
@@ -148,7 +150,7 @@ class BlockRefinement:
 
     def __post_init__(self) -> None:
         _check_number(self, "threshold", low=0.0, high=1.0)
-        _check_number(self, "temperature", low=0.0)
+        _check_temperature(self, "temperature")
         if self.top_k is not None:
             _check_count(self, "top_k", low=1)
         if self.top_p is not None:
@@ -211,7 +213,7 @@ class DiscreteDDIM:
     filters: ClassVar[Filters | None] = None
 
     def __post_init__(self) -> None:
-        _check_number(self, "temperature", low=0.0)
+        _check_temperature(self, "temperature")
         _check_count(self, "corrector_steps", low=0)
         _check_count(self, "corrector_k", low=1)
         _check_number(self, "corrector_selection_tau", above=0.0)
@@ -223,7 +225,7 @@ class DiscreteDDIM:
             )
 
     def plan(self, steps: int) -> tuple[PlannedStep, ...]:
-        _check_steps(steps)
+        steps = _check_steps(steps)
         sweeps = self.corrector_steps
         if not sweeps:
             return _predict_only(steps, self.temperature)
@@ -323,7 +325,7 @@ class StopRule:
     name: ClassVar[str] = "stop rule"
 
     def __post_init__(self) -> None:
-        _check_count(self, "stability", low=0)
+        _check_count(self, "stability", low=0, high=MAX_DENOISING_STEPS)
         _check_number(self, "confidence", above=0.0)
 
     def initial(
@@ -395,34 +397,35 @@ def _posterior(alpha_t: float, alpha_s: float, vocab_size: int) -> Sequence[floa
 
 
 def _predict_only(steps: int, temperature: float) -> tuple[PlannedStep, ...]:
-    _check_steps(steps)
+    steps = _check_steps(steps)
     return tuple(
         PlannedStep(i, "predict", temperature, i / steps, (i + 1) / steps) for i in range(steps)
     )
 
 
-MOST_STEPS = 10_000
-"""More passes than a canvas can use; a plan holds one entry for each."""
+def _check_steps(steps: int) -> int:
+    return whole_number("steps", steps, low=1, high=MAX_DENOISING_STEPS)
 
 
-def _check_steps(steps: int) -> None:
-    whole_number("steps", steps, low=1, high=MOST_STEPS)
-
-
-def _check_count(owner: Any, option: str, *, low: int) -> None:
-    value = getattr(owner, option)
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise RequestError(
-            f"{owner.name}: {option} must be an integer of at least {low}, not {value!r}"
-        )
+def _check_count(owner: Any, option: str, *, low: int, high: int = 2**31 - 1) -> None:
+    """Makes the option Python's int. Raises RequestError unless it is a whole number within bounds."""
+    value = whole_number(f"{owner.name}: {option}", getattr(owner, option), low=low, high=high)
+    object.__setattr__(owner, option, value)
 
 
 def _check_number(
     owner: Any, option: str, *, low: float = 0.0, above: float = -math.inf, high: float = math.inf
 ) -> None:
-    value = getattr(owner, option)
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or not low <= value <= high or not above < value:
+    """Makes the option Python's float. Raises RequestError unless it is finite and within bounds."""
+    name, given = f"{owner.name}: {option}", getattr(owner, option)
+    value = finite_number(name, given, low=low)
+    if not above < value <= high:
         bounds = f"above {above:g}" if above >= low else f"of at least {low:g}"
         bounds += f" and at most {high:g}" if high < math.inf else ""
-        raise RequestError(f"{owner.name}: {option} must be a number {bounds}, not {value!r}")
+        raise RequestError(f"{name} must be a number {bounds}, got {shown(given)}")
+    object.__setattr__(owner, option, value)
+
+
+def _check_temperature(owner: Any, option: str) -> None:
+    value = temperature_number(f"{owner.name}: {option}", getattr(owner, option))
+    object.__setattr__(owner, option, value)

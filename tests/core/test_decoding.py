@@ -739,13 +739,13 @@ def test_bad_options(model: DiffusionGemma) -> None:
     ):
         with pytest.raises(RequestError, match=words):
             write(model, request, **options)
-    with pytest.raises(RequestError, match="top_k must be 0"):
+    with pytest.raises(RequestError, match="top_k must be at least 0"):
         Observe(top_k=-1)
     gemma = tiny.model(can_denoise=False)
     with pytest.raises(RequestError, match="no denoiser"):
         write(gemma, request)
     for options, words in (
-        ({"temperature": -0.5}, "temperature must be 0"),
+        ({"temperature": -0.5}, "temperature must be 0, or from"),
         ({"filters": Filters(top_k=3)}, "no effect at temperature 0"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"observe": Observe(router=True)}, "observe top_k only"),

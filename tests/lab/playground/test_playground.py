@@ -77,7 +77,7 @@ def test_settings_without_meaning_are_refused_by_the_rule_itself() -> None:
         options_from(values)
     with pytest.raises(RequestError, match="steps is empty"):
         options_from({**controls()[1], "steps": None})
-    with pytest.raises(RequestError, match="entropy_bound must be a number"):
+    with pytest.raises(RequestError, match="entropy_bound must be a finite number"):
         options_from({**controls()[1], "entropy_bound.entropy_bound": None})
 
 
