@@ -55,6 +55,15 @@ def compare(
     chat: Annotated[
         bool, typer.Option(help="Wrap prompts in each model's own chat template.")
     ] = True,
+    num_fewshot: Annotated[
+        int | None, typer.Option(min=0, help="Examples before each question; the task's own.")
+    ] = None,
+    system_instruction: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="A system instruction for both sides.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Limit of a text, for both sides; the task's own.")
+    ] = None,
     dtype: Annotated[
         str, typer.Option(help="float32, bfloat16, …; auto: as stored (nano on a CPU: float32).")
     ] = "auto",
@@ -94,14 +103,18 @@ def compare(
     shared = {"dtype": dtype, "device": device}
     load_tasks([tasks], limit=1, unsafe=confirm_run_unsafe_code)  # before long loads
     comparison = run(
-        writer(model, **shared, **own, **first),
-        writer(baseline, **shared, **second),
+        writer(model, chat=chat, **shared, **own, **first),
+        writer(baseline, chat=chat, **shared, **second),
         tasks=[tasks],
         limit=limit,
         seeds=seeds,
         out=out,
         sweep=points,
         chat=chat,
+        num_fewshot=num_fewshot,
+        system=system_instruction,
+        max_new_tokens=max_new_tokens,
+        say=typer.echo,
         unsafe=confirm_run_unsafe_code,
         command=command(),
     )

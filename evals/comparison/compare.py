@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,14 @@ from lm_eval.api.task import Task
 from tqdm import tqdm
 
 from dgemma_core import DgemmaError, RequestError
-from dgemma_evals.comparison.questions import Document, documents, load_tasks, score
+from dgemma_evals.comparison.questions import (
+    Document,
+    documents,
+    load_tasks,
+    resolved,
+    score,
+    wording,
+)
 from dgemma_evals.harness.records import Records
 from dgemma_evals.hashes import digest
 from dgemma_evals.machine import environment, machine
@@ -246,17 +253,31 @@ def compare(
     out: Path,
     sweep: Mapping[str, Sequence[Any]] | None = None,
     chat: bool = True,
+    num_fewshot: int | None = None,
+    system: str | None = None,
+    max_new_tokens: int | None = None,
     unsafe: bool = False,
     quiet: bool = False,
     command: str = "",
+    say: Callable[[str], object] = lambda line: None,
 ) -> Comparison:
-    """Runs a comparison into the folder `out`; what is recorded there already is not run again."""
+    """Runs a comparison into the folder `out`; what is recorded there already is not run again.
+
+    Limits, stop strings and few-shot examples are resolved once, for both sides; `say` gets a line for each task and
+    side before anything is written. Arguments as in `questions`.
+    """
     if limit < 1 or seeds < 1:
         raise RequestError("--limit and --seeds must be at least 1")
     entrants = contestants(model, baseline, sweep or {})
-    found = load_tasks(tasks, limit=limit, unsafe=unsafe)
+    found = load_tasks(tasks, limit=limit, unsafe=unsafe, num_fewshot=num_fewshot)
     sides: dict[str, Writer] = {"model": model, "baseline": baseline}
-    questions = documents(found, sides, limit=limit, chat=chat)
+    terms = resolved(found, max_new_tokens)
+    prompts = {side: wording(writer, chat) for side, writer in sides.items()}
+    for name, asked in terms.items():
+        say(f"{name}: {_terms_line(asked)}")
+    for side, writer in sides.items():
+        say(f"prompts of {writer.name}: {prompts[side]}")
+    questions = documents(found, sides, limit=limit, chat=chat, system=system, terms=terms)
     before = environment()
     records = Records(
         out / "records",
@@ -274,13 +295,24 @@ def compare(
         "limit": limit,
         "seeds": seeds,
         "chat_template": chat,
-        "generation": {name: task.config.generation_kwargs for name, task in found.items()},
+        "prompts": prompts,
+        "num_fewshot": {name: task.get_config("num_fewshot") for name, task in found.items()},
+        "system_instruction": system,
+        "generation": terms,
         "environment": before,
         "load_average_at_the_end": [round(value, 2) for value in os.getloadavg()],
         "resumed_generations": records.resumed,
         "device_memory": before.get("gpu") is not None,
     }
     return Comparison(table, facts)
+
+
+def _terms_line(asked: Mapping[str, Any]) -> str:
+    """A task's `gen_kwargs` in words."""
+    stops = ", ".join(map(repr, asked["until"])) or "none"
+    rest = {name: value for name, value in asked.items() if name not in ("until", "max_gen_toks")}
+    more = "".join(f", {name}={value}" for name, value in rest.items())
+    return f"at most {asked['max_gen_toks']} tokens, stop strings {stops}{more}"
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import Task
 
 from dgemma_core import RequestError
 from dgemma_evals.tasks.manager import Tasks
+from dgemma_evals.writers.asked import LIMIT, Asked
 from dgemma_evals.writers.base import Writer
 
 
@@ -23,9 +25,15 @@ class Document:
     """By side."""
 
 
-def load_tasks(names: Sequence[str], *, limit: int, unsafe: bool = False) -> dict[str, Task]:
-    """Tasks that generate, by name. Raises RequestError for others, and for unknown ones."""
-    manager = Tasks(metadata={"count": limit})
+def load_tasks(
+    names: Sequence[str], *, limit: int, unsafe: bool = False, num_fewshot: int | None = None
+) -> dict[str, Task]:
+    """Tasks that generate, by name. Raises RequestError for others, and for unknown ones.
+
+    num_fewshot: examples before each question, as the task says if None; a task that says 0 keeps it, as in lm-eval.
+    """
+    # Examples come from all documents, as in `dgemma eval`; else no more are made than are asked.
+    manager = Tasks(metadata={} if num_fewshot else {"count": limit})
     asked = [name for part in names for name in part.split(",") if name]
     missing = [name for name in asked if not manager.match_tasks([name])]
     if missing:
@@ -38,16 +46,48 @@ def load_tasks(names: Sequence[str], *, limit: int, unsafe: bool = False) -> dic
             raise RequestError(
                 f"{name} runs what the models write: allow it with --confirm-run-unsafe-code"
             )
-        if task.get_config("num_fewshot") is None:
-            task.set_config(key="num_fewshot", value=0)
+        own = task.get_config("num_fewshot")
+        if own is None or (own and num_fewshot is not None):
+            task.set_config(key="num_fewshot", value=num_fewshot or 0)
         task.set_fewshot_seed(seed=1234)
     return tasks
 
 
+def resolved(tasks: Mapping[str, Task], limit: int | None = None) -> dict[str, dict[str, Any]]:
+    """The `gen_kwargs` of each task, which every writer gets alike.
+
+    limit: of tokens, for all tasks; if None the task's own, else lm-eval's.
+    """
+    found = {}
+    for name, task in tasks.items():
+        asked = Asked.of(task.config.generation_kwargs or {})
+        if limit is not None:
+            asked = replace(asked, limit=limit)
+        found[name] = asked.gen_kwargs(LIMIT)
+    return found
+
+
+def wording(writer: Writer, chat: bool) -> str:
+    """Whose template words a writer's prompts."""
+    if chat and writer.template is not None:
+        return "its own chat template, examples as turns"
+    return str(writer.describe().get("prompts", "as they are"))
+
+
 def documents(
-    tasks: Mapping[str, Task], sides: Mapping[str, Writer], *, limit: int, chat: bool
+    tasks: Mapping[str, Task],
+    sides: Mapping[str, Writer],
+    *,
+    limit: int,
+    chat: bool,
+    system: str | None = None,
+    terms: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[Document]:
-    """The first `limit` documents of each task; `chat` applies each writer's own template."""
+    """The first `limit` documents of each task, built as `dgemma eval` builds them.
+
+    chat: apply each writer's own template, with few-shot examples as turns. system: a system instruction. terms: the
+    `gen_kwargs` of each task (`resolved`), its own if None.
+    """
     found = []
     for name, task in tasks.items():
         built: dict[str, list[Instance]] = {}
@@ -55,11 +95,18 @@ def documents(
             templated = chat and writer.template is not None
             task.build_all_requests(
                 limit=limit,
+                system_instruction=system,
                 apply_chat_template=templated,
+                fewshot_as_multiturn=templated,
                 chat_template=writer.template if templated else None,
                 tokenizer_name=writer.tokenizer_name,
             )
             built[side] = list(task.instances)
+            if terms is not None:
+                built[side] = [
+                    replace(instance, arguments=(instance.args[0], dict(terms[name])))
+                    for instance in built[side]
+                ]
         for row in zip(*built.values(), strict=True):
             pair = dict(zip(built, row, strict=True))
             found.append(Document(name, row[0].doc_id, pair))

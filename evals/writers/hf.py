@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval.api.instance import Instance
-from lm_eval.models.utils import normalize_gen_kwargs
 
 from dgemma_core import CheckpointError, RequestError
 from dgemma_evals.hashes import digest, fingerprint
+from dgemma_evals.writers.asked import LIMIT, Asked, Ignored, greedily_ignored
 from dgemma_evals.writers.base import Written
 from dgemma_evals.writers.counting import Counts
 
@@ -41,6 +41,7 @@ class HFWriter:
         self.identity = digest(name, fingerprint(folder) if folder.is_dir() else None, dtype)
         eos = self.model.generation_config.eos_token_id
         eos = self.tokenizer.eos_token_id if eos is None else eos
+        self._ignored = Ignored()
         self.eos = {eos} if isinstance(eos, int) else set(eos or ())
 
     def _render(self, chat: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
@@ -60,8 +61,9 @@ class HFWriter:
         if more:
             raise RequestError(f"{', '.join(more)} has no meaning for {self.name}")
         prompt, given = instance.args
-        asked = normalize_gen_kwargs(dict(given))
-        until = [text for text in asked["until"] if text]
+        asked = Asked.of(given)
+        self._ignored.add(greedily_ignored(asked))
+        until = list(asked.stop)
         spelled = self.tokenizer.bos_token and prompt.startswith(self.tokenizer.bos_token)
         encoded = self.tokenizer(prompt, return_tensors="pt", add_special_tokens=not spelled)
         inputs = {key: value.to(self.model.device) for key, value in encoded.items()}
@@ -70,7 +72,7 @@ class HFWriter:
         with torch.inference_mode():
             output = self.model.generate(
                 **inputs,
-                max_new_tokens=asked["max_gen_toks"],
+                max_new_tokens=asked.limit or LIMIT,
                 do_sample=False,
                 temperature=None,
                 top_k=None,
@@ -120,6 +122,7 @@ class HFWriter:
             "mode": "autoregressive",
             "engine": "transformers generate, greedy",
             "identity": self.identity,
+            **self._ignored.facts(),
         }
 
 

@@ -19,8 +19,10 @@ from dgemma_evals.writers.own import OwnWriter
 from dgemma_evals.writers.server import ServerWriter
 
 
-def writer(spec: str, **arguments: Any) -> Writer:
+def writer(spec: str, *, chat: bool = True, **arguments: Any) -> Writer:
     """The writer that `spec` names. arguments: device and dtype; for our models also their `Options`.
+
+    chat: a server gets prompts as chats, which it words by its own template; else as they are.
 
     Raises DgemmaError where there is none, or where it cannot be quantised, or run, as asked.
     """
@@ -32,7 +34,7 @@ def writer(spec: str, **arguments: Any) -> Writer:
                 f"{name} is of checkpoints that this project runs, which {spec} is not"
             )
     if spec.startswith(("http://", "https://")):
-        return ServerWriter(spec)
+        return ServerWriter(spec, chat=chat)
     shared = {name: arguments[name] for name in ("device", "dtype") if name in arguments}
     if spec.startswith("hf:"):
         return HFWriter(spec.removeprefix("hf:"), name=spec, **shared)

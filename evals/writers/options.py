@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from dgemma_core.files.quantised import scheme
 from dgemma_core.samplers import SAMPLERS
 from dgemma_core.settings import ModeSettings, settings_from
 from dgemma_evals.hashes import digest, fingerprint
+from dgemma_evals.writers.asked import FOREIGN_ARGUMENTS, LIMITS, Asked
 
 Likelihood = Literal["ar_encoder", "nelbo"]
 LIKELIHOODS: Mapping[str, str] = {
@@ -46,7 +47,7 @@ _INTEGERS = (
     "corrector_steps",
     "corrector_k",
 )
-_HARNESS = ("until", "max_gen_toks", "max_new_tokens", "max_tokens", "do_sample")
+_HARNESS = ("until", *LIMITS, "do_sample")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,33 +161,38 @@ class Options:
 
     def request_settings(
         self, gen_kwargs: Mapping[str, Any], defaults: GenerationDefaults
-    ) -> tuple[ModeSettings, tuple[str, ...], int]:
-        """Settings, stop strings and token limit of one request.
+    ) -> tuple[ModeSettings, Asked, dict[str, Any]]:
+        """Settings of one request, what else it asks (its limit set), and what is ignored of it.
 
         do_sample=False and temperature 0 are what the harness puts into every request: greedy for
-        `dgemma-ar`, and for diffusion "the sampler as it is". Anything else must have an effect.
+        `dgemma-ar`, and for diffusion "the sampler as it is". Raises RequestError for an argument
+        that is nobody's.
         """
-        given = dict(gen_kwargs)
-        until = given.pop("until", None) or []
-        until = [until] if isinstance(until, str) else list(until)
-        limits = [
-            given.pop(name, None) for name in ("max_gen_toks", "max_new_tokens", "max_tokens")
-        ]
-        limit = next((value for value in limits if value is not None), None)
-        if limit is None:
-            limit = self.max_gen_toks or defaults.max_new_tokens
-        sampling = given.pop("do_sample", None)
-        temperature = given.get("temperature")
-        if not sampling and (sampling is False or not temperature):
+        asked = Asked.of(gen_kwargs)
+        limit = asked.limit or self.max_gen_toks or defaults.max_new_tokens
+        given, ignored = dict(asked.rest), {}
+        if not asked.do_sample and (asked.do_sample is False or not given.get("temperature")):
             given.pop("temperature", None)
-        elif sampling and self.mode == "autoregressive":
+        elif asked.do_sample and self.mode == "autoregressive":
             given.setdefault("temperature", 1.0)
-        elif sampling:
-            raise RequestError(
-                "do_sample has no meaning for diffusion, whose sampler always draws: leave it out"
-            )
-        settings = self.settings(defaults, given)
-        return settings, tuple(text for text in until if text), int(limit)
+        elif asked.do_sample:
+            ignored["do_sample"] = True  # a diffusion sampler always draws
+        meant = self._meant(given)
+        for name in FOREIGN_ARGUMENTS:
+            if name in given and name not in meant:
+                ignored[name] = given.pop(name)
+        return self.settings(defaults, given), replace(asked, limit=limit), ignored
+
+    def _meant(self, given: Mapping[str, Any]) -> tuple[str, ...]:
+        """Which of the sampling arguments of other libraries this model's sampler has, too."""
+        if self.mode == "autoregressive":
+            return ("temperature",)
+        writing = {**self.writing, **given}
+        rule = SAMPLERS.get(str(writing.get("sampler", "entropy_bound")))
+        has = [] if rule is None else [option.name for option in fields(rule)]
+        if "temperature" in has and not writing.get("temperature"):
+            has = [name for name in has if name not in ("top_k", "top_p")]  # no effect at 0
+        return tuple(has)
 
     def identity(self) -> str:
         """The hash of everything that decides an answer: weights and their form, sampler, limits, seed."""

@@ -25,6 +25,7 @@ from dgemma_core.generation import drain
 from dgemma_core.settings import ModeSettings
 from dgemma_core.text import Tokenizer
 from dgemma_evals.hashes import digest
+from dgemma_evals.writers.asked import Ignored
 from dgemma_evals.writers.base import Written
 from dgemma_evals.writers.counting import Counter, Counts
 from dgemma_evals.writers.options import Options
@@ -78,6 +79,7 @@ class OwnWriter:
         self.max_length = self._length_limit()
         self.batch = self._batch_size()
         self._templated = False
+        self._ignored = Ignored()
 
     def describe(self) -> dict[str, Any]:
         """Model and settings, as plain values. The backend is the one that runs passes now."""
@@ -99,6 +101,7 @@ class OwnWriter:
             "seed": self.options.seed,
             "enable_thinking": self.options.enable_thinking,
             "identity": self.identity,
+            **self._ignored.facts(),
         }
 
     # --- prompts
@@ -121,14 +124,16 @@ class OwnWriter:
         )
 
     def job(self, instance: Instance, seed: int, repeat: int = 0) -> Job:
-        """What a `generate_until` request asks. Raises RequestError for arguments that have no meaning."""
+        """What a `generate_until` request asks. Raises RequestError for arguments that are nobody's."""
         prompt, gen_kwargs = instance.args
         if self.options.enable_thinking and not self._templated:
             raise RequestError("enable_thinking is of the chat template: add --apply_chat_template")
-        settings, stop, limit = self.options.request_settings(gen_kwargs, self.loaded.generation)
-        ids = self._shortened(self.encode(prompt), limit)
+        settings, asked, ignored = self.options.request_settings(gen_kwargs, self.loaded.generation)
+        self._ignored.add(ignored)
+        assert asked.limit is not None
+        ids = self._shortened(self.encode(prompt), asked.limit)
         row = digest(seed, instance.task_name, instance.doc_id, prompt, repeat)
-        return Job(tuple(ids), int(row, 16) >> 1, settings, stop, limit)
+        return Job(tuple(ids), int(row, 16) >> 1, settings, asked.stop, asked.limit)
 
     def _shortened(self, ids: list[int], limit: int) -> list[int]:
         """The prompt without its beginning, where prompt and answer exceed the length limit."""

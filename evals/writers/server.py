@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lm_eval.api.instance import Instance
-from lm_eval.models.openai_completions import LocalChatCompletion
-from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
 
 from dgemma_core import DgemmaError, RequestError
 from dgemma_evals.hashes import digest
+from dgemma_evals.writers.asked import LIMIT, Asked, Ignored, greedily_ignored
 from dgemma_evals.writers.base import Written
 from dgemma_evals.writers.counting import Counts
 
@@ -32,14 +32,20 @@ class ServerWriter:
     deterministic = True
     template = None
 
-    def __init__(self, url: str, *, timeout: float = 600) -> None:
+    def __init__(self, url: str, *, chat: bool = True, timeout: float = 600) -> None:
         self.url, _, self.model = url.partition("#")
         self.url = self.url.rstrip("/")
         self.name = url
         self.tokenizer_name = url
-        self.identity = digest(url)
+        self.identity = digest(url) if chat else digest(url, "completions")
         self.timeout = timeout
-        self.client = LocalChatCompletion(base_url=f"{self.url}/chat/completions", timeout=timeout)
+        self.chat = chat
+        self._ignored = Ignored()
+        self.path = "/chat/completions" if chat else "/completions"
+        kind = LocalChatCompletion if chat else LocalCompletionsAPI
+        self.client = kind(
+            base_url=f"{self.url}{self.path}", timeout=timeout, tokenizer_backend=None
+        )
         served = self._json(b"".join(self._call("/models", None)))
         names = [str(entry["id"]) for entry in served.get("data", [])]
         self.model = self.model or (names[0] if names else "")
@@ -84,31 +90,36 @@ class ServerWriter:
         return found
 
     def write(self, instance: Instance, seed: int, more: Mapping[str, Any]) -> Written:
-        """One chat of one user message (the server applies its template)."""
+        """One chat of one user message, to which the server applies its template; without `chat` the prompt alone."""
         if more:
             raise RequestError(f"{', '.join(more)} has no meaning for {self.name}")
         prompt, given = instance.args
-        asked = normalize_gen_kwargs(dict(given))
-        until = [text for text in asked["until"] if text]
-        body = self.client._create_payload(  # what lm-eval's API models define themselves by
-            [{"role": "user", "content": prompt}],
-            generate=True,
-            gen_kwargs={"max_gen_toks": asked["max_gen_toks"], "temperature": 0.0, "until": until},
-            seed=seed,
+        asked = Asked.of(given)
+        self._ignored.add(greedily_ignored(asked))
+        wanted = {
+            "max_gen_toks": asked.limit or LIMIT, "temperature": 0.0, "until": list(asked.stop),
+        }  # fmt: skip
+        messages = [{"role": "user", "content": prompt}]
+        # What lm-eval's API models define themselves by.
+        body = self.client._create_payload(
+            messages if self.chat else prompt, generate=True, gen_kwargs=wanted, seed=seed
         )
         body |= {"stream": True, "stream_options": {"include_usage": True}}
         started = time.perf_counter()
         text, reason = "", "length"
         usage: dict[str, Any] = {}
         first: float | None = None
-        for line in self._call("/chat/completions", body):
+        for line in self._call(self.path, body):
             field, _, part = line.strip().partition(b":")
             if field != b"data" or part.strip() == b"[DONE]":
                 continue  # an empty line, or a comment that keeps the connection alive
             event = self._json(part)
             usage = event.get("usage") or usage
             for choice in event.get("choices", []):
-                piece = (choice.get("delta") or {}).get("content") or ""
+                said = (
+                    (choice.get("delta") or {}).get("content") if self.chat else choice.get("text")
+                )
+                piece = said or ""
                 if piece and first is None:
                     first = time.perf_counter() - started
                 text += piece
@@ -141,6 +152,10 @@ class ServerWriter:
         return {
             "name": self.name,
             "mode": "server",
+            "prompts": "a chat of one message, worded by the server"
+            if self.chat
+            else "as they are",
             "engine": f"OpenAI-compatible server, model {self.model}; only what the client sees",
             "identity": self.identity,
+            **self._ignored.facts(),
         }

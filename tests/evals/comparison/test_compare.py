@@ -17,7 +17,7 @@ from dgemma_core.command.cli import app
 from dgemma_evals.comparison import compare as comparing
 from dgemma_evals.comparison.compare import compare as run_compare
 from dgemma_evals.comparison.compare import contestants, front, parse_sweep
-from dgemma_evals.comparison.questions import load_tasks
+from dgemma_evals.comparison.questions import documents, load_tasks, resolved
 from dgemma_evals.comparison.report import write
 from dgemma_evals.comparison.summary import summarise
 from dgemma_evals.tasks import manager
@@ -126,6 +126,39 @@ def test_the_numbers_of_a_comparison_known_by_hand(pair, tmp_path):
     assert found["first"]["to_same_tokens"]["baseline"] == pytest.approx(0.8)  # its 8th token
     assert "4.00 times as many kept tokens a second" in found["answer"]
     assert "83.3 %" in found["answer"] and "50.0 %" in found["answer"]
+
+
+def test_both_sides_get_the_same_terms(checkpoint, pair, tmp_path, monkeypatch):
+    """A task without a limit: the checkpoint's own (16 tokens here) would hold for one side alone."""
+    tasks = load_tasks([TASK], limit=2)
+    tasks[TASK].config.generation_kwargs = {"until": ["\n\n"], "do_sample": False}
+    assert resolved(tasks) == {
+        TASK: {"until": ["\n\n"], "max_gen_toks": 256, "do_sample": False}
+    }  # fmt: skip
+    monkeypatch.setattr(comparing, "load_tasks", lambda *_, **__: tasks)
+    said, asked = [], []
+    ours = writer(str(checkpoint), device="cpu", steps="2")
+    inner = ours.job
+    monkeypatch.setattr(ours, "job", lambda *a: (asked.append(inner(*a)), asked[-1])[1])
+    comparison = compared((ours, pair[1]), tmp_path, limit=2, seeds=1, say=said.append)
+    assert {(job.limit, job.stop) for job in asked} == {(256, ("\n\n",))}
+    assert said[0] == f"{TASK}: at most 256 tokens, stop strings '\\n\\n', do_sample=False"
+    assert said[1:] == [
+        f"prompts of {checkpoint}: its own chat template, examples as turns",
+        "prompts of slow: as they are",
+    ]
+    assert comparison.facts["generation"] == resolved(tasks)
+    assert resolved(tasks, 5)[TASK]["max_gen_toks"] == 5
+
+
+def test_examples_are_those_of_the_harness(checkpoint):
+    """Few-shot examples become turns of a templated chat, as in `dgemma eval`."""
+    tasks = load_tasks([TASK], limit=1, num_fewshot=2)
+    ours = writer(f"{checkpoint}:ar", device="cpu")
+    (question,) = documents(tasks, {"ours": ours}, limit=1, chat=True, system="Be brief.")
+    prompt = question.instances["ours"].args[0]
+    assert prompt.count("<|turn>user") == 3 and prompt.count("<|turn>model") == 3
+    assert "Be brief." in prompt
 
 
 def test_a_stopped_comparison_goes_on(pair, tmp_path):
@@ -353,6 +386,13 @@ class Server(http.server.BaseHTTPRequestHandler):
         if body["max_tokens"] == 16:
             self._send(b": alive\n\ndata: {", missing=9)
             return
+        if self.path.endswith("/v1/completions"):
+            part = {
+                "choices": [{"text": "42", "finish_reason": "stop"}],
+                "usage": {"completion_tokens": 1},
+            }
+            self._send(f"data: {json.dumps(part)}\n\n".encode())
+            return
         events = [
             {"choices": [{"delta": {"content": "4"}}]},
             {"choices": [{"delta": {"content": "2"}, "finish_reason": "stop"}]},
@@ -403,6 +443,10 @@ def test_a_server_is_measured_from_outside(server, pair, tmp_path, monkeypatch):
             client.write(refused, 0, {})
         assert "\n" not in str(caught.value)
     assert set(server.keys) == {None}
+    plain = writer(url, chat=False)
+    assert plain.write(instance, 0, {}).text == "42" and plain.identity != client.identity
+    assert server.asked[-1]["prompt"] == instance.args[0] and "messages" not in server.asked[-1]
+    assert plain.describe()["prompts"] == "as they are"
     monkeypatch.setenv("OPENAI_API_KEY", "k")
     client.write(instance, 0, {})
     assert server.keys[-1] == "Bearer k"

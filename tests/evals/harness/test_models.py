@@ -188,9 +188,8 @@ def test_a_wrong_argument_is_one_clear_line(mode, given, says):
 @pytest.mark.parametrize(
     ("kind", "gen_kwargs", "says"),
     [
-        (DGemma, {"temperature": 0.7, "do_sample": None}, "no option 'temperature'"),
-        (DGemma, {"do_sample": True}, "always draws"),
-        (DGemma, {"num_beams": 4}, "num_beams has no meaning"),
+        (DGemma, {"colour": 4}, "colour has no meaning"),
+        (DGemmaAR, {"max_gen_toks": 0}, "a whole number from 1"),
         (DGemmaAR, {"entropy_bound": 0.1}, "no meaning in autoregression"),
         (DGemma, {"max_gen_toks": 5000}, "no room for a prompt"),
     ],
@@ -207,6 +206,30 @@ def test_generation_arguments_have_an_effect(checkpoint):
     warm = model(checkpoint, DGemmaAR)
     hot = warm.generate_until([writing("one", do_sample=True, temperature=1.0)], True)
     assert hot != warm.generate_until([writing("one")], True)
+
+
+@pytest.mark.parametrize("kind", [DGemma, DGemmaAR])
+def test_arguments_of_public_tasks_do_not_end_a_run(checkpoint, kind):
+    """They are honoured, or ignored and named in the results."""
+    lm = model(checkpoint, kind)
+    brought = {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "num_beams": 1}
+    lm.generate_until([writing("one", **brought), writing("b", **brought)], True)
+    ignored = lm.get_model_info()["ignored_arguments"]
+    honoured = {"do_sample", "temperature"} if kind is DGemmaAR else set()
+    assert set(ignored) == brought.keys() - honoured and ignored["top_p"] == [0.95]
+    plain = model(checkpoint, kind)
+    short = plain.writer.write(writing("one", max_gen_toks=None, max_completion_tokens=2), 0, {})
+    assert short.counts.kept_tokens <= 2
+    assert "ignored_arguments" not in plain.get_model_info()
+
+
+def test_a_sampler_that_has_the_argument_honours_it(checkpoint):
+    lm = model(checkpoint, sampler="block_refinement")
+    lm.generate_until([writing("one", do_sample=True, temperature=0.6, top_p=0.5)], True)
+    assert set(lm.get_model_info()["ignored_arguments"]) == {"do_sample"}
+    cold = model(checkpoint, sampler="block_refinement")  # at temperature 0, top_p has no effect
+    cold.generate_until([writing("one", top_p=0.5)], True)
+    assert set(cold.get_model_info()["ignored_arguments"]) == {"top_p"}
 
 
 def test_a_long_prompt_loses_its_beginning(checkpoint):
