@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from dgemma_core.errors import RequestError
-from dgemma_core.events import Event, FinishEvent, PromptEvent, StepEvent, TokenEvent
-from dgemma_core.generation import Mode, generate
+from dgemma_core.events import Event, FinishEvent, Mode, PromptEvent, StepEvent, TokenEvent
+from dgemma_core.generation import generate
 from dgemma_core.model import DiffusionGemma
 from dgemma_evals.bench.gpu.card import timed
 from dgemma_evals.bench.gpu.parts import fast
