@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dgemma_lab.budget.budget import Budget as Budget
-    from dgemma_lab.budget.budget import entropy_budget as entropy_budget
     from dgemma_lab.canvas.canvas import Canvas as Canvas
     from dgemma_lab.canvas.canvas import Steer as Steer
     from dgemma_lab.charts.inside import attention as attention
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     from dgemma_lab.steering.steering import Steering as Steering
 
 _HOMES = {
-    "budget.budget": ("Budget", "entropy_budget"),
+    "budget.budget": ("Budget",),
     "canvas.canvas": ("Canvas", "Steer"),
     "charts.inside": ("attention", "expert_load", "experts_touched", "self_conditioning"),
     "charts.order": ("convergence", "order_by_kind", "remelts", "settling"),

@@ -64,7 +64,7 @@ class Chart {
       node("span", { class: "dgb-entry" }, node("span", { class: `dgb-key dgb-key-${k}`, "aria-hidden": "true" }), name));
     this.plot = node("svg:svg", { class: "dgb-chart", height: HEIGHT, role: "img", tabindex: 0 });
     this.why = node("div", { class: "dgb-why", "aria-live": "polite" });
-    this.root = node("div", { class: "dgf dgb", role: "group", "aria-label": "Entropy budget" },
+    this.root = node("div", { class: "dg-base dgf dgb", role: "group", "aria-label": "Entropy budget" },
       node("div", { class: "dgb-head" }, this.title, ...keys), this.plot, this.why);
     this.plot.addEventListener("pointerover", (event) => this.point(event.target.dataset?.place));
     this.plot.addEventListener("pointerleave", () => this.point(undefined));
@@ -85,7 +85,8 @@ class Chart {
 
   draw() {
     const { data } = this;
-    const step = Math.min(this.model.get("step"), data.counts.length);
+    const at = this.model.get("step");
+    const step = at < 0 ? data.counts.length : Math.min(at, data.counts.length);
     this.entries = step > 0 ? ranked(data, step) : [];
     const { entries } = this;
     const kept = entries.filter((entry) => entry.accepted).length;

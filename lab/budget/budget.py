@@ -1,7 +1,7 @@
 """The entropy budget: what the entropy-bound sampler accepts at a step, and why (spec §4, arXiv 2505.24857).
 
-    entropy_budget(trace, step=3)      # a chart of one step
-    Budget(canvas)                     # the chart for the step under a canvas's scrubber, drawn in the browser
+    Budget(trace, step=3)      # one step
+    Budget(canvas)             # the step under a canvas's scrubber
 
 Positions stand in order of entropy. A position is accepted while the entropies *before* it sum to at most the bound:
 the surest is always accepted, and the last accepted one may itself reach over the bound.
@@ -9,6 +9,7 @@ the surest is always accepted, and the last accepted one may itself reach over t
 
 from __future__ import annotations
 
+import html
 from base64 import b64encode
 from dataclasses import dataclass
 from typing import Any
@@ -21,11 +22,12 @@ from numpy.typing import NDArray
 
 from dgemma_core.errors import DgemmaError
 from dgemma_core.files.trace import Trace
-from dgemma_lab import theme
 from dgemma_lab.canvas.canvas import Canvas
 from dgemma_lab.frontend.scripts import bundled, style
+from dgemma_lab.frontend.still import Still
 from dgemma_lab.frontend.text import visible
-from dgemma_lab.theme import Figure
+
+REFUSED_SHOWN = 3  # rows of a still after the accepted ones
 
 
 @dataclass(frozen=True)
@@ -82,106 +84,62 @@ def reasons(trace: Trace, step: int) -> list[str]:
     return words
 
 
-def entropy_budget(trace: Trace, step: int) -> Figure:
-    """Sorted entropies of one step (1 … passes), their running sum, the bound, and what was accepted."""
-    found, bound, words = ranking(trace, step), bound_of(trace), reasons(trace, step)
-    place = np.arange(1, len(found.positions) + 1)
-    texts = [visible(trace.text(token), 16) for token in found.tokens]
-    floor = _floor(found.entropy)
-    figure = Figure()
-    for accepted, name, symbol in ((True, "accepted", "circle"), (False, "redrawn", "circle-open")):
-        of = found.accepted == accepted
-        colour = theme.BLUE if accepted else theme.INK
-        figure.add_scatter(
-            x=place[of], y=np.maximum(found.entropy[of], floor), name=f"{name} ({of.sum()})", mode="markers",
-            marker={"color": colour, "symbol": symbol, "size": 9, "line": {"width": 1.5, "color": colour}},
-            customdata=[[texts[i], found.positions[i], found.entropy[i], words[i]] for i in np.flatnonzero(of)],
-            hovertemplate="“%{customdata[0]}” at position %{customdata[1]}<br>%{customdata[2]:.3g} nats"
-            "<br>%{customdata[3]}<extra></extra>",
-        )  # fmt: skip
-    figure.add_scatter(
-        x=place, y=np.maximum(found.before, floor), name="sum of those before", mode="lines", hoverinfo="skip",
-        line={"color": theme.VERMILION, "shape": "hvh", "width": 2},
-    )  # fmt: skip
-    figure.add_hline(y=max(bound, floor), line={"color": theme.GREEN, "width": 2, "dash": "dash"})
-    figure.add_annotation(
-        text=f"bound {bound:g} nats", font={"color": theme.GREEN}, showarrow=False, x=0, xref="paper",
-        xanchor="left", y=float(np.log10(max(bound, floor))), yanchor="bottom",
-    )  # fmt: skip
-    top = max(float(found.before.max(initial=bound)), bound) * 3
-    row = step - 1
-    figure.update_layout(
-        title=f"Step {step}: {int(found.accepted.sum())} of {len(place)} positions fit the budget"
-        f" <span style='font-size:12px'>canvas {trace.canvas[row] + 1}, T = {trace.temperature[row]:.2f}</span>",
-        xaxis={
-            "title": "positions, surest first",
-            "showgrid": False,
-            "range": [0, len(place) + 1],
-            **_texts(place, texts),
-        },
-        yaxis={
-            "title": "nats, log scale",
-            "type": "log",
-            "range": np.log10([floor / 1.6, top]).tolist(),
-            "dtick": 1,
-            "tickformat": "~g",
-        },
-    )
-    return figure
+class Budget(Still, anywidget.AnyWidget):
+    """The budget of one step, drawn in the browser; of a `Canvas`, of the step under its scrubber.
 
-
-def _floor(entropy: NDArray[np.float32]) -> float:
-    """Where the log scale begins: a power of ten near the least entropy; what is below it is drawn on it."""
-    least = float(entropy.min(initial=1.0))
-    return float(10 ** np.clip(np.floor(np.log10(max(least, 1e-9))), -5, -2))
-
-
-def _texts(place: NDArray[np.int64], texts: list[str]) -> dict[str, Any]:
-    """The tokens as labels of the axis where there is room for them."""
-    if len(place) > 48:
-        return {}
-    return {
-        "tickvals": place.tolist(),
-        "ticktext": texts,
-        "tickangle": -60,
-        "tickfont": {"size": 11, "family": "monospace"},
-    }
-
-
-class Budget(anywidget.AnyWidget):
-    """The budget of the step under a canvas's scrubber, without the kernel's help.
-
-    of: a `Canvas` whose trace is complete (its `step` is linked), or a trace (then set or link `step` yourself).
+    of: a trace, or a `Canvas` whose trace is complete (then its `step` is linked, without the kernel's help).
+    step: 1 … passes; −1 is the last, None the canvas's own. Raises DgemmaError where another rule decided.
     """
 
     _esm = bundled("budget/budget.js")
-    _css = style("form/form.css", "budget/budget.css")
+    _css = style("frontend/base.css", "form/form.css", "budget/budget.css")
 
-    step = traitlets.Int(0, min=0).tag(sync=True)
+    step = traitlets.Int(-1, min=-1).tag(sync=True)
     data = traitlets.Dict().tag(sync=True)
 
-    def __init__(self, of: Canvas | Trace) -> None:
-        trace = of.trace if isinstance(of, Canvas) else of
-        if trace is None:
+    def __init__(self, of: Canvas | Trace, step: int | None = None) -> None:
+        canvas = of if isinstance(of, Canvas) else None
+        trace = canvas.trace if canvas is not None else of
+        if not isinstance(trace, Trace):
             raise DgemmaError(
                 "the canvas holds no complete trace yet: wait for the run, then ask for its budget"
             )
+        if step is not None and not (step == -1 or 1 <= step <= len(trace)):
+            raise DgemmaError(f"the trace has steps 1 to {len(trace)}, not {step}")
         self.trace = trace
-        super().__init__(data=packed(trace), step=len(trace))
-        if isinstance(of, Canvas):
-            self.step = of.step
-            self._link = ipywidgets.jslink((of, "step"), (self, "step"))
+        if step is None:
+            step = -1 if canvas is None else canvas.step
+        super().__init__(data=packed(trace), step=step)
+        if canvas is not None:
+            self._link = ipywidgets.jslink((self, "step"), (canvas, "step"))
 
     def __repr__(self) -> str:
         return f"Budget({self.trace!r})"
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        bundle = super()._repr_mimebundle_(**kwargs)
-        if bundle is not None and len(self.trace):
-            still = entropy_budget(self.trace, max(self.step, 1))._repr_mimebundle_()
-            if "image/png" in still:
-                bundle[0]["image/png"] = still["image/png"]
-        return bundle
+    def still_html(self) -> str:
+        """The step in view as a table: what was accepted, and the first that were not."""
+        step = len(self.trace) if self.step < 0 else min(self.step, len(self.trace))
+        if step == 0:
+            return ""
+        found, bound, words = (
+            ranking(self.trace, step),
+            bound_of(self.trace),
+            reasons(self.trace, step),
+        )
+        accepted = int(found.accepted.sum())
+        shown = min(len(words), accepted + REFUSED_SHOWN)
+        head = f"Step {step}: {accepted} of {len(words)} positions fit the budget of {bound:g} nats"
+        rows = "".join(
+            f"<tr><td>{found.positions[i]}</td>"
+            f"<td><code>{html.escape(visible(self.trace.text(found.tokens[i]), 16))}</code></td>"
+            f"<td>{found.entropy[i]:.3g}</td><td>{html.escape(words[i])}</td></tr>"
+            for i in range(shown)
+        )
+        rest = f"<div>and {len(words) - shown} more, redrawn</div>" if shown < len(words) else ""
+        return (
+            f'<div style="font:13px sans-serif"><b>{head}</b><table><tr><th>position</th><th>token</th>'
+            f"<th>entropy, nats</th><th></th></tr>{rows}</table>{rest}</div>"
+        )
 
 
 def packed(trace: Trace) -> dict[str, Any]:

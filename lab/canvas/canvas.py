@@ -49,6 +49,9 @@ from dgemma_lab.canvas.packing import (
 )
 from dgemma_lab.frontend.page import write_page
 from dgemma_lab.frontend.scripts import bundled, style
+from dgemma_lab.frontend.still import Still
+
+SHEETS = ("frontend/base.css", "canvas/canvas.css")
 
 Action = Literal["pin", "unpin", "replace", "blank", "branch"]
 
@@ -73,23 +76,26 @@ class Steer:
     text: str | None = None  # what was typed, for "replace"
 
 
-class Canvas(anywidget.AnyWidget):
+class Canvas(Still, anywidget.AnyWidget):
     """Shows a `Trace`, or a run as it happens. `trace` may be None; see the module for live use.
 
-    Traits, all linkable: `step` (frame, 0 … passes), `colour_by`, `show`, `speed` (times a
+    Traits, all linkable: `step` (the frame in view: 0 is noise, n what stands after n passes, −1 the
+    last, whichever that is; only the reader moves it), `colour_by`, `show`, `speed` (times a
     comfortable pace; 0 replays the recorded times), `selected` (answer position, −1 for none),
-    `title`.
+    `title`, `status` (a line beside it in place of the run's facts; `alert` makes it an error).
     """
 
     _esm = bundled("canvas/canvas.js")
-    _css = style("canvas/canvas.css")
+    _css = style(*SHEETS)
 
-    step = traitlets.Int(0, min=0).tag(sync=True)
+    step = traitlets.Int(-1, min=-1).tag(sync=True)
     colour_by = traitlets.Enum(("confidence", "entropy", "settled"), "confidence").tag(sync=True)
     show = traitlets.Enum(("draft", "canvas"), "draft").tag(sync=True)
     speed = traitlets.Float(1.0, min=0.0).tag(sync=True)
     selected = traitlets.Int(-1, min=-1).tag(sync=True)
     title = traitlets.Unicode("").tag(sync=True)
+    status = traitlets.Unicode("").tag(sync=True)
+    alert = traitlets.Bool(False).tag(sync=True)
 
     # What the front end draws. `_meta` goes last and its version tells that the others are new.
     _rows = traitlets.Bytes(b"").tag(sync=True)
@@ -98,6 +104,7 @@ class Canvas(anywidget.AnyWidget):
     _tail = traitlets.Dict().tag(sync=True)
     _steerable = traitlets.Bool(False).tag(sync=True)
     _stoppable = traitlets.Bool(False).tag(sync=True)
+    _focus = traitlets.Int(-1, min=-1).tag(sync=True)
 
     def __init__(
         self,
@@ -127,14 +134,17 @@ class Canvas(anywidget.AnyWidget):
 
     @property
     def trace(self) -> Trace | None:
-        """The trace shown, from its last frame when set; None before, and during a live run."""
+        """The trace shown; setting one shows its last frame. None before, and during a live run."""
         return self._trace
 
     @trace.setter
     def trace(self, trace: Trace) -> None:
-        self._set_trace(trace, step=len(trace))
+        with self.hold_sync():
+            self.step = -1
+            self.finish(trace)
 
-    def _set_trace(self, trace: Trace, step: int | None) -> None:
+    def finish(self, trace: Trace) -> None:
+        """Ends the live run: the whole trace replaces its rows. Who scrubbed back stays there."""
         table = TokenTable(trace.text)
         rows = pack_trace(trace, table, self.alternatives)
         initial = None
@@ -146,8 +156,7 @@ class Canvas(anywidget.AnyWidget):
             self._tokens = {"ids": list(table.ids), "texts": list(table.texts)}
             self._tail = {}
             self._meta = {**describe(trace), "version": self._next_version(), "initial": initial}
-            if step is not None:
-                self.step = step
+        self.refresh_still()
 
     # a live run
 
@@ -166,7 +175,7 @@ class Canvas(anywidget.AnyWidget):
             self._table = TokenTable(decode or "<{}>".format)
             self._live = Live(eos=frozenset(eos))
             self._rows, self._tokens, self._tail = b"", {}, {}
-            self.step, self.selected = 0, -1
+            self.step, self.selected, self.status, self.alert = -1, -1, "", False
             facts = [f"at most {steps} passes a canvas"] if steps else []
             self._meta = {
                 "version": self._next_version(),
@@ -190,10 +199,6 @@ class Canvas(anywidget.AnyWidget):
             self._live.add(event, self._table, self.alternatives)
             self._send_tail()
 
-    def finish(self, trace: Trace) -> None:
-        """Ends the live run: the whole trace replaces its rows. Who scrubbed back stays there."""
-        self._set_trace(trace, step=None if self.step else len(trace))
-
     def _send_tail(self) -> None:
         """Sends what waits, as far as rows may go out by now."""
         live = self._live
@@ -216,7 +221,16 @@ class Canvas(anywidget.AnyWidget):
         self._version += 1
         return self._version
 
+    def say(self, status: str, *, alert: bool = False) -> None:
+        """Writes the line beside the title; "" brings the run's facts back."""
+        with self.hold_sync():
+            self.status, self.alert = status, alert
+
     # steering
+
+    def take_focus(self, position: int) -> None:
+        """Gives the token of an answer position the focus, once it is there, if nothing else has it."""
+        self._focus = position
 
     def on_steer(self, callback: Callable[[Steer], Any], *, remove: bool = False) -> None:
         """Registers a callback for what the reader asks; the controls show while there is one."""
@@ -269,21 +283,15 @@ class Canvas(anywidget.AnyWidget):
             return f"Canvas(live, {self._live.passes} passes)"
         return f"Canvas({self._trace!r})" if self._trace is not None else "Canvas(empty)"
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        """The widget, and its last frame as HTML and PNG for pages where no JavaScript runs."""
-        bundle = super()._repr_mimebundle_(**kwargs)
-        if bundle is None or self._trace is None:
-            return bundle
-        data, metadata = bundle
-        data["text/html"] = self.still_html()
-        data["image/png"] = base64.b64encode(self.to_png()).decode()
-        return data, metadata
-
     def still_html(self) -> str:
         """The last frame as HTML, for pages where no widget runs; empty before there is a trace."""
         if self._trace is None:
             return ""
         return still.static_html(self._trace, title=self.title, colour_by=self.colour_by)
+
+    def still_picture(self) -> bytes | None:
+        """The last frame as PNG, on no ground of its own."""
+        return None if self._trace is None else self.to_png()
 
     def _needs_trace(self) -> Trace:
         if self._trace is None:
@@ -297,9 +305,7 @@ class Canvas(anywidget.AnyWidget):
         state = {name: getattr(self, name) for name in names}
         state["_rows"] = base64.b64encode(self._rows).decode()
         title = self.title or str(trace.metadata.get("prompt", "")) or "Denoising canvas"
-        return write_page(
-            path, "canvas/canvas.js", state, title=title, sheets=("canvas/canvas.css",)
-        )
+        return write_page(path, "canvas/canvas.js", state, title=title, sheets=SHEETS)
 
     def to_png(
         self, path: str | os.PathLike[str] | None = None, *, step: int | None = None

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from dgemma_core.errors import DgemmaError
-from dgemma_core.files.trace import AFTER_EOS, NOISE, PINNED, Trace
+from dgemma_core.files.trace import NOISE, PINNED, Trace
 from dgemma_lab.frontend.text import visible
 
-# The colours of run.js, unsure to sure.
+# The colours of colour.js, unsure to sure.
 RAMP = np.array(
     [
         (24, 52, 97), (52, 84, 125), (88, 116, 148), (128, 148, 163), (168, 178, 170),
@@ -133,12 +133,28 @@ def ink(rgb: Colour) -> Colour:
     return (0, 0, 0) if luminance > 0.179 else (255, 255, 255)
 
 
+LONGEST = 12  # characters of a token that a cell shows whole
+SMALLEST = 0.62  # of the usual size of letters
+
+
 def column_width(trace: Trace) -> int:
-    """Characters a cell is wide: enough for most tokens of the last frame, as in run.js."""
-    lengths = sorted(
-        len(visible(trace.text(cell.token), 12))
-        for cells in frame(trace, len(trace))
-        for cell in cells
-        if cell.token is not None and cell.state != AFTER_EOS
+    """Width of all cells, in characters, so that tokens can be read in every frame; as `cellWidth` in cells.js.
+
+    Nine in ten cells fit at the usual size of letters, and the longest token at the smallest.
+    """
+    begin = trace.tokens_in[: trace.offsets[1]] if len(trace) else trace.tokens_in
+    tokens, counts = np.unique(
+        np.concatenate([begin, trace.tokens_out, trace.argmax]), return_counts=True
     )
-    return min(max(lengths[int(0.9 * (len(lengths) - 1))], 2), 9) if lengths else 6
+    if not len(tokens):
+        return 7
+    lengths = np.array([min(len(visible(trace.text(t))), LONGEST) for t in tokens.tolist()])
+    order = np.argsort(lengths, kind="stable")
+    seen = np.cumsum(counts[order])
+    most = lengths[order][np.searchsorted(seen, 0.9 * seen[-1])]
+    return int(np.clip(max(most, np.ceil(SMALLEST * lengths.max())), 3, 8))
+
+
+def fit(length: int, width: int) -> float:
+    """Size of a text of `length` characters in a cell, 0.62 … 1 of the usual."""
+    return min(1.0, max(SMALLEST, width / max(length, 1)))

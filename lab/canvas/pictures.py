@@ -1,9 +1,10 @@
-"""Frames of a canvas as pictures: PNG, animated WebP and GIF."""
+"""Frames of a canvas as pictures: PNG that sits on light and dark pages, animated WebP and GIF on white."""
 
 from __future__ import annotations
 
 import io
 import os
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,36 @@ from dgemma_core.files.trace import (
     STATES,
     Trace,
 )
-from dgemma_lab.canvas.frames import Cell, Colour, column_width, frame, ink, ramp
+from dgemma_lab.canvas.frames import Cell, column_width, fit, frame, ink, ramp
 from dgemma_lab.frontend.text import visible
 
-PAPER: Colour = (255, 255, 255)
-TEXT: Colour = (33, 33, 33)
-SOFT: Colour = (95, 95, 95)
-LINE: Colour = (140, 140, 140)
-FAINT: Colour = (228, 228, 228)
-CELL_HEIGHT, GAP, MARGIN, SCALE = 24, 3, 12, 2
+Paint = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Inks:
+    """The colours of everything but the ramp, as red, green, blue and opacity."""
+
+    paper: Paint
+    text: Paint
+    soft: Paint
+    line: Paint
+    faint: Paint
+    empty: Paint
+
+
+ON_WHITE = Inks(
+    (255, 255, 255, 255), (33, 33, 33, 255), (95, 95, 95, 255), (140, 140, 140, 255),
+    (228, 228, 228, 255), (244, 244, 244, 255),
+)  # fmt: skip
+# One grey that can be read on white and on near-black (4.3 : 1), as in the charts.
+ON_ANY = Inks(
+    (121, 121, 122, 0), (121, 121, 122, 255), (121, 121, 122, 255), (121, 121, 122, 255),
+    (121, 121, 122, 70), (121, 121, 122, 28),
+)  # fmt: skip
+
+CELL_HEIGHT, GAP, MARGIN = 24, 3, 12  # pixels of the page
+WIDTH = 960
 FONTS = ("DejaVuSansMono.ttf", "Menlo.ttc", "consola.ttf", "LiberationMono-Regular.ttf")
 
 
@@ -41,10 +63,15 @@ def png(
     show: str = "draft",
     colour_by: str = "confidence",
 ) -> bytes:
-    """One frame, the last by default, as PNG at twice the page's size; written to `path` if given."""
+    """One frame, the last by default, as PNG at twice the page's size on a transparent ground.
+
+    Written to `path` if given. Raises DgemmaError for a step that the trace does not have.
+    """
     picture = draw(trace, len(trace) if step is None else step, show, colour_by)
     buffer = io.BytesIO()
-    picture.quantize(128, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    picture.quantize(128, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(
+        buffer, "PNG", optimize=True
+    )
     if path is not None:
         Path(path).write_bytes(buffer.getvalue())
     return buffer.getvalue()
@@ -59,10 +86,13 @@ def animate(
     show: str = "draft",
     colour_by: str = "confidence",
 ) -> Path:
-    """All frames as an animation ("WEBP" or "GIF") that rests on the last one for two seconds."""
+    """All frames as an animation ("WEBP" or "GIF") on white that rests on the last one for two seconds."""
     if seconds_a_step <= 0:
         raise DgemmaError(f"seconds_a_step must be above 0, got {seconds_a_step}")
-    frames = [draw(trace, step, show, colour_by, scale=1) for step in range(len(trace) + 1)]
+    frames = [
+        draw(trace, step, show, colour_by, scale=1, inks=ON_WHITE).convert("RGB")
+        for step in range(len(trace) + 1)
+    ]
     frames = _one_palette(frames)
     durations = [round(1000 * seconds_a_step)] * len(frames)
     durations[-1] = 2000
@@ -92,108 +122,116 @@ def draw(
     show: str = "draft",
     colour_by: str = "confidence",
     *,
-    scale: int = SCALE,
-    width: int = 960,
+    scale: int = 2,
+    inks: Inks = ON_ANY,
 ) -> Image.Image:
-    """One frame on white, `width` · `scale` pixels wide; all frames of a trace have one size."""
-    font = _font(12 * scale)
+    """One frame as RGBA, WIDTH · `scale` pixels wide; all frames of a trace have one size."""
     small = _font(11 * scale)
     canvases = frame(trace, step, show, colour_by)
-    column = column_width(trace) * round(font.getlength("m") / scale) + 10
-    columns = max(1, (width - 2 * MARGIN + GAP) // (column + GAP))
+    letters = column_width(trace)
+    column = letters * round(_font(12 * scale).getlength("m") / scale) + 10
+    columns = max(1, (WIDTH - 2 * MARGIN + GAP) // (column + GAP))
     lines = [-(-len(cells) // columns) for cells in canvases]
     height = 2 * MARGIN + 20 + sum(18 + count * (CELL_HEIGHT + GAP) for count in lines)
-    picture = Image.new("RGB", (width * scale, height * scale), PAPER)
-    pen = ImageDraw.Draw(picture)
-    pen.fontmode = "L"
-
-    def place(text: str, x: float, y: float, colour: Colour = SOFT) -> None:
-        pen.text((x * scale, y * scale), text, colour, small)
-
+    picture = Image.new("RGBA", (WIDTH * scale, height * scale), inks.paper)
+    pen = _Pen(ImageDraw.Draw(picture), trace, inks, scale, letters)
     y = float(MARGIN)
     for g, cells in enumerate(canvases):
         name = f"canvas {g + 1}" if trace.mode == "diffusion" else "one token a pass"
-        place(f"{name} · step {step} of {len(trace)}", MARGIN, y)
+        pen.write(f"{name} · step {step} of {len(trace)}", MARGIN, y)
         y += 18
         for i, cell in enumerate(cells):
             left = MARGIN + (i % columns) * (column + GAP)
             top = y + (i // columns) * (CELL_HEIGHT + GAP)
-            box = [
-                left * scale,
-                top * scale,
-                (left + column) * scale - 1,
-                (top + CELL_HEIGHT) * scale - 1,
-            ]
-            _draw_cell(pen, trace, cell, [int(edge) for edge in box], font, scale)
+            pen.cell(cell, left, top, column, CELL_HEIGHT)
         y += lines[g] * (CELL_HEIGHT + GAP)
     x = float(MARGIN)
     for state, name in enumerate(STATES):
-        box = [int(edge * scale) for edge in (x, y + 4, x + 18, y + 18)]
-        _draw_cell(pen, trace, Cell(0, None, state, 0.8), box, font, scale)
-        place(name, x + 24, y + 4)
+        pen.cell(Cell(0, None, state, 0.8), x, y + 4, 18, 14)
+        pen.write(name, x + 24, y + 4)
         x += 34 + small.getlength(name) / scale
     return picture
 
 
-def _draw_cell(
-    pen: ImageDraw.ImageDraw, trace: Trace, cell: Cell, box: list[int], font: Any, scale: int
-) -> None:
-    left, top, right, bottom = box
-    full = cell.state in (ACCEPTED, PINNED) and cell.shade is not None
-    fill = ramp(cell.shade) if cell.shade is not None else PAPER
-    colour = ink(fill) if full else TEXT
-    empty = cell.token is None and cell.shade is None
-    if empty:
-        pen.rectangle(box, fill=(244, 244, 244))
-        return
-    if cell.state == AFTER_EOS:
-        for x in range(left - (bottom - top), right, 5 * scale):  # stripes, cut at the box
-            cut_left, cut_right = max(left - x, 0), max(x + bottom - top - right, 0)
-            pen.line(
-                [x + cut_left, bottom - cut_left, x + bottom - top - cut_right, top + cut_right],
-                FAINT,
-                scale,
-            )
-        colour = SOFT
-    elif full:
-        pen.rounded_rectangle(box, 3 * scale, fill)
-        if cell.state == PINNED:
-            inner = [left + 2 * scale, top + 2 * scale, right - 2 * scale, bottom - 2 * scale]
-            pen.rectangle(box, outline=colour, width=scale)
-            pen.rectangle(inner, outline=colour, width=scale)
-    else:
-        if cell.shade is not None:
-            pen.rectangle([left, bottom - 4 * scale, right, bottom], fill)
-        _outline(pen, box, cell.state, scale)
-    if cell.token is None:
-        return
-    text = visible(trace.text(cell.token), 24)
-    room = right - left - 6 * scale
-    if font.getlength(text) > room:
-        while text and font.getlength(text + "…") > room:
-            text = text[:-1]
-        text += "…"
-    wide = font.getlength(text)
-    middle = (top + bottom) / 2 - scale
-    pen.text(((left + right - wide) / 2, middle), text, colour, font, anchor="lm")
-    if cell.state == REMELTED:
-        x = (left + right - wide) / 2
-        pen.line([x, middle, x + wide, middle], TEXT, scale)
+class _Pen:
+    """Draws cells and small text on a picture; places are in pixels of the page."""
 
+    def __init__(
+        self, pen: ImageDraw.ImageDraw, trace: Trace, inks: Inks, scale: int, letters: int
+    ) -> None:
+        pen.fontmode = "L"
+        self.pen, self.trace, self.inks, self.scale, self.letters = pen, trace, inks, scale, letters
 
-def _outline(pen: ImageDraw.ImageDraw, box: list[int], state: int, scale: int) -> None:
-    """Dotted for noise, dashed for a candidate, whole for what was re-melted."""
-    left, top, right, bottom = box
-    if state not in (NOISE, CANDIDATE):
-        pen.rectangle(box, outline=LINE, width=scale)
-        return
-    on, off = (1, 2) if state == NOISE else (4, 3)
-    for x in range(left, right, (on + off) * scale):
-        for y in (top, bottom - scale + 1):
-            pen.rectangle([x, y, min(x + on * scale, right), y + scale - 1], LINE)
-    for y in range(top, bottom, (on + off) * scale):
-        for x in (left, right - scale + 1):
-            pen.rectangle([x, y, x + scale - 1, min(y + on * scale, bottom)], LINE)
+    def write(self, text: str, x: float, y: float) -> None:
+        scale = self.scale
+        self.pen.text((x * scale, y * scale), text, self.inks.soft, _font(11 * scale))
+
+    def cell(self, cell: Cell, x: float, y: float, width: float, height: float) -> None:
+        scale, pen, inks = self.scale, self.pen, self.inks
+        left, top = int(x * scale), int(y * scale)
+        right, bottom = int((x + width) * scale) - 1, int((y + height) * scale) - 1
+        box = (left, top, right, bottom)
+        full = cell.state in (ACCEPTED, PINNED) and cell.shade is not None
+        fill = ramp(cell.shade) if cell.shade is not None else None
+        colour: Paint = (*ink(fill), 255) if full and fill else inks.text
+        if cell.token is None and fill is None:
+            pen.rectangle(box, fill=inks.empty)
+            return
+        if cell.state == AFTER_EOS:
+            self._stripes(box)
+            colour = inks.soft
+        elif full:
+            pen.rounded_rectangle(box, 3 * scale, fill)
+            if cell.state == PINNED:
+                inner = (left + 2 * scale, top + 2 * scale, right - 2 * scale, bottom - 2 * scale)
+                pen.rectangle(box, outline=colour, width=scale)
+                pen.rectangle(inner, outline=colour, width=scale)
+        else:
+            if fill is not None:
+                pen.rectangle((left, bottom - 4 * scale, right, bottom), fill)
+            self._outline(box, cell.state)
+        if cell.token is not None:
+            self._token(cell, box, colour)
+
+    def _token(self, cell: Cell, box: tuple[int, int, int, int], colour: Paint) -> None:
+        left, top, right, bottom = box
+        scale = self.scale
+        text = visible(self.trace.text(cell.token), 24) if cell.token is not None else ""
+        font = _font(round(12 * scale * fit(len(text), self.letters)))
+        room = right - left - 2 * scale
+        if font.getlength(text) > room:
+            while text and font.getlength(text + "…") > room:
+                text = text[:-1]
+            text += "…"
+        x = (left + right - font.getlength(text)) / 2
+        middle = (top + bottom) / 2 - scale
+        self.pen.text((x, middle), text, colour, font, anchor="lm")
+        if cell.state == REMELTED:
+            self.pen.line([x, middle, x + font.getlength(text), middle], self.inks.text, scale)
+
+    def _stripes(self, box: tuple[int, int, int, int]) -> None:
+        """Slanted stripes, cut off at the box."""
+        left, top, right, bottom = box
+        high = bottom - top
+        for x in range(left - high, right, 5 * self.scale):
+            before, beyond = max(left - x, 0), max(x + high - right, 0)
+            line = [x + before, bottom - before, x + high - beyond, top + beyond]
+            self.pen.line(line, self.inks.faint, self.scale)
+
+    def _outline(self, box: tuple[int, int, int, int], state: int) -> None:
+        """Dotted for noise, dashed for a candidate, whole for what was re-melted."""
+        left, top, right, bottom = box
+        scale, pen, line = self.scale, self.pen, self.inks.line
+        if state not in (NOISE, CANDIDATE):
+            pen.rectangle(box, outline=line, width=scale)
+            return
+        on, off = (1, 2) if state == NOISE else (4, 3)
+        for x in range(left, right, (on + off) * scale):
+            for y in (top, bottom - scale + 1):
+                pen.rectangle([x, y, min(x + on * scale, right), y + scale - 1], line)
+        for y in range(top, bottom, (on + off) * scale):
+            for x in (left, right - scale + 1):
+                pen.rectangle([x, y, x + scale - 1, min(y + on * scale, bottom)], line)
 
 
 @cache

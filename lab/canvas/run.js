@@ -1,72 +1,6 @@
-// A run as the canvas widget knows it: packed rows (the format is in packing.py) → what a cell shows at a frame. Pure,
-// no browser needed.
+// A run as the canvas widget knows it: what a cell shows at a frame. Pure, no browser needed.
 
-const HEADER = 36;
-const MAX_ENTROPY = 16;
-export const STATES = ["noise", "candidate", "accepted", "re-melted", "pinned", "after EOS"];
-export const KINDS = ["predict", "correct", "token"];
-const [ACCEPTED, PINNED, REMELTED, AFTER_EOS, STEADY] = [1, 2, 4, 8, 16];
-
-// ---- bytes -------------------------------------------------------------------------------------------------------
-
-/** 0 … 255 → probability. */
-export const probability = (q) => Math.sin((Math.PI / 2) * (q / 255)) ** 2;
-
-/** 0 … 255 → nats. */
-export const entropy = (q) => MAX_ENTROPY * (q / 255) ** 2;
-
-/** All rows of a DataView (or any ArrayBuffer view), in order. */
-export function parseRows(bytes) {
-  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  const rows = [];
-  for (let at = 0; at < view.byteLength; ) {
-    const length = view.getUint32(at, true);
-    if (length < HEADER || at + length > view.byteLength) throw new Error(`damaged row of ${length} bytes at ${at}`);
-    rows.push(parseRow(view, at, length));
-    at += length;
-  }
-  return rows;
-}
-
-function parseRow(view, at, length) {
-  const n = view.getUint16(at + 4, true);
-  const width = view.getUint8(at + 6);
-  const k = view.getUint8(at + 7);
-  // A slice starts aligned, as typed arrays of ids need it.
-  const body = view.buffer.slice(view.byteOffset + at + HEADER, view.byteOffset + at + length);
-  const ids = new (width === 2 ? Uint16Array : Uint32Array)(body, 0, n * (1 + k));
-  const u8 = new Uint8Array(body, width * ids.length);
-  return {
-    n,
-    k,
-    canvas: view.getUint16(at + 8, true),
-    accepted: view.getUint16(at + 10, true),
-    step: view.getUint32(at + 12, true),
-    position: view.getUint32(at + 16, true),
-    temperature: view.getFloat32(at + 20, true),
-    meanEntropy: view.getFloat32(at + 24, true),
-    seconds: view.getFloat32(at + 28, true),
-    kind: KINDS[view.getUint8(at + 32)],
-    decided: view.getUint8(at + 33) === 1,
-    out: ids.subarray(0, n),
-    alternatives: ids.subarray(n), // position-major, k each, the argmax first
-    sample: u8.subarray(0, n),
-    entropy: u8.subarray(n, 2 * n),
-    probabilities: u8.subarray(2 * n, (2 + k) * n),
-    marks: u8.subarray((2 + k) * n, (3 + k) * n),
-  };
-}
-
-/** A mark byte → index into STATES, as Trace.states() orders them. */
-export function stateOf(marks) {
-  if (marks & PINNED) return 4;
-  if (marks & AFTER_EOS) return 5;
-  if (marks & REMELTED) return 3;
-  if (marks & ACCEPTED) return 2;
-  return marks & STEADY ? 1 : 0;
-}
-
-// ---- a run -------------------------------------------------------------------------------------------------------
+import { entropy, isAccepted, isPinned, probability, singles, stateOf } from "./rows.js";
 
 /**
  * The passes of one run, grouped into canvases. `step` is a frame: 0 shows the first canvas's noise, s what stands
@@ -123,12 +57,12 @@ export class Run {
     const done = Math.min(step - group.first, group.passes);
     if (done <= 0) {
       if (step > 0 || group.first > 0 || !this.initial) return null;
-      const pinned = this.rows.length > 0 && this.rows[0].marks[i] & PINNED;
+      const pinned = this.rows.length > 0 && isPinned(this.rows[0].marks[i]);
       return { row: null, i, token: this.initial[i], state: pinned ? 4 : 0 };
     }
     const row = this.rows[group.first + done - 1];
     const committed = step > group.first + group.passes || (row.decided && show === "draft");
-    const onCanvas = row.marks[i] & PINNED || (!committed && (show === "canvas" || row.marks[i] & ACCEPTED));
+    const onCanvas = isPinned(row.marks[i]) || (!committed && (show === "canvas" || isAccepted(row.marks[i])));
     return { row, i, token: onCanvas ? row.out[i] : row.alternatives[i * row.k], state: stateOf(row.marks[i]) };
   }
 
@@ -139,10 +73,11 @@ export class Run {
       group.settled = Array.from({ length: group.n }, (_, i) => i);
     } else {
       const rows = this.rows.slice(group.first, group.first + group.passes);
-      const { alternatives: final, k } = rows.at(-1);
+      const guess = (row, i) => (isPinned(row.marks[i]) ? row.out[i] : row.alternatives[i * row.k]);
       group.settled = Array.from({ length: group.n }, (_, i) => {
         let pass = rows.length - 1;
-        while (pass > 0 && rows[pass - 1].alternatives[i * rows[pass - 1].k] === final[i * k]) pass -= 1;
+        const final = guess(rows[pass], i);
+        while (pass > 0 && guess(rows[pass - 1], i) === final) pass -= 1;
         return pass;
       });
     }
@@ -150,7 +85,7 @@ export class Run {
     return group.settled;
   }
 
-  /** One place over the passes of its canvas: [{pass, token, p, state}]. Diffusion only. */
+  /** One place over the passes of its canvas: [{pass, token, p, state}], the model's best guess. Diffusion only. */
   history(group, i) {
     return this.rows.slice(group.first, group.first + group.passes).map((row, pass) => ({
       pass,
@@ -160,10 +95,15 @@ export class Run {
     }));
   }
 
+  /** How sure the token of a cell is, 0 … 1: a pin is given, so it is sure. */
+  confidence({ row, i, state }) {
+    return state === 4 ? 1 : probability(row.probabilities[i * row.k]);
+  }
+
   /** Colour value 0 … 255 of a cell, or null where there is none. */
   shade(group, i, step, cell, by) {
     if (!cell.row) return null;
-    if (by === "confidence") return Math.round(255 * probability(cell.row.probabilities[cell.i * cell.row.k]));
+    if (by === "confidence") return Math.round(255 * this.confidence(cell));
     if (by === "entropy") return Math.round(255 * (1 - cell.row.entropy[cell.i] / this.maxEntropy));
     const settled = this.settled(group)[i];
     if (step - group.first <= settled) return null;
@@ -181,24 +121,18 @@ export class Run {
     }
     return low;
   }
-}
 
-/** A row of n tokens → n rows of one. */
-function singles(row) {
-  const { n, k } = row;
-  return Array.from({ length: n }, (_, i) => ({
-    ...row,
-    n: 1,
-    step: row.step + i,
-    position: row.position + i,
-    meanEntropy: entropy(row.entropy[i]),
-    out: row.out.subarray(i, i + 1),
-    alternatives: row.alternatives.subarray(i * k, (i + 1) * k),
-    sample: row.sample.subarray(i, i + 1),
-    entropy: row.entropy.subarray(i, i + 1),
-    probabilities: row.probabilities.subarray(i * k, (i + 1) * k),
-    marks: row.marks.subarray(i, i + 1),
-  }));
+  /** token → how many cells show it, over all frames: as noise, as a sample, as the best guess. */
+  occurrences() {
+    const counts = new Map();
+    const count = (token) => counts.set(token, (counts.get(token) ?? 0) + 1);
+    this.initial?.forEach(count);
+    for (const row of this.rows) {
+      row.out.forEach(count);
+      for (let i = 0; i < row.n; i++) count(row.alternatives[i * row.k]);
+    }
+    return counts;
+  }
 }
 
 /** A history → its stretches of equal best guess: [{token, from, to}]. */
@@ -209,84 +143,4 @@ export function stretches(history) {
     else found.push({ token, from: pass, to: pass });
   }
   return found;
-}
-
-// ---- text and colour ---------------------------------------------------------------------------------------------
-
-const JOINERS = /[\u200c\u200d]/;
-const TURNERS = /[\u200e\u200f\u061c\u202a-\u202e\u2066-\u2069]/g;
-
-/** A text without characters that turn the reading direction of what follows: they show as codes. */
-export const unturned = (text) => text.replace(TURNERS, visibleCharacter);
-
-/**
- * A token's text with everything visible: one line, no control characters, nothing that turns its neighbours' reading
- * direction, at most `limit` characters.
- */
-export function visible(text, limit = 24) {
-  if (text === "") return "∅";
-  let shown = "";
-  let count = 0;
-  const characters = [...text];
-  for (const character of characters) {
-    if (++count > limit) return shown + "…";
-    const joins = JOINERS.test(character) && count > 1 && count < characters.length; // as in emoji, Persian
-    shown += joins ? character : visibleCharacter(character);
-  }
-  return /^\p{M}/u.test(shown) ? "◌" + shown : shown;
-}
-
-function visibleCharacter(character) {
-  const code = character.codePointAt(0);
-  if (character === " ") return "·";
-  if (character === "\n") return "⏎";
-  if (character === "\t") return "⇥";
-  if (code < 0x20) return String.fromCodePoint(0x2400 + code);
-  if (code === 0x7f) return "␡";
-  if (/[\p{C}\p{Z}]/u.test(character)) return `⟨${code.toString(16).toUpperCase().padStart(4, "0")}⟩`;
-  return character;
-}
-
-// Dark blue to pale straw, after cividis (Nuñez, Anderton, Renslow 2018) but softer: lightness rises evenly, so the
-// order reads with every kind of colour vision and in grey.
-const RAMP = [
-  [24, 52, 97], [52, 84, 125], [88, 116, 148], [128, 148, 163], [168, 178, 170],
-  [203, 203, 168], [230, 221, 160], [250, 236, 152],
-];
-
-/** 0 … 1 → [r, g, b]. */
-export function ramp(x) {
-  const place = Math.min(Math.max(x, 0), 1) * (RAMP.length - 1);
-  const low = Math.min(Math.floor(place), RAMP.length - 2);
-  return RAMP[low].map((a, c) => Math.round(a + (RAMP[low + 1][c] - a) * (place - low)));
-}
-
-/** Relative luminance of [r, g, b], as WCAG 2 defines it. */
-export function luminance(rgb) {
-  const [r, g, b] = rgb.map((v) => (v / 255 <= 0.04045 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4));
-  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-}
-
-/** Text colour on a ramp colour: black and white contrast equally, 4.58 : 1, at luminance 0.179. */
-export const ink = (rgb) => (luminance(rgb) > 0.179 ? "#000" : "#fff");
-
-export const percent = (p) => (p >= 0.9995 ? "100 %" : p < 0.0005 ? "< 0.1 %" : `${(100 * p).toFixed(1)} %`);
-export const nats = (h) => `${h.toFixed(h < 0.0995 ? 3 : 2)} nats`;
-
-/** Width of a cell in characters: wide enough for most tokens of the last frame, the same for all. */
-export function cellWidth(lengths) {
-  if (lengths.length === 0) return 6;
-  const sorted = [...lengths].sort((a, b) => a - b);
-  return Math.min(Math.max(sorted[Math.floor(0.9 * (sorted.length - 1))], 2), 9);
-}
-
-/** SVG path of steps over equally wide columns; values 0 … 1 go up from `bottom` by `height`. */
-export function linePath(values, bottom, height) {
-  return values
-    .map((v, x) => `${x ? "V" : "M0 "}${(bottom - height * v).toFixed(2)}H${x + 1}`)
-    .join("");
-}
-
-export function barPath(values, bottom, height) {
-  return values.map((v, x) => `M${x} ${bottom}V${(bottom - height * v).toFixed(2)}H${x + 1}V${bottom}Z`).join("");
 }

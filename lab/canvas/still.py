@@ -6,7 +6,7 @@ import html
 
 from dgemma_core.files.trace import ACCEPTED, AFTER_EOS, CANDIDATE, NOISE, PINNED, REMELTED, Trace
 from dgemma_lab.canvas.frames import Cell, frame, ink, ramp
-from dgemma_lab.frontend.text import visible
+from dgemma_lab.frontend.text import readable, visible
 
 
 def static_html(trace: Trace, *, title: str = "", colour_by: str = "confidence") -> str:
@@ -17,7 +17,9 @@ def static_html(trace: Trace, *, title: str = "", colour_by: str = "confidence")
     for canvas in frame(trace, len(trace), colour_by=colour_by):
         cells = "".join(_static_cell(trace, cell) for cell in canvas)
         parts.append(f'<div style="max-width:960px;line-height:26px;margin:4px 0">{cells}</div>')
-    text = "".join(trace.text(token) for token in trace.ids if token not in trace.eos_ids())
+    text = readable(
+        "".join(trace.text(token) for token in trace.ids if token not in trace.eos_ids())
+    )
     parts.append(f"<pre>{html.escape(text)}</pre>")
     return f"<div>{''.join(parts)}</div>"
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import ipywidgets
 import traitlets
 
-from dgemma_lab.frontend.page import static_wanted
+from dgemma_lab.frontend.still import Still
 
 
 class Columns(ipywidgets.GridBox):
@@ -21,28 +22,21 @@ class Columns(ipywidgets.GridBox):
         )
 
 
-class Stack(ipywidgets.VBox):
-    """Widgets one below the other; where no widget runs, their stills stand as HTML."""
+class Stack(Still, ipywidgets.VBox):
+    """Widgets one below the other, with a still of those among them that have one."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.children)} parts)"
 
-    def settle(self) -> None:
-        """Waits for what still runs in it: called before it is shown in a notebook that is made for readers."""
-
-    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        if static_wanted():
-            self.settle()
-        bundle = super()._repr_mimebundle_(**kwargs)
-        still = still_html(self)
-        if bundle is not None and still:
-            bundle["text/html"] = still
-        return bundle
+    def still_html(self) -> str:
+        return _still_of(self.children)
 
 
-def still_html(widget: ipywidgets.Widget) -> str:
-    """What a widget and those in it show where no JavaScript runs: what each says by its own `still_html()`."""
-    if hasattr(widget, "still_html"):
-        return str(widget.still_html())
-    parts = [still_html(child) for child in getattr(widget, "children", ())]
+def _still_of(widgets: Sequence[ipywidgets.Widget]) -> str:
+    parts = [
+        widget.still_html()
+        if isinstance(widget, Still)
+        else _still_of(getattr(widget, "children", ()))
+        for widget in widgets
+    ]
     return "".join(f"<div>{part}</div>" for part in parts if part)

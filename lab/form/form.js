@@ -5,6 +5,7 @@
 // Enter presses). Native elements do the work.
 
 import { node, write } from "../frontend/dom.js";
+import { GONE, kernelGone, watchKernel } from "../frontend/kernel.js";
 
 /** Whether a field shows under these values. */
 export function shows(field, values) {
@@ -30,15 +31,17 @@ class Controls {
     this.controls = new Map();
     this.fields = node("div", { class: "dgf-fields" });
     this.message = node("div", { class: "dgf-message", role: "status" });
-    this.root = node("div", { class: "dgf" }, this.fields, this.message);
+    this.root = node("div", { class: "dg-base dgf" }, this.fields, this.message);
     el.append(this.root);
     this.heard = { fields: () => this.build(), values: () => this.draw(), disabled: () => this.draw(), message: () => this.say(), alert: () => this.say() };
     for (const [name, react] of Object.entries(this.heard)) model.on(`change:${name}`, react);
+    this.unwatch = watchKernel(model, () => this.say());
     this.build();
     this.say();
   }
 
   close() {
+    this.unwatch();
     for (const [name, react] of Object.entries(this.heard)) this.model.off(`change:${name}`, react);
     this.root.remove();
   }
@@ -106,9 +109,11 @@ class Controls {
   }
 
   say() {
-    this.message.className = `dgf-message${this.model.get("alert") ? " dgf-alert" : ""}`;
-    this.message.setAttribute("role", this.model.get("alert") ? "alert" : "status");
-    write(this.message, this.model.get("message"));
+    const gone = kernelGone(this.root);
+    const alert = gone || this.model.get("alert");
+    this.message.className = `dgf-message${alert ? " dg-alert" : ""}`;
+    this.message.setAttribute("role", alert ? "alert" : "status");
+    write(this.message, gone && this.model.get("fields").length ? GONE : this.model.get("message"));
   }
 
   change(name, value) {
@@ -117,18 +122,19 @@ class Controls {
   }
 
   press(name) {
+    if (kernelGone(this.root)) return this.say();
     this.model.send({ type: "press", name });
   }
 
-  /** Enter takes what was typed and presses the main button; Shift+Enter breaks the line. */
+  /** Enter takes what was typed and presses the main button, or the one with no name; Shift+Enter breaks the line. */
   enter(event, change) {
     event.stopPropagation();
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
     const main = this.model.get("fields").find((field) => field.main);
-    if (!main || this.model.get("disabled").includes(main.name)) return;
+    if (main && this.model.get("disabled").includes(main.name)) return;
     event.preventDefault();
     change();
-    this.press(main.name);
+    this.press(main?.name ?? "");
   }
 }
 

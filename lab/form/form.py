@@ -21,7 +21,7 @@ class Form(anywidget.AnyWidget):
     """Fields (see form.js for what one may say), their values, and a line of text below; `alert` makes it an error."""
 
     _esm = bundled("form/form.js")
-    _css = style("form/form.css")
+    _css = style("frontend/base.css", "form/form.css")
 
     fields = traitlets.List(traitlets.Dict()).tag(sync=True)
     values = traitlets.Dict().tag(sync=True)
@@ -37,7 +37,7 @@ class Form(anywidget.AnyWidget):
         self.on_msg(self._receive)
 
     def on_press(self, callback: Callable[[str], Any]) -> None:
-        """Registers what is called with the name of a button that was pressed."""
+        """Registers what is called with the name of a button that was pressed; "" for Enter where none is `main`."""
         self._pressed.append(callback)
 
     def say(self, message: str, *, alert: bool = False) -> None:

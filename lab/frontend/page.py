@@ -57,8 +57,3 @@ globalThis["{name}"] = mount(state, document.getElementById("{name}"));
     path = Path(path)
     path.write_text(page, "utf-8")
     return path
-
-
-def static_wanted() -> bool:
-    """Outputs are to be complete when they are shown (DGEMMA_STATIC=1): a notebook is being made for readers."""
-    return os.environ.get("DGEMMA_STATIC") == "1"

@@ -169,6 +169,8 @@ class Playground(Stack):
         self._idle.set()
         self._waiting: list[tuple[Column, dict[str, Any]]] = []
         self.form.on_press(self._press)
+        for column in self.columns:
+            column.form.on_press(lambda _: self.run())  # Enter in one of its fields
         rows = (
             Columns(children=[column.form for column in self.columns]),
             Columns(children=[column.canvas for column in self.columns]),
@@ -219,6 +221,8 @@ class Playground(Stack):
     def _next(self, turn: int) -> None:
         """Starts the next column; ties the scrubbers together once all are over."""
         if not self._waiting:
+            for column in self.columns:
+                column.canvas.step = -1  # each at its own end, however many passes it took
             self._links = linked(*(column.canvas for column in self.columns))
             self._rest("; ".join(self._comparisons()))
             return
@@ -238,13 +242,13 @@ class Playground(Stack):
     def _ended(self, column: Column, run: Run, turn: int) -> None:
         if turn != self._turn:
             return  # the button was pressed again
-        column.form.say(run.status.message, alert=run.status.alert)
         self._next(turn)
 
     def _rest(self, message: str, *, alert: bool = False) -> None:
         self._waiting = []
         self.form.disabled = ["stop"]
         self.form.say(message, alert=alert)
+        self.refresh_still()
         self._idle.set()
 
     def _comparisons(self) -> list[str]:

@@ -1,6 +1,8 @@
 // Runs on one prompt, replayed on one clock from the times at which their passes ended. The kernel is not asked.
 
 import { duration, node, numbers, plainModel, ticks, write } from "../frontend/dom.js";
+import { PlayButton } from "../frontend/icons.js";
+import { readable } from "../frontend/text.js";
 
 const PACES = [1, 2, 5, 10, 20, 50, 100, 200];
 const LENGTH = 8; // seconds: a replay that would be over sooner is slowed to about this
@@ -20,7 +22,7 @@ export function count(rising, limit) {
 }
 
 /** Heights of labels {x (left edge), y, width}, in order, each moved down a line at a time until it touches none before. */
-export function apart(labels, line = 14) {
+export function staggered(labels, line = 14) {
   const placed = [];
   for (const { x, y, width } of labels) {
     let at = y;
@@ -109,7 +111,7 @@ class Track {
   }
 
   build(el) {
-    this.button = node("button", { type: "button", click: () => this.toggle() }, "▶ Play");
+    this.play = new PlayButton(() => this.toggle(), "dgr-play");
     this.slider = node("input", { type: "range", min: 0, max: 1000, step: 1, "aria-label": "Time", input: () => {
       const seconds = (this.slider.value / 1000) * this.end; // before a redraw puts the slider back
       this.pause();
@@ -121,9 +123,9 @@ class Track {
     this.lanes = node("div", { class: "dgr-lanes" });
     this.verdict = node("div", { class: "dgr-verdict", role: "status" });
     this.title = node("div", { class: "dgr-title" });
-    this.root = node("div", { class: "dgf dgr", role: "group", "aria-label": "Race" },
+    this.root = node("div", { class: "dg-base dgf dgr", role: "group", "aria-label": "Race" },
       this.title,
-      node("div", { class: "dgr-controls" }, this.button, this.slider, this.clock, node("label", { class: "dgr-pace" }, "pace", this.select)),
+      node("div", { class: "dgr-controls" }, this.play.node, this.slider, this.clock, node("label", { class: "dgr-pace" }, "pace", this.select)),
       node("div", { class: "dgr-caption" }, "tokens kept (shaded: accepted on the canvas so far)"),
       this.plot, this.lanes, this.verdict);
     this.root.addEventListener("keydown", (event) => {
@@ -197,7 +199,7 @@ class Track {
 
   draw() {
     const { seconds } = this;
-    write(this.button, this.playing ? "⏸ Pause" : "▶ Play");
+    this.play.show(this.playing);
     this.slider.value = Math.round((1000 * seconds) / this.end);
     this.slider.setAttribute("aria-valuetext", `${duration(seconds)} of ${duration(this.end)}`);
     write(this.clock, `${duration(seconds)} of ${duration(this.end)}`);
@@ -210,7 +212,7 @@ class Track {
       while (text.children.length < pieces.length) text.append(node("span"));
       pieces.forEach((piece, j) => {
         text.children[j].className = piece.draft ? "dgr-draft" : "";
-        write(text.children[j], piece.text);
+        write(text.children[j], readable(piece.text));
       });
     });
     write(this.verdict, seconds >= this.end && !this.playing ? verdict(this.runs) : "");
@@ -239,7 +241,7 @@ class Track {
       const room = 7.5 * text.length; // of the bold 12 px letters
       return { text, left, x: left ? x - 5 - room : x + 5, y: Math.max(y(run.kept.length) - 8, 10), width: room };
     });
-    const heights = apart(ends);
+    const heights = staggered(ends);
     const lines = this.runs.map((run, i) => {
       const { kept, live } = steps(run);
       const line = stairs([...kept, [run.total, run.kept.length]], this.x, y);

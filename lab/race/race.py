@@ -28,14 +28,15 @@ from dgemma_core.files.trace import Trace
 from dgemma_core.generation import Prompt
 from dgemma_lab.frontend.page import write_page
 from dgemma_lab.frontend.scripts import bundled, style
-from dgemma_lab.frontend.text import visible
+from dgemma_lab.frontend.still import Still
+from dgemma_lab.frontend.text import readable, visible
 from dgemma_lab.session.plan import record
 
 HIDDEN, DRAFT, STANDING = range(3)
-SHEETS = ("form/form.css", "race/race.css")
+SHEETS = ("frontend/base.css", "form/form.css", "race/race.css")
 
 
-class Race(anywidget.AnyWidget):
+class Race(Still, anywidget.AnyWidget):
     """Replays traces of one prompt side by side. `traces`: name → Trace, or several that are named by their mode.
 
     Trait `seconds` is the clock, linkable; −1 stands for the end, which is shown first.
@@ -70,11 +71,8 @@ class Race(anywidget.AnyWidget):
     def __repr__(self) -> str:
         return f"Race({', '.join(self.traces)})"
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        bundle = super()._repr_mimebundle_(**kwargs)
-        if bundle is not None:
-            bundle[0]["text/html"] = still(self.traces)
-        return bundle
+    def still_html(self) -> str:
+        return still(self.traces)
 
 
 def record_race(loaded: Loaded, prompt: Prompt, **options: Any) -> dict[str, Trace]:
@@ -164,8 +162,8 @@ def still(traces: Mapping[str, Trace]) -> str:
     rows = []
     for name, trace in traces.items():
         part = 100 * trace.total_seconds / longest
-        text = "".join(
-            _shown(trace.text(t)) for t in trace.ids.tolist() if t not in trace.eos_ids()
+        text = readable(
+            "".join(_shown(trace.text(t)) for t in trace.ids.tolist() if t not in trace.eos_ids())
         )
         rows.append(
             f'<div style="margin:6px 0"><b>{html.escape(name)}</b> · {trace.total_seconds:.3f} s · '

@@ -19,9 +19,7 @@ from dgemma_core.observe import Observe
 from dgemma_core.request import DecodeState, Request
 from dgemma_core.settings import ModeSettings
 from dgemma_lab.canvas.canvas import Canvas
-from dgemma_lab.form.boxes import Stack
-from dgemma_lab.form.form import Form
-from dgemma_lab.frontend.page import static_wanted
+from dgemma_lab.frontend.still import static_wanted
 from dgemma_lab.session.plan import decoder, describe_run
 from dgemma_lab.session.states import StateCache
 
@@ -29,7 +27,7 @@ SECONDS_BETWEEN_STATUS = 0.2
 
 
 class Run:
-    """One run in a thread. It shows its canvas with a Stop button and a status line; results wait for the end.
+    """One run in a thread. As a cell's last line it shows its canvas, with a Stop button; results wait for the end.
 
     A branch has a parent, the run that it leaves, and an opening, the events that it inherits from there: they come
     first in its trace.
@@ -54,8 +52,6 @@ class Run:
         self.states = StateCache() if states is None else states
         self.opening = tuple(opening)
         self.opening_passes = sum(isinstance(event, StepEvent) for event in opening)
-        self.status = Form()
-        self.view = Stack(children=(self.canvas, self.status))
         metadata = describe_run(loaded, settings, prompt, observe)
         if parent is not None:
             metadata["branch"] = {"passes": self.opening_passes, "seed": request.seed}
@@ -78,7 +74,7 @@ class Run:
     def _work(self, after: Run | None) -> None:
         try:
             if after is not None and after.running:
-                self.status.say("waiting for the run before it")
+                self.canvas.say("waiting for the run before it")
                 after._over.wait()
             if self._halt.is_set():
                 raise DgemmaError("the run was stopped before its turn came: it made no pass")
@@ -120,7 +116,7 @@ class Run:
                     self.states.add(self, len(self._recorder), event.state)
                 if time.monotonic() - shown >= SECONDS_BETWEEN_STATUS:
                     shown = time.monotonic()
-                    self.status.say(f"writing: {len(self._recorder)} passes, {event.seconds:.1f} s")
+                    self.canvas.say(f"writing: {len(self._recorder)} passes, {event.seconds:.1f} s")
                 yield event
                 if self._halt.is_set():
                     return
@@ -138,13 +134,12 @@ class Run:
 
     def _report(self, trace: Trace) -> None:
         if self._error is not None:
-            self.status.say(f"{type(self._error).__name__}: {self._error}", alert=True)
+            self.canvas.say(f"{type(self._error).__name__}: {self._error}", alert=True)
         elif self._generation is None:
-            self.status.say(f"stopped after {len(trace)} passes, {trace.total_seconds:.2f} s")
+            passes = "1 pass" if len(trace) == 1 else f"{len(trace)} passes"
+            self.canvas.say(f"stopped after {passes}, {trace.total_seconds:.2f} s")
         else:
-            self.status.say(
-                f"done: {len(trace.ids)} tokens in {trace.passes} passes, {trace.total_seconds:.2f} s"
-            )
+            self.canvas.say("")
 
     # for the reader
 
@@ -244,7 +239,7 @@ class Run:
             return f"Run(live, {len(self._recorder)} passes)"
         return f"Run({self._error!r})" if self._error is not None else f"Run({self._trace!r})"
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+    def _ipython_display_(self) -> None:
         if static_wanted():
             self.wait()
-        return self.view._repr_mimebundle_(**kwargs)
+        self.canvas._ipython_display_()

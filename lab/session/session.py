@@ -138,7 +138,5 @@ class Asking(Stack):
             self.form.say(str(error), alert=True)
             return None
         self.form.say("")
-        self.current.on_finish(
-            lambda run: self.form.say(run.status.message, alert=run.status.alert)
-        )
+        self.current.on_finish(lambda _: self.refresh_still())
         return self.current

@@ -19,7 +19,7 @@ from dgemma_lab.canvas.canvas import Steer
 from dgemma_lab.canvas.compare import difference, linked
 from dgemma_lab.form.boxes import Columns, Stack
 from dgemma_lab.form.form import Form
-from dgemma_lab.frontend.text import visible
+from dgemma_lab.frontend.text import readable, visible
 from dgemma_lab.session.run import Run
 from dgemma_lab.session.session import Session
 from dgemma_lab.steering.branches import branch, steered
@@ -93,7 +93,7 @@ class Steering(Stack):
         with self._lock:
             self.nodes.append(Node(run, words))
             self._draw(chosen=len(self.nodes) - 1)
-        run.on_finish(lambda _: self._draw())
+        run.on_finish(lambda _: self._ended())
 
     def _steer(self, run: Run, steer: Steer) -> None:
         """What a canvas's buttons ask for. The comparison's canvas steers too: its run then comes into view."""
@@ -102,12 +102,18 @@ class Steering(Stack):
                 **self.form.values,
                 "node": str([node.run for node in self.nodes].index(run)),
             }
-            self.apply(steered(run, steer, seed=self._next_seed()))
+            made = self.apply(steered(run, steer, seed=self._next_seed()))
+            if steer.position is not None:
+                made.canvas.take_focus(steer.position)
         except DgemmaError as error:
             self.form.say(str(error), alert=True)
 
     def _next_seed(self) -> int:
         return 1 + max(node.run.request.seed for node in self.nodes)
+
+    def _ended(self) -> None:
+        self._draw()
+        self.refresh_still()
 
     # showing
 
@@ -157,7 +163,7 @@ class Steering(Stack):
             one = self._chosen("node").run
             two = self._chosen("other").run if self.form.values.get("other") else None
             runs = [one] if two in (None, one) else [one, two]
-            below = tuple(run.view for run in runs)
+            below = tuple(run.canvas for run in runs)
             if self.columns.children != below:
                 for link in self._links:
                     link.unlink()
@@ -180,7 +186,7 @@ def _outcome(run: Run) -> str:
     if run.failed:
         return "failed"
     trace = run.trace
-    text = "".join(
-        trace.text(token) for token in trace.ids.tolist() if token not in trace.eos_ids()
+    text = readable(
+        "".join(trace.text(token) for token in trace.ids.tolist() if token not in trace.eos_ids())
     )
     return f"{visible(text, 48)} · {trace.passes} passes"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -49,7 +50,8 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def step(page: Page) -> int:
-    return page.evaluate("canvas.get('step')")
+    """The frame in view; the model says -1 for the last, whichever that is."""
+    return int(page.get_by_role("slider", name="Step").input_value())
 
 
 def set_value(page: Page, name: str, value: Any) -> None:
@@ -125,7 +127,7 @@ def test_play_runs_to_the_end_pauses_and_starts_over(open_page: OpenPage, export
     page.get_by_role("button", name="Play").click()
     page.wait_for_function("canvas.get('step') === 24")
     expect(page.get_by_role("button", name="Play")).to_be_visible()
-    expect(page.get_by_role("status")).to_contain_text("Step 24 of 24")
+    expect(page.locator(".dg-spoken")).to_have_text(re.compile("^Step 24 of 24"))
 
 
 def test_recorded_speed_follows_the_clock_of_the_run(open_page: OpenPage, exported: Path) -> None:
@@ -336,7 +338,13 @@ def test_another_trace_in_the_same_widget(open_page: OpenPage, exported: Path) -
 # live, and steering: what the kernel sends and hears, without a kernel
 
 
-HEAR = "() => { globalThis.heard = []; canvas.send = (message) => heard.push(message) }"
+HEAR = """() => {
+  globalThis.heard = [];
+  globalThis.sets = [];
+  const { set } = canvas;
+  canvas.send = (message) => heard.push(message);
+  canvas.set = (name, value) => { if (name === 'step') sets.push(value); set(name, value); };
+}"""
 
 
 def live_tails() -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -377,6 +385,7 @@ def test_live_rows_appear_as_they_come(open_page: OpenPage, exported: Path) -> N
     assert step(page) == 3 and len(shown(page)) == 16
     page.evaluate(SEND_TAIL, tails[0])  # again: nothing new
     assert step(page) == 3
+    assert page.evaluate("sets") == [], "a live run is followed without setting the step"
     page.get_by_role("button", name="Step back").click()
     page.evaluate(SEND_TAIL, tails[1])
     assert step(page) == 2  # who scrubbed back is left in peace
@@ -430,6 +439,15 @@ def test_steering_tells_the_kernel(open_page: OpenPage, exported: Path) -> None:
     box = page.get_by_label("Replacement text")
     box.fill("sea, b x m .")
     box.press("Enter")
+    expect(box).to_have_value("")  # the next text is another one
+    box.fill("old")
+    page.locator(".dg-grid .dg-cell").nth(4).click()
+    expect(box).to_have_value("")
+    box.fill("old")
+    page.get_by_role("button", name="Replace the token").focus()
+    box.focus()
+    page.keyboard.type("new")  # over what stands there, not behind it
+    expect(box).to_have_value("new")
     page.get_by_role("button", name="Branch from this step").click()
     steer = {"type": "steer", "step": 9}
     assert page.evaluate("heard") == [
@@ -446,6 +464,71 @@ def test_steering_tells_the_kernel(open_page: OpenPage, exported: Path) -> None:
         },
         {**steer, "action": "branch"},
     ]
+
+
+def test_the_last_step_is_shown_when_a_run_is_over(open_page: OpenPage, exported: Path) -> None:
+    """However many rows came live, and unless the reader has gone elsewhere."""
+    page = open_page(exported)
+    page.evaluate(HEAR)
+    whole = page.evaluate("['_meta', '_tokens', '_rows'].map((name) => canvas.get(name))[0]")
+    page.evaluate("globalThis.kept = ['_rows', '_tokens'].map((name) => [name, canvas.get(name)])")
+    meta, tails = live_tails()
+    for back, at in ((False, 24), (True, 1)):
+        page.evaluate(
+            "canvas.set('_rows', new DataView(new ArrayBuffer(0))); canvas.set('_tokens', {})"
+        )
+        set_value(page, "_meta", {**meta, "version": meta["version"] + back})
+        page.evaluate(SEND_TAIL, {**tails[0], "version": meta["version"] + back})
+        if back:
+            page.get_by_role("button", name="First step").click()
+            page.get_by_role("button", name="Step forward").click()
+        page.evaluate("kept.forEach(([name, value]) => canvas.set(name, value))")
+        set_value(page, "_meta", {**whole, "version": 50 + back})
+        assert step(page) == at
+
+
+def test_a_run_that_takes_over_takes_the_lost_focus(open_page: OpenPage, exported: Path) -> None:
+    page = open_page(exported)
+    focused = "document.activeElement.dataset.group + '/' + document.activeElement.dataset.index"
+    page.get_by_label("speed").focus()
+    set_value(page, "_focus", 20)
+    assert page.evaluate("document.activeElement.tagName") == "SELECT"  # somebody is using that
+    page.evaluate("document.activeElement.blur()")
+    set_value(page, "_focus", 20)
+    assert page.evaluate(focused) == "1/4"
+    assert page.evaluate("[canvas.get('_focus'), canvas.get('selected')]") == [-1, 20]
+
+
+def test_tokens_can_be_read_in_every_frame(open_page: OpenPage, tmp_path: Path) -> None:
+    """Noise, end marks and pins of up to 12 characters: whole, in cells of one width."""
+    words = ["<pad>", "<turn|>", "1", " a", " seven", " elephants", "ing", ",", "⏎⏎", "<0xF0>"]
+    answer = [*range(2, 30), EOS]
+    events = diffusion_events(answer, top_k=3, pins=(0, 3), canvas_length=16, steps=8)
+    trace = Trace.record(events, metadata=META, decode=lambda t: words[t % len(words)])
+    page = open_page(Canvas(trace).to_html(tmp_path / "legible.html"))
+    cut_off = """[...document.querySelectorAll('.dg-grid .dg-cell')].filter((cell) =>
+      cell.firstChild.getBoundingClientRect().width > cell.clientWidth + 0.5).map((cell) => cell.textContent)"""
+    for show in ("draft", "canvas"):
+        set_value(page, "show", show)
+        for frame in range(len(trace) + 1):
+            set_value(page, "step", frame)
+            assert page.evaluate(cut_off) == [], (show, frame)
+    assert "⟨F0⟩" in shown(page)
+    sizes = page.evaluate("""[...document.querySelectorAll('.dg-grid .dg-cell')]
+      .map((cell) => parseFloat(getComputedStyle(cell).fontSize))""")
+    assert min(sizes) >= 7
+
+
+def test_bars_stay_in_forced_colours(open_page: OpenPage, exported: Path) -> None:
+    page = open_page(exported, forced_colors="active")
+    set_value(page, "step", 2)
+    page.locator(".dg-grid .dg-cell").nth(5).click()
+    painted = "getComputedStyle(document.querySelector('%s')).backgroundImage"
+    for bar in (".dg-bar", ".dg-ramp"):
+        assert "gradient" in page.evaluate(painted % bar), bar
+    fill = "getComputedStyle(document.querySelector('.dg-track-1')).fill"
+    ground = "getComputedStyle(document.querySelector('.dg')).backgroundColor"
+    assert page.evaluate(fill) != page.evaluate(ground)
 
 
 # manners

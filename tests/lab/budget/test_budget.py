@@ -10,7 +10,7 @@ import pytest
 from dgemma_core.errors import DgemmaError
 from dgemma_core.files.trace import Trace
 from dgemma_core.samplers import BlockRefinement, EntropyBound
-from dgemma_lab.budget.budget import Budget, entropy_budget, packed, ranking, reasons
+from dgemma_lab.budget.budget import Budget, packed, ranking, reasons
 from dgemma_lab.canvas.canvas import Canvas
 from tests.lab import runs
 
@@ -47,15 +47,13 @@ def test_reasons_name_the_sum_and_the_bound(trace: Trace) -> None:
     assert words[first_out - 1].startswith("accepted: those before it use")
 
 
-def test_the_chart_shows_every_free_position_once(trace: Trace) -> None:
-    figure = entropy_budget(trace, 1)
-    dots = {part.name: list(part.x) for part in figure.data if part.mode == "markers"}
+def test_the_still_lists_what_fits_and_what_does_not(trace: Trace) -> None:
     accepted = int(ranking(trace, 1).accepted.sum())
-    assert dots == {
-        f"accepted ({accepted})": list(range(1, accepted + 1)),
-        f"redrawn ({7 - accepted})": list(range(accepted + 1, 8)),
-    }
-    assert f"{accepted} of 7 positions" in figure.layout.title.text
+    page = Budget(trace, step=1).still_html()
+    assert f"Step 1: {accepted} of 7 positions fit the budget of 9 nats" in page
+    assert page.count("<td>accepted: ") == accepted
+    assert page.count("<td>redrawn: ") == min(3, 7 - accepted)
+    assert Budget(trace).still_html() == Budget(trace, step=12).still_html()
 
 
 def test_the_widget_gets_the_same_rankings_and_follows_the_canvas(trace: Trace) -> None:
@@ -69,14 +67,14 @@ def test_the_widget_gets_the_same_rankings_and_follows_the_canvas(trace: Trace) 
     canvas.step = 4
     budget = Budget(canvas)
     assert budget.step == 4
-    assert (budget._link.source, budget._link.target) == ((canvas, "step"), (budget, "step"))
+    assert (budget._link.target, budget._link.source) == ((canvas, "step"), (budget, "step"))
 
 
 def test_other_rules_have_no_budget(trace: Trace) -> None:
     other = runs.diffusion(sampler=BlockRefinement())
     with pytest.raises(DgemmaError, match="this run was block_refinement"):
-        entropy_budget(other, 1)
+        Budget(other)
     with pytest.raises(DgemmaError, match="steps 1 to 12, not 0"):
-        entropy_budget(trace, 0)
+        Budget(trace, step=0)
     with pytest.raises(DgemmaError, match="no complete trace yet"):
         Budget(Canvas())

@@ -1,11 +1,16 @@
-// lab/canvas/run.js: rows, frames, colours, visible text.
+// The canvas's pure parts: rows, frames, colours, visible text, widths and places.
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
 import test from "node:test";
 
-// Through a data URL: the file is a module for browsers, with no package.json to say so.
-const source = readFileSync(new URL("../../../lab/canvas/run.js", import.meta.url));
-const js = await import(`data:text/javascript;base64,${source.toString("base64")}`);
+import { beside } from "../../../lab/canvas/card.js";
+import * as cells from "../../../lab/canvas/cells.js";
+import * as rows from "../../../lab/canvas/rows.js";
+import * as runs from "../../../lab/canvas/run.js";
+import * as strip from "../../../lab/canvas/strip.js";
+import * as colour from "../../../lab/frontend/colour.js";
+import * as text from "../../../lab/frontend/text.js";
+
+const js = { ...cells, ...rows, ...runs, ...strip, ...colour, ...text };
 
 const HEADER = 36;
 
@@ -208,11 +213,43 @@ test("numbers for people", () => {
   assert.equal(js.nats(2.345), "2.35 nats");
 });
 
-test("a cell is as wide as most tokens need, within limits", () => {
-  assert.equal(js.cellWidth([]), 6);
-  assert.equal(js.cellWidth([1, 1, 1]), 2);
-  assert.equal(js.cellWidth([...Array(99).fill(4), 500]), 4);
-  assert.equal(js.cellWidth(Array(10).fill(50)), 9);
+test("cells fit nine in ten tokens whole, and the longest in small letters", () => {
+  assert.equal(js.cellWidth([]), js.USUAL);
+  assert.equal(js.cellWidth([[1, 30]]), 3);
+  assert.equal(js.cellWidth([[4, 99], [9, 1]]), 6); // 9 characters at 0.62 of the size
+  assert.equal(js.cellWidth([[4, 50], [7, 50]]), 7);
+  assert.equal(js.cellWidth([[50, 10]]), 8);
+  assert.deepEqual([js.fit(3, 6), js.fit(8, 6), js.fit(50, 6)], [1, 0.75, 0.62]);
+  for (let longest = 1; longest <= js.LONGEST; longest++) {
+    const width = js.cellWidth([[1, 1000], [longest, 1]]);
+    assert.ok(longest * js.fit(longest, width) <= width + 0.01, `${longest} in ${width}`);
+  }
+});
+
+test("a floating card leaves its token and the controls to be seen", () => {
+  const card = { width: 256, height: 312 };
+  const page = { width: 600, height: 700, top: 190 };
+  const at = (left, top) => beside({ left, top, right: left + 60, bottom: top + 25 }, card, page);
+  assert.deepEqual(at(20, 220), { x: 20, y: 251 }); // below
+  assert.deepEqual(at(500, 220), { x: 340, y: 251 });
+  assert.deepEqual(at(20, 640), { x: 20, y: 322 }); // above, where that is below the controls
+  assert.deepEqual(at(20, 400), { x: 86, y: 384 }); // neither: at its right
+  assert.deepEqual(at(480, 400), { x: 218, y: 384 }); // or left
+});
+
+test("bytes are legible one by one, and spell characters in running text", () => {
+  assert.equal(js.visible("<0xF0>"), "⟨F0⟩");
+  assert.equal(js.visible("<0xF0><0x9F>"), "⟨F0⟩⟨9F⟩");
+  assert.equal(js.readable("a <0xF0><0x9F><0x99><0x82>!"), "a 🙂!");
+  assert.equal(js.readable("<0xF0>"), "\ufffd");
+});
+
+test("a pin is sure; its list and its history are the model's own", () => {
+  const made = diffusion();
+  const pinned = made.cell(made.groups[1], 1, 4, "draft");
+  assert.equal(pinned.state, 4);
+  assert.equal(made.confidence(pinned), 1);
+  assert.equal(made.shade(made.groups[1], 1, 4, pinned, "confidence"), 255);
 });
 
 test("paths of the strip keep to their track", () => {

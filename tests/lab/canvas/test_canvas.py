@@ -22,11 +22,12 @@ from dgemma_core.errors import DgemmaError
 from dgemma_core.files.trace import STATES, Trace
 from dgemma_lab.canvas import packing
 from dgemma_lab.canvas.canvas import Canvas, Steer
-from dgemma_lab.canvas.frames import RAMP, frame
+from dgemma_lab.canvas.frames import RAMP, column_width, frame
 from dgemma_lab.canvas.pictures import png
 from dgemma_lab.canvas.still import static_html
+from dgemma_lab.frontend import still
 from dgemma_lab.frontend.scripts import LAB, bundled
-from dgemma_lab.frontend.text import visible
+from dgemma_lab.frontend.text import readable, visible
 from tests.files.fake_events import EOS, StepEvent, diffusion_events, token_events
 
 ANSWER = [*range(10, 34), EOS]
@@ -111,7 +112,8 @@ def test_rows_hold_the_trace(trace: Trace) -> None:
         np.testing.assert_allclose(p, trace.top_probabilities[cut], atol=0.004)
         h = packing.MAX_ENTROPY * (row["entropy"] / 255) ** 2
         np.testing.assert_allclose(h, trace.entropy[cut], atol=0.04)
-        assert row["accepted"] == trace.accepted_count()[r]
+        shown = [packing.state_of(mark) for mark in row["marks"].tolist()]
+        assert row["accepted"] == shown.count(STATES.index("accepted")), "as the legend counts"
         assert row["mean"] == pytest.approx(trace.mean_entropy()[r], rel=1e-5)
         assert (row["canvas"], row["step"]) == (trace.canvas[r], trace.step[r])
     assert [decode(i) for i in widget._tokens["ids"]] == widget._tokens["texts"]
@@ -275,7 +277,7 @@ def test_a_second_run_replaces_the_first_and_the_end_keeps_the_readers_step() ->
     versions = [widget._meta["version"]]
     widget.begin(prompt="next")
     versions.append(widget._meta["version"])
-    assert widget.trace is None and widget.step == 0 and widget._meta["live"]
+    assert widget.trace is None and widget.step == -1 and widget._meta["live"]
     events = list(diffusion_events(ANSWER))
     for event in events[:4]:
         widget.push(event)
@@ -346,11 +348,11 @@ FRAMES = """
 """
 
 
-def in_node(function: str, given: Any) -> Any:
-    """Calls a JavaScript function, in which `js` is run.js, with json in and out."""
+def in_node(function: str, given: Any, script: str = "canvas/run.js") -> Any:
+    """Calls a JavaScript function, in which `js` is a module of lab/, with json in and out."""
     node = shutil.which("node")
-    assert node, "these tests run lab/canvas/run.js in Node.js: install nodejs (20 or newer)"
-    source = base64.b64encode(bundled("canvas/run.js").encode()).decode()
+    assert node, "these tests run lab/canvas/*.js in Node.js: install nodejs (20 or newer)"
+    source = base64.b64encode(bundled(script).encode()).decode()
     code = f"""
       import("data:text/javascript;base64,{source}").then((js) => {{
         const given = JSON.parse(require("node:fs").readFileSync(0, "utf8"));
@@ -390,7 +392,7 @@ def test_script_and_pictures_show_the_same_frames(mode: str) -> None:
 
 
 def test_both_halves_share_colours_and_visible_text() -> None:
-    script = (LAB / "canvas/run.js").read_text("utf-8")
+    script = (LAB / "frontend/colour.js").read_text("utf-8")
     listed = re.search(r"const RAMP = \[(.*?)\];", script, re.S)
     assert listed is not None
     assert json.loads(f"[{listed[1].rstrip().rstrip(',')}]") == RAMP.tolist()
@@ -405,9 +407,28 @@ def test_both_halves_share_colours_and_visible_text() -> None:
         "שלום",
         "y" * 99,
         "\u00a0",
+        "<0xF0>",
+        "<0xF0><0x9F>",
     ]
-    seen = in_node("(texts) => texts.map((text) => js.visible(text))", texts)
+    seen = in_node("(texts) => texts.map((text) => js.visible(text))", texts, "frontend/text.js")
     assert seen == [visible(text) for text in texts]
+    bytewise = ["a <0xF0><0x9F><0x99><0x82>!", "<0xF0>", "<0xf0>"]
+    seen = in_node(
+        "(texts) => texts.map((text) => js.readable(text))", bytewise, "frontend/text.js"
+    )
+    assert seen == [readable(text) for text in bytewise] == ["a 🙂!", "\ufffd", "<0xf0>"]
+
+
+def test_both_halves_give_cells_the_same_width() -> None:
+    for answer in (ANSWER, [*range(40, 60)], [7]):
+        trace = Trace.record(diffusion_events(answer, top_k=3), decode=lambda t: "x" * (t % 11 + 1))
+        tokens, counts = np.unique(
+            np.concatenate([trace.tokens_in[: trace.offsets[1]], trace.tokens_out, trace.argmax]),
+            return_counts=True,
+        )
+        lengths = [[int(t) % 11 + 1, int(n)] for t, n in zip(tokens, counts, strict=True)]
+        seen = in_node("(lengths) => js.cellWidth(lengths)", lengths, "canvas/cells.js")
+        assert seen == column_width(trace)
 
 
 class Page(HTMLParser):
@@ -434,24 +455,60 @@ def test_the_standalone_page_is_whole_and_escaped(trace: Trace, tmp_path: Path) 
     page.feed(text)
     assert page.asked == [] and "http://" not in text.replace("http://www.w3.org/2000/svg", "")
     assert page.tags.count("script") == 2 and "b" not in page.tags  # prompt and tokens stay text
-    for name in ("canvas/run.js", "canvas/canvas.css"):
+    for name in ("canvas/rows.js", "canvas/canvas.css"):
         assert (LAB / name).read_text("utf-8") in text
     assert len(text) < 400_000
 
 
-def test_the_mime_bundle_has_fall_backs(trace: Trace) -> None:
+Shown = list[tuple[dict[str, Any], dict[str, Any]]]
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> Shown:
+    """What was displayed, or updated, and with which options."""
+    seen: Shown = []
+    for name in ("display", "update_display"):
+        monkeypatch.setattr(still, name, lambda bundle, **options: seen.append((bundle, options)))
+    monkeypatch.setattr(still, "get_ipython", lambda: "a kernel")
+    return seen
+
+
+def test_a_still_stands_before_the_widget(trace: Trace, shown: Shown) -> None:
     widget = Canvas(trace)
-    data, _ = widget._repr_mimebundle_()
+    widget._ipython_display_()
+    (before, options), (data, _) = shown
     assert data["application/vnd.jupyter.widget-view+json"]["model_id"] == widget.model_id
+    assert "text/html" not in data and "image/png" not in data
     page = Page()
-    page.feed(data["text/html"])
-    assert page.asked == [] and "script" not in page.tags and "style" not in page.tags
+    page.feed(before["text/html"])
+    assert page.asked == [] and "script" not in page.tags and options["display_id"]
     words = "".join(page.words)
     assert "A <b>bold</b> prompt" in words and "w33" in words
-    picture = Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
+    assert "Run this cell to make it live" in words
+    assert before["text/plain"] == repr(widget) == f"Canvas({trace!r})"
+
+
+def test_the_still_of_a_live_run_is_put_in_when_it_is_over(shown: Shown) -> None:
+    widget = Canvas()
+    widget._ipython_display_()
+    begun, options = shown[0]
+    assert "w33" not in begun["text/html"] and "Run this cell" not in begun["text/html"]
+    widget.begin()
+    widget.finish(make())
+    ended, again = shown[-1]
+    assert "w33" in ended["text/html"] and again["display_id"] == options["display_id"]
+
+
+def test_what_is_made_for_readers_holds_no_widget(
+    trace: Trace, shown: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DGEMMA_STATIC", "1")
+    Canvas(trace)._ipython_display_()
+    ((bundle, _),) = shown
+    assert sorted(bundle) == ["image/png", "text/html", "text/plain"]
+    picture = Image.open(io.BytesIO(bundle["image/png"]))
     assert picture.format == "PNG" and picture.width == 1920
-    assert data["text/plain"] == repr(widget) == f"Canvas({trace!r})"
-    assert "text/html" not in Canvas()._repr_mimebundle_()[0]
+    assert picture.convert("RGBA").getpixel((0, 0))[3] == 0, "no ground of its own"
 
 
 def test_pictures_differ_by_step_and_animations_hold_every_step(
@@ -491,7 +548,7 @@ def test_bad_use_is_one_clear_error(trace: Trace) -> None:
 def test_an_empty_trace_can_be_shown() -> None:
     first = next(iter(diffusion_events(ANSWER)))
     widget = Canvas(Trace.record([first]))
-    assert widget.step == 0 and widget._rows == b"" and len(widget.to_png()) > 100
+    assert widget.step == -1 and widget._rows == b"" and len(widget.to_png()) > 100
 
 
 def test_a_pin_shows_itself_and_what_the_model_would_have_said() -> None:
@@ -500,13 +557,17 @@ def test_a_pin_shows_itself_and_what_the_model_would_have_said() -> None:
         if isinstance(event, StepEvent) and event.canvas == 0:
             top = event.observed.top_ids.copy()
             top[2] = [40, 41, 42]  # not the pin
-            observed = replace(event.observed, top_ids=top)
+            shares = event.observed.top_probabilities.copy()
+            shares[2] = [0.5, 0.3, 0.1]
+            observed = replace(event.observed, top_ids=top, top_probabilities=shares)
             events[i] = replace(event, observed=observed)
     trace = Trace.record(events, decode=decode)
     widget = Canvas(trace)
     ids = widget._tokens["ids"]
     row = unpack(widget._rows)[3]
     assert [ids[t] for t in row["alternatives"][2]] == [40, 41, 42]
+    listed = np.sin(np.pi / 2 * row["p"][2] / 255) ** 2
+    np.testing.assert_allclose(listed, [0.5, 0.3, 0.1], atol=0.01)
     assert ids[row["out"][2]] == ANSWER[2]
     for step in (1, len(trace)):
         assert frame(trace, step)[0][2].token == ANSWER[2]
@@ -516,8 +577,7 @@ def test_the_static_page_is_coloured_as_the_widget_is(trace: Trace) -> None:
     pages = {by: static_html(trace, colour_by=by) for by in ("confidence", "settled")}
     assert pages["confidence"] != pages["settled"]
     for by, page in pages.items():
-        data, _ = Canvas(trace, colour_by=by)._repr_mimebundle_()
-        assert data["text/html"] == page
+        assert Canvas(trace, colour_by=by).still_html() == page
 
 
 @pytest.mark.parametrize("converge", [True, False])

@@ -92,6 +92,7 @@ def test_columns_run_with_one_seed_and_are_tied_together() -> None:
     assert [len(trace) for trace in traces.values()] == [6, 8, 12]
     assert {trace.seed for trace in traces.values()} == {5}
     assert [column.canvas.trace for column in play.columns] == list(traces.values())
+    assert [column.canvas.step for column in play.columns] == [-1, -1, -1], "each at its end"
     assert len(play._links) == 2
     assert play.form.message.count("A and ") == 2 and play.form.disabled == ["stop"]
     first = play._links
@@ -122,6 +123,13 @@ def test_stop_ends_the_column_and_those_after_it() -> None:
     play.form._receive(play.form, {"type": "press", "name": "stop"}, [])
     play.wait(30)
     assert list(play.traces) == ["A"] and play.traces["A"].stop_reason is None
+
+
+def test_enter_in_a_field_of_a_column_runs_all() -> None:
+    play = Playground(Session(runs.loaded()), PROMPT, columns=[{"steps": 2}])
+    play.columns[0].form._receive(play.columns[0].form, {"type": "press", "name": ""}, [])
+    play.wait(30)
+    assert list(play.traces) == ["A"]
 
 
 def test_what_is_wrong_is_said_where_it_is() -> None:

@@ -60,7 +60,7 @@ test("the verdict names the first", () => {
 
 test("labels of close finishes stand one below the other", () => {
   const label = (x, y = 10) => ({ x, y, width: 100 });
-  assert.deepEqual(race.apart([label(0), label(150)]), [10, 10]);
-  assert.deepEqual(race.apart([label(0), label(60), label(30)]), [10, 24, 38]);
-  assert.deepEqual(race.apart([label(0), label(60, 40)]), [10, 40]);
+  assert.deepEqual(race.staggered([label(0), label(150)]), [10, 10]);
+  assert.deepEqual(race.staggered([label(0), label(60), label(30)]), [10, 24, 38]);
+  assert.deepEqual(race.staggered([label(0), label(60, 40)]), [10, 40]);
 });

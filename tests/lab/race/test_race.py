@@ -100,7 +100,7 @@ def test_the_payload_stays_small() -> None:
 
 
 def test_the_finish_stands_where_no_script_runs(canvases: Trace, tokens: Trace) -> None:
-    html = Race([canvases, tokens])._repr_mimebundle_()[0]["text/html"]
+    html = Race([canvases, tokens]).still_html()
     assert "&lt;10&gt;" in html and "23 tokens kept" in html and "<script" not in html
 
 

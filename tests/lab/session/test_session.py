@@ -6,6 +6,7 @@ import threading
 import time
 from typing import Any
 
+import ipywidgets
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from dgemma_core.errors import DgemmaError, RequestError
 from dgemma_core.observe import Observe
 from dgemma_core.samplers import BlockRefinement
 from dgemma_lab.canvas.packing import TokenTable, pack_trace
+from dgemma_lab.frontend import still
 from dgemma_lab.session.plan import plan, record
 from dgemma_lab.session.run import Run
 from dgemma_lab.session.session import Session
@@ -30,9 +32,7 @@ def test_a_run_returns_at_once_and_ends_with_what_a_plain_recording_gives() -> N
     assert not run.running
     assert run.result().ids == tuple(run.trace.ids.tolist())
     assert run.canvas.trace is run.trace
-    assert run.status.message.startswith(
-        f"done: {len(run.trace.ids)} tokens in {run.trace.passes} passes"
-    )
+    assert run.canvas.status == "" and f"{run.trace.passes} passes" in run.canvas._meta["facts"]
     assert run.trace.top_ids is not None
 
 
@@ -69,7 +69,7 @@ def test_stop_takes_effect_within_a_pass_and_keeps_what_there_is() -> None:
     run.wait(10)
     assert before <= len(run.trace) <= before + 1
     assert run.trace.stop_reason is None
-    assert "stopped after" in run.status.message
+    assert run.canvas.status.startswith(f"stopped after {len(run.trace)} passes")
     with pytest.raises(DgemmaError, match="stopped before its text ended"):
         run.result()
 
@@ -147,7 +147,7 @@ def test_an_error_is_raised_where_the_result_is_read() -> None:
     for read in (lambda: run.trace, run.result):
         with pytest.raises(RuntimeError, match="the weights are wet"):
             read()
-    assert run.status.alert and "the weights are wet" in run.status.message
+    assert run.canvas.alert and "the weights are wet" in run.canvas.status
 
 
 def test_bad_options_are_refused_before_a_thread_starts() -> None:
@@ -240,9 +240,42 @@ def test_ask_runs_what_is_typed_and_says_what_is_wrong() -> None:
     assert "seed must be at least 0" in box.form.message
 
 
+def test_what_a_replaced_run_says_does_not_stand_over_the_new_one() -> None:
+    loaded = runs.loaded(max_denoising_steps=200, eos_token_ids=())
+    runs.slow(loaded.model, 0.01)
+    box = Session(loaded).ask(PROMPT, stop_rule=None)
+    first = box.run()
+    assert first is not None
+    while box.canvas._live is None or box.canvas._live.passes < 1:
+        time.sleep(0.005)
+    box.options["steps"] = 2
+    second = box.run()
+    assert second is not None and second.wait(20).trace.stop_reason == "length"
+    assert first.trace.stop_reason is None
+    assert (box.canvas.status, box.form.message) == ("", "")
+
+
+def test_a_box_that_runs_again_and_again_registers_no_more_widgets() -> None:
+    box = Session(runs.loaded()).ask(PROMPT)
+    counts = []
+    for _ in range(3):
+        run = box.run()
+        assert run is not None
+        run.wait()
+        counts.append(len(ipywidgets.widgets.widget._instances))
+    assert counts[0] == counts[1] == counts[2]
+
+
 def test_a_view_carries_html_once_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DGEMMA_STATIC", "1")
+    shown: list[dict[str, Any]] = []
+    monkeypatch.setattr(still, "display", lambda bundle, **options: shown.append(bundle))
     run = Session(runs.loaded()).run(PROMPT)
-    bundle = run._repr_mimebundle_()
+    run._ipython_display_()
     assert not run.running
-    assert "<span" in bundle["text/html"]
+    (bundle,) = shown
+    assert "<span" in bundle["text/html"] and bundle["image/png"].startswith(b"\x89PNG")
+    box = Session(runs.loaded()).ask(PROMPT)
+    box.run()
+    box._ipython_display_()
+    assert "<span" in shown[1]["text/html"]

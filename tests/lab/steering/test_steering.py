@@ -274,7 +274,7 @@ def test_the_tree_grows_by_the_buttons_and_compares(session: Session) -> None:
     _wait_for(lambda: all("passes" in option["note"] for option in tree.form.fields[0]["options"]))
     assert [option["indent"] for option in tree.form.fields[0]["options"]] == [0, 1, 1]
     tree.form.values = {**tree.form.values, "other": "0"}
-    assert tree.columns.children == (tree.run.view, root.view) and len(tree._links) == 1
+    assert tree.columns.children == (tree.run.canvas, root.canvas) and len(tree._links) == 1
     assert tree.form.message == difference(tree.run.trace, root.trace)
     root.canvas._receive(root.canvas, {"type": "steer", "action": "branch", "step": 99}, [])
     assert tree.form.alert and "the run is over" in tree.form.message and len(tree.nodes) == 3
