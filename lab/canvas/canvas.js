@@ -7,7 +7,7 @@
 // - The same script serves a notebook (anywidget calls `render`) and a standalone page (page.py calls `mount`).
 
 import { node, plainModel, write } from "../frontend/dom.js";
-import { GONE, kernelGone, watchKernel } from "../frontend/kernel.js";
+import { GONE, Kernel } from "../frontend/kernel.js";
 import { Card } from "./card.js";
 import { Grid } from "./grid.js";
 import { Legend } from "./legend.js";
@@ -20,6 +20,7 @@ import { Strip } from "./strip.js";
 class View {
   constructor(model, el) {
     this.model = model;
+    this.kernel = new Kernel(model, () => this.drawHead());
     this.build(el);
     this.listen();
     this.load();
@@ -158,7 +159,7 @@ class View {
 
   drawHead() {
     const { meta } = this;
-    const gone = kernelGone(this.root);
+    const { gone } = this.kernel;
     write(this.title, this.model.get("title") || meta.prompt || "");
     this.title.hidden = !this.title.textContent;
     this.root.setAttribute("aria-label", `Denoising canvas${meta.prompt ? `: ${meta.prompt}` : ""}`);
@@ -179,7 +180,7 @@ class View {
   // -- input --
 
   listen() {
-    this.offs = [watchKernel(this.model, () => this.drawHead())];
+    this.offs = [];
     const on = (names, react) => names.split(" ").forEach((name) => {
       this.model.on(`change:${name}`, react);
       this.offs.push(() => this.model.off(`change:${name}`, react));
@@ -201,6 +202,7 @@ class View {
 
   close() {
     this.player.playing = null;
+    this.kernel.close();
     this.grid.close();
     this.offs.forEach((off) => off());
     this.resized.disconnect();

@@ -1,7 +1,6 @@
 // The card of one token: what the model thought of it, over the steps; and the controls that steer the run there.
 
 import { node, write } from "../frontend/dom.js";
-import { kernelGone } from "../frontend/kernel.js";
 import { nats, percent, visible } from "../frontend/text.js";
 import { button } from "./player.js";
 import { entropy, probability, STATES } from "./rows.js";
@@ -63,7 +62,7 @@ export class Card {
     const [from, to] = view.grid.span();
     if (action !== "branch" && selected < 0) return;
     view.player.stop();
-    if (kernelGone(view.root)) return view.drawHead();
+    if (view.kernel.gone) return; // the view says so
     const where = action === "branch" ? {} : { position: selected, start: from, stop: to + 1 };
     view.model.send({ type: "steer", action, step: view.step, ...where, ...more });
   }

@@ -5,7 +5,7 @@
 // Enter presses). Native elements do the work.
 
 import { node, write } from "../frontend/dom.js";
-import { GONE, kernelGone, watchKernel } from "../frontend/kernel.js";
+import { GONE, Kernel } from "../frontend/kernel.js";
 
 /** Whether a field shows under these values. */
 export function shows(field, values) {
@@ -28,6 +28,7 @@ export function rows(text) {
 class Controls {
   constructor(model, el) {
     this.model = model;
+    this.kernel = new Kernel(model, () => this.say());
     this.controls = new Map();
     this.fields = node("div", { class: "dgf-fields" });
     this.message = node("div", { class: "dgf-message", role: "status" });
@@ -35,13 +36,12 @@ class Controls {
     el.append(this.root);
     this.heard = { fields: () => this.build(), values: () => this.draw(), disabled: () => this.draw(), message: () => this.say(), alert: () => this.say() };
     for (const [name, react] of Object.entries(this.heard)) model.on(`change:${name}`, react);
-    this.unwatch = watchKernel(model, () => this.say());
     this.build();
     this.say();
   }
 
   close() {
-    this.unwatch();
+    this.kernel.close();
     for (const [name, react] of Object.entries(this.heard)) this.model.off(`change:${name}`, react);
     this.root.remove();
   }
@@ -109,7 +109,7 @@ class Controls {
   }
 
   say() {
-    const gone = kernelGone(this.root);
+    const { gone } = this.kernel;
     const alert = gone || this.model.get("alert");
     this.message.className = `dgf-message${alert ? " dg-alert" : ""}`;
     this.message.setAttribute("role", alert ? "alert" : "status");
@@ -122,7 +122,7 @@ class Controls {
   }
 
   press(name) {
-    if (kernelGone(this.root)) return this.say();
+    if (this.kernel.gone) return; // the line below says so
     this.model.send({ type: "press", name });
   }
 

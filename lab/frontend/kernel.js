@@ -2,12 +2,20 @@
 
 export const GONE = "The kernel is gone. Run this cell again to make it live.";
 
-/** Calls `react` whenever the kernel may have gone or come back; returns a function that stops that. */
-export function watchKernel(model, react) {
-  const later = () => setTimeout(react); // JupyterLab marks the view after this event
-  model.on("comm_live_update", later);
-  return () => model.off("comm_live_update", later);
-}
+/** The kernel behind a widget's model. Jupyter tells a model once that its kernel was restarted; it never comes back. */
+export class Kernel {
+  gone = false;
 
-/** Whether the kernel behind the view of a node is gone, as JupyterLab marks it. */
-export const kernelGone = (node) => node.closest(".jupyter-widgets-disconnected") !== null;
+  constructor(model, react) {
+    this.model = model;
+    this.heard = () => {
+      this.gone = true;
+      react();
+    };
+    model.on("comm_live_update", this.heard);
+  }
+
+  close() {
+    this.model.off("comm_live_update", this.heard);
+  }
+}

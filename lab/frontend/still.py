@@ -16,11 +16,10 @@ from IPython.display import display, update_display
 
 NOTE = "Saved picture. Run this cell to make it live."
 
-_AFTER = ".jp-OutputArea-child:has(.dg-still) + .jp-OutputArea-child"
 STYLE = (
-    # JupyterLab's "model not found" is the only text of a widget output without elements.
-    f"{_AFTER}:has(.jupyter-widgets:not(:has(*))) {{ display: none; }} "
-    ".jp-OutputArea-child:has(.dg-still):has(+ .jp-OutputArea-child .jupyter-widgets > *) { display: none; }"
+    # JupyterLab's "model not found" is a widget output without elements.
+    ".jp-OutputArea-child:has(.dg-still) + .jp-OutputArea-child > .jupyter-widgets:not(:has(*)), "
+    ".jp-OutputArea-child:has(.dg-still):has(+ .jp-OutputArea-child .dg-base) { display: none; }"
 )
 
 

@@ -112,10 +112,7 @@ class Lab:
         self.page.on("request", lambda request: self._asked(request.url))
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.goto(address.format(notebook))
-        self.page.wait_for_function(
-            "() => window.jupyterapp?.shell.currentWidget?.context?.isReady"
-            " && window.jupyterapp.shell.currentWidget.sessionContext?.session?.kernel?.status === 'idle'"
-        )
+        self._wait_for_kernel()
 
     def _asked(self, url: str) -> None:
         if not url.startswith(("data:", "blob:", "http://127.0.0.1", "ws://127.0.0.1")):
@@ -134,6 +131,35 @@ class Lab:
             index,
         )
         return self.output(index)
+
+    def rerun(self, *indices: int) -> Locator:
+        """Runs several cells in turn; the outputs of the last."""
+        for index in indices:
+            last = self.run_cell(index)
+        return last
+
+    def restart_kernel(self) -> None:
+        """Restarts the notebook's kernel, and waits until it is there again."""
+        self.page.evaluate(
+            "() => jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()"
+        )
+        self._wait_for_kernel()
+
+    def save_and_open_again(self) -> None:
+        """Saves the notebook, shuts its kernel down and loads the page anew."""
+        self.page.evaluate("""async () => {
+            const { context, sessionContext } = jupyterapp.shell.currentWidget;
+            await context.save();
+            await sessionContext.shutdown();
+        }""")
+        self.page.reload()
+        self._wait_for_kernel()
+
+    def _wait_for_kernel(self) -> None:
+        self.page.wait_for_function(
+            "() => window.jupyterapp?.shell.currentWidget?.context?.isReady"
+            " && window.jupyterapp.shell.currentWidget.sessionContext?.session?.kernel?.status === 'idle'"
+        )
 
     def output(self, index: int) -> Locator:
         """The outputs of a cell."""

@@ -100,14 +100,14 @@ def test_the_first_notebook_denoises_a_typed_prompt(open_lab: Callable[..., Lab]
         "() => jupyterapp.shell.currentWidget.content.widgets.map(cell => cell.model.type)"
     )
     output = lab.run_cell(cells.index("code"))
-    status = output.locator(".dgf-message").first
-    expect(status).to_have_text(re.compile(r"^done: \d+ tokens"))
+    facts = output.locator(".dg-summary").first
+    expect(facts).to_have_text(re.compile(r"\d+ tokens .* stopped by"))
 
     prompt = output.get_by_label("Prompt")
     prompt.fill("Spell backward:\nSTEP b x m")  # letters that are command keys of JupyterLab
     prompt.press("Enter")
     expect(output.locator(".dg").first).to_have_attribute("aria-label", re.compile("STEP b x m"))
-    expect(status).to_have_text(re.compile(r"^done: \d+ tokens"))
+    expect(facts).to_have_text(re.compile(r"\d+ tokens .* stopped by"))
     assert output.locator(".dg-cell").count() > 0
     after = lab.page.evaluate(
         "() => jupyterapp.shell.currentWidget.content.widgets.map(cell => cell.model.type)"
@@ -128,9 +128,7 @@ def test_a_live_run_fills_its_canvas_and_stops(open_lab: Callable[..., Lab]) -> 
     expect(output.locator(".dg-cell").first).to_be_visible()  # it fills while the model writes
     stop.click()
     expect(stop).to_be_hidden()
-    expect(output.locator(".dgf-message").first).to_have_text(
-        re.compile(r"^stopped after \d+ passes")
-    )
+    expect(output.locator(".dg-summary").first).to_have_text(re.compile(r"^stopped after \d+ pass"))
 
     answer = lab.run_cell(2)
     expect(answer).to_contain_text("False")
@@ -183,6 +181,66 @@ def test_pin_and_branch_make_runs_of_a_tree(open_lab: Callable[..., Lab]) -> Non
     first.focus()
     first.press("Home")
     expect(second).to_have_value("0")  # the scrubbers move together
+
+
+def test_every_finished_run_stands_at_its_last_step(open_lab: Callable[..., Lab]) -> None:
+    lab = open_lab(
+        "ended.ipynb",
+        [
+            SETUP + VIEWS,
+            "play = Playground(session, SUDOKU, columns=[{'stop': False, 'steps': 5}, "
+            "{'stop': False, 'steps': 9}, {'rule': 'autoregressive'}])\nplay",
+            "print([len(trace) for trace in play.traces.values()])",
+        ],
+    )
+    lab.run_cell(0)
+    output = lab.run_cell(1)
+    output.get_by_role("button", name="Run all").click()
+    expect(output.locator(".dgf-message").first).to_contain_text("A and C")
+    said = lab.run_cell(2)
+    expect(said).to_contain_text("]")
+    passes = re.findall(r"\d+", said.inner_text())
+    assert passes[:2] == ["5", "9"]
+    for i, count in enumerate(passes):
+        slider = output.get_by_label("Step", exact=True).nth(i)
+        expect(slider).to_have_attribute("max", count)
+        expect(slider).to_have_value(count)
+    output.get_by_label("Step", exact=True).nth(1).press("Home")
+    for i in range(3):
+        expect(output.get_by_label("Step", exact=True).nth(i)).to_have_value("0")
+
+
+def test_a_saved_notebook_keeps_its_pictures_and_a_lost_kernel_is_said(
+    open_lab: Callable[..., Lab],
+) -> None:
+    lab = open_lab(
+        "saved.ipynb",
+        [SETUP, "run = session.run(SUDOKU)\nrun", "box = session.ask(SUDOKU)\nbox"],
+    )
+    lab.run_cell(0)
+    canvas = lab.run_cell(1)
+    expect(canvas.locator(".dg-summary")).to_have_text(re.compile("stopped by"))
+    expect(canvas.locator(".dg-still")).to_be_hidden()
+    box = lab.run_cell(2)
+    box.get_by_role("button", name="Run", exact=True).click()
+    expect(box.locator(".dg-summary")).to_have_text(re.compile("stopped by"))
+    text = canvas.locator(".dg-text").inner_text()
+
+    lab.restart_kernel()
+    expect(canvas.locator(".dg-summary")).to_contain_text("The kernel is gone")
+    expect(canvas.locator(".dg-text")).to_have_text(text)  # what was written stays to be read
+    box.get_by_role("button", name="Run", exact=True).click()
+    expect(box.locator(".dgf-message")).to_contain_text("Run this cell again")
+
+    lab.save_and_open_again()
+    for output in (lab.output(1), lab.output(2)):
+        expect(output.locator(".dg-still")).to_be_visible()
+        expect(output.locator(".dg-still pre")).to_have_text(text)
+        expect(output).to_contain_text("Run this cell to make it live")
+        expect(output.get_by_text("model not found")).to_be_hidden()
+    canvas = lab.rerun(0, 1)
+    expect(canvas.locator(".dg-summary")).to_have_text(re.compile("stopped by"))
+    expect(canvas.locator(".dg-still")).to_be_hidden()
 
 
 def test_a_race_is_replayed_on_one_clock(open_lab: Callable[..., Lab]) -> None:
