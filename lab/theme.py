@@ -3,8 +3,8 @@
 - Backgrounds are transparent and data colours stand out on white and on near-black (3 : 1 or more).
 - Text is drawn in one grey, INK, legible on both (4.3 : 1). `follow()` is a cell's style sheet that turns this grey
   into the page's own text colour, live when JupyterLab's theme is switched; exported pages carry it already.
-- A `Figure` carries a PNG for pages where no JavaScript runs (GitHub, nbconvert) where kaleido is installed. The
-  environment variable DGEMMA_STATIC says otherwise: 0 never, 1 always, and then live runs are shown once they are over.
+- A `Figure` is interactive wherever JavaScript runs. For pages where none does (GitHub, nbconvert) it carries a PNG
+  instead, on a transparent ground, where the environment variable DGEMMA_STATIC is 1: that needs kaleido and a Chrome.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import base64
 import importlib.util
 import json
 import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from dgemma_core.errors import DgemmaError
+from dgemma_lab.frontend.still import static_wanted
 
 INK = "rgb(121, 121, 122)"  # a shade that nothing else uses: the style sheet finds text by it
 GRID = "rgba(128, 128, 128, 0.28)"
@@ -97,12 +97,10 @@ class Figure(go.Figure):
     def _repr_mimebundle_(
         self, include: Any = None, exclude: Any = None, **kwargs: Any
     ) -> dict[str, Any]:
+        if static_wanted():  # JupyterLab would prefer a picture to the chart: only one of them
+            return {"image/png": base64.b64encode(self.still()).decode()}
         data = {**json.loads(self.to_json()), "config": CONFIG}
-        bundle: dict[str, Any] = {"application/vnd.plotly.v1+json": data}
-        picture = _picture(self)
-        if picture is not None:
-            bundle["image/png"] = base64.b64encode(picture).decode()
-        return bundle
+        return {"application/vnd.plotly.v1+json": data}
 
     def show(self, *args: Any, **kwargs: Any) -> None:
         """In a notebook as a cell's last line would; with arguments as plotly does."""
@@ -126,14 +124,15 @@ class Figure(go.Figure):
         Path(file).write_text(self.to_html(**kwargs), "utf-8")
 
     def still(self, *, width: int = 900, scale: float = 1.5) -> bytes:
-        """The figure as PNG, dark on white. DgemmaError where kaleido or its Chrome is missing."""
+        """The figure as PNG on a transparent ground, its text in the grey that any page shows.
+
+        DgemmaError where kaleido or its Chrome is missing.
+        """
         if not importlib.util.find_spec("kaleido"):
             raise DgemmaError(
                 "pictures of charts need kaleido and a Chrome or Chromium: pip install kaleido"
             )
-        plain = go.Figure(self)
-        plain.update_layout(paper_bgcolor="white", plot_bgcolor="white", font_color="#222")
-        figure = json.loads(plain.to_json().replace(INK, "#222222"))
+        figure = json.loads(self.to_json())
         try:
             import kaleido
 
@@ -149,21 +148,6 @@ class Figure(go.Figure):
             raise DgemmaError(
                 f"kaleido could not draw the chart, is there a Chrome or Chromium? {error}"
             ) from error
-
-
-def _picture(figure: Figure) -> bytes | None:
-    """The PNG to carry, or None where it is not wanted; says once why there is none."""
-    wanted = os.environ.get("DGEMMA_STATIC")
-    if wanted == "0" or (wanted is None and not importlib.util.find_spec("kaleido")):
-        return None
-    try:
-        return figure.still()
-    except DgemmaError as error:
-        if wanted is not None:
-            raise
-        os.environ["DGEMMA_STATIC"] = "0"
-        warnings.warn(f"charts will show nothing where no JavaScript runs: {error}", stacklevel=3)
-        return None
 
 
 def follow() -> Any:

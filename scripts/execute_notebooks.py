@@ -1,8 +1,7 @@
 """Runs notebooks and writes them back with the outputs that readers see: `python scripts/execute_notebooks.py [FILE]`.
 
-Charts are kept as PNG and live runs as they ended (DGEMMA_STATIC=1), so that a page without JavaScript shows
-everything. Widgets, their state, and plotly's own form, which a static page prefers to the picture but cannot draw, are
-left out: JupyterLab shows the same HTML and pictures until a cell is run.
+Charts are kept as PNG, widgets as stills and live runs as they ended (DGEMMA_STATIC=1), so that a page without
+JavaScript shows everything. JupyterLab shows the same until a cell is run.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from nbclient import NotebookClient
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 WIDGET = "application/vnd.jupyter.widget-view+json"
-PLOTLY = "application/vnd.plotly.v1+json"
 SECONDS_A_CELL = 600
 
 
@@ -49,11 +47,7 @@ def tidy(notebook: nbformat.NotebookNode) -> None:
     }
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
-            data = output.get("data", {})
-            data.pop(WIDGET, None)
-            if PLOTLY in data and "image/png" in data:
-                del data[PLOTLY]
-                data.pop("text/html", None)  # plotly's page needs a script, too
+            output.get("data", {}).pop(WIDGET, None)  # of other libraries: ours leave stills alone
 
 
 def main() -> None:

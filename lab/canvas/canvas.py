@@ -30,7 +30,7 @@ import base64
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -341,7 +341,7 @@ def describe(trace: Trace) -> dict[str, Any]:
     if trace.mode == "diffusion":
         counts.insert(1, f"{trace.denoising_steps} denoising steps")
     facts = [
-        str(trace.metadata.get("model", "")),
+        _model(trace.metadata),
         str(sampler.get("name", "")) if isinstance(sampler, dict) else str(sampler or ""),
         "autoregressive" if trace.mode == "autoregressive" else "",
         *counts,
@@ -358,6 +358,12 @@ def describe(trace: Trace) -> dict[str, Any]:
             {"canvas": c.canvas, "kept": c.kept, "converged": c.converged} for c in trace.commits
         ],
     }
+
+
+def _model(metadata: Mapping[str, Any]) -> str:
+    """The model, and the backend that ran it: "nano on cpu"."""
+    model, backend = str(metadata.get("model", "")), metadata.get("backend")
+    return f"{model} on {backend}" if backend else model
 
 
 def _change(callbacks: list[Any], callback: Any, remove: bool) -> None:

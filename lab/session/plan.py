@@ -65,6 +65,7 @@ def describe_run(
     text = loaded.model.config.text
     return {
         "model": loaded.name,
+        "backend": loaded.model.backend.name,
         "prompt": prompt if isinstance(prompt, str) else "",
         **settings.described(),
         "eos_token_ids": list(loaded.generation.eos_token_ids),

@@ -48,6 +48,9 @@ class Session:
         self._last: Run | None = None
         self._current: dict[Any, Run] = {}
 
+    def __repr__(self) -> str:
+        return f"Session({self.loaded.name} on {self.loaded.model.backend.name})"
+
     @property
     def current(self) -> Run | None:
         """The last run of `session.run`."""

@@ -60,7 +60,6 @@ def serve(folder: Path) -> Iterator[str]:
         "JUPYTER_CONFIG_DIR": str(state / "config"),
         "JUPYTERLAB_SETTINGS_DIR": str(state / "settings"),
         "JUPYTERLAB_WORKSPACES_DIR": str(state / "workspaces"),
-        "DGEMMA_STATIC": "0",
     }
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

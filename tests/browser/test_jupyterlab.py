@@ -191,6 +191,7 @@ def test_every_finished_run_stands_at_its_last_step(open_lab: Callable[..., Lab]
             "play = Playground(session, SUDOKU, columns=[{'stop': False, 'steps': 5}, "
             "{'stop': False, 'steps': 9}, {'rule': 'autoregressive'}])\nplay",
             "print([len(trace) for trace in play.traces.values()])",
+            "from dgemma_lab import settling\nsettling(play.traces['A'])",
         ],
     )
     lab.run_cell(0)
@@ -208,6 +209,11 @@ def test_every_finished_run_stands_at_its_last_step(open_lab: Callable[..., Lab]
     output.get_by_label("Step", exact=True).nth(1).press("Home")
     for i in range(3):
         expect(output.get_by_label("Step", exact=True).nth(i)).to_have_value("0")
+    chart = lab.run_cell(3)
+    expect(
+        chart.locator(".js-plotly-plot .main-svg").first
+    ).to_be_visible()  # though kaleido is here
+    expect(chart.locator("img")).to_have_count(0)
 
 
 def test_a_saved_notebook_keeps_its_pictures_and_a_lost_kernel_is_said(

@@ -221,6 +221,16 @@ def test_a_state_from_the_store_or_replayed_is_the_same(limit: int) -> None:
         thin.state_at(13)
 
 
+def test_the_backend_is_named_in_the_session_the_trace_and_beside_the_canvas() -> None:
+    session = Session(runs.loaded())
+    session.loaded.model.use("torch")
+    run = session.run(PROMPT)
+    assert run.trace.metadata["backend"] == "torch"
+    name = session.loaded.name
+    assert repr(session) == f"Session({name} on torch)"
+    assert run.canvas._meta["facts"][0] == f"{name} on torch"
+
+
 def test_the_states_of_all_runs_stay_within_keep_bytes() -> None:
     session = Session(runs.loaded(eos_token_ids=()), keep_bytes=1)
     run = session.run(PROMPT, stop_rule=None).wait()
