@@ -49,7 +49,7 @@ def test_the_browser_gets_30_rows_a_second_and_everything_at_the_end(mode: Any) 
     run.start().wait()
     passes = len(run.trace)
     assert passes == (144 if mode == "diffusion" else 300)
-    assert 0 < len(sent) < passes, "the model is faster than what is shown of it"
+    assert 0 < len(sent) <= passes
     for i, begin in enumerate(sent):
         # A row may have become due just before it was counted.
         assert sum(at < begin + 0.99 for at in sent[i:]) <= 30
