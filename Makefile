@@ -28,6 +28,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	PYTHONPATH=$(VENV)/names $(BIN)/lint-imports
 
 # The stamps: set-up runs again only when a dependency or a pin has changed.
 # torch goes first and alone: asked for with its exact pin, a local build of it (CPU) is taken where pip has one.

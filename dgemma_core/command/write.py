@@ -163,7 +163,9 @@ def chat(
 
 def _save(recorder: TraceRecorder | None, trace: Path | None) -> None:
     if recorder is not None and trace is not None:
-        recorder.trace().save(trace)
+        from dgemma_core.files.trace import Trace
+
+        Trace(**recorder.fields()).save(trace)
 
 
 def _read_standard_input() -> str:

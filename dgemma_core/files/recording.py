@@ -13,12 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgemma_core.errors import DgemmaError
-from dgemma_core.files.trace import Commit, Trace
-from dgemma_core.files.trace_schema import COMMIT_TOKENS, COMMITS, KINDS, OBSERVED, PASSES, TOKENS
+from dgemma_core.files.trace_schema import (
+    COMMIT_TOKENS,
+    COMMITS,
+    KINDS,
+    OBSERVED,
+    PASSES,
+    TOKENS,
+    Commit,
+)
 
 
 class TraceRecorder:
-    """Fills a Trace from a live stream: `add` each event, take `trace()` at any time.
+    """Fills a Trace from a live stream: `add` each event, take `Trace(**recorder.fields())` at any time.
 
     One recorder serves one request; an event of another one is a DgemmaError.
     """
@@ -127,8 +134,8 @@ class TraceRecorder:
         attention = getattr(observed, "attention", None)
         self._attention.append(None if attention is None else as_array(attention, np.float32))
 
-    def trace(self) -> Trace:
-        """The record so far; complete once the FinishEvent was added."""
+    def fields(self) -> dict[str, Any]:
+        """The fields of the Trace so far; complete once the FinishEvent was added."""
         lengths = [len(row) for row in self._tokens["argmax"]]
         kept = [commit.ids[: commit.kept] for commit in self._commits]
         if self._mode == "autoregressive":
@@ -157,7 +164,7 @@ class TraceRecorder:
             arrays["attention"] = tuple(empty if part is None else part for part in self._attention)
         canvases = len(set(self._passes["canvas"])) if self._mode == "diffusion" else 0
         steps_done = len(self) if self._mode == "diffusion" else 0
-        return Trace(
+        return dict(
             mode=self._mode or "diffusion",
             **arrays,
             seed=int(prompt.seed) if prompt else self._metadata.get("seed"),
@@ -173,7 +180,7 @@ class TraceRecorder:
         )
 
     def _texts(self, arrays: Mapping[str, Any]) -> dict[int, str]:
-        """Every occurring id → text; each is decoded once, however often `trace` is called."""
+        """Every occurring id → text; each is decoded once, however often `fields` is called."""
         if self._decode is None:
             return {}
         names = ("tokens_in", "tokens_out", "sample", "argmax", "top_ids")

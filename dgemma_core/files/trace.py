@@ -16,15 +16,16 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dgemma_core.errors import DgemmaError
-from dgemma_core.files import trace_schema
+from dgemma_core.files import trace_file, trace_schema
+from dgemma_core.files.recording import TraceRecorder
 from dgemma_core.files.trace_schema import (
     ACCEPTED,
     AFTER_EOS,
@@ -38,6 +39,7 @@ from dgemma_core.files.trace_schema import (
     SCHEMA,
     STATES,
     TOKENS,
+    Commit,
 )
 
 if TYPE_CHECKING:
@@ -49,18 +51,6 @@ DIGESTED = (
     "commit_ids", "prompt_ids", "ids",
 )  # fmt: skip
 """Fields that `digest` reads."""
-
-
-class Commit(NamedTuple):
-    """One canvas as committed: C ids, the first `kept` of them text (an ending EOS included)."""
-
-    canvas: int
-    ids: NDArray[np.int32]  # (C,)
-    kept: int
-    converged: bool
-    probability: NDArray[np.float32]  # (C,)
-    entropy: NDArray[np.float32]  # (C,) nats
-    seconds: float
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -165,14 +155,12 @@ class Trace:
         decode: Callable[[int], str] | None = None,
     ) -> dict[Hashable, Trace]:
         """Drain interleaved requests: request id → Trace, in order of their first events."""
-        from dgemma_core.files.recording import TraceRecorder
-
         recorders: dict[Hashable, TraceRecorder] = {}
         for event in events:
             if event.request not in recorders:
                 recorders[event.request] = TraceRecorder(metadata=metadata, decode=decode)
             recorders[event.request].add(event)
-        return {request: recorder.trace() for request, recorder in recorders.items()}
+        return {request: cls(**recorder.fields()) for request, recorder in recorders.items()}
 
     # reading
 
@@ -354,17 +342,13 @@ class Trace:
         Only a new file is written, or an earlier trace replaced. Raises DgemmaError where another
         file, a folder, a device or a pipe has this name, or writing fails.
         """
-        from dgemma_core.files import trace_file
-
         trace_file.save(self, Path(path))
         return Path(path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Trace:
         """Reads a file that `save` wrote. Raises DgemmaError for any other file."""
-        from dgemma_core.files import trace_file
-
-        return cls(**trace_file.load(Path(path)))
+        return cls(**trace_file.load(Path(path), {item.name for item in fields(cls)}))
 
 
 def _sum_rows(trace: Trace, values: NDArray[Any]) -> NDArray[Any]:

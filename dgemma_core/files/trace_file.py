@@ -13,7 +13,7 @@ import re
 import secrets
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import fields
 from math import prod
 from pathlib import Path
@@ -109,8 +109,8 @@ def check_destination(path: Path) -> None:
         raise DgemmaError(f"{path}: the trace cannot be written ({error})") from None
 
 
-def load(path: Path) -> dict[str, Any]:
-    """The fields of the trace in a file that `save` wrote.
+def load(path: Path, names: Set[str]) -> dict[str, Any]:
+    """The fields of the trace in a file that `save` wrote; `names` are those of the class.
 
     Raises DgemmaError for a file that is missing, foreign, damaged, of a newer schema, or that
     unpacks to far more than its own size.
@@ -137,7 +137,7 @@ def load(path: Path) -> dict[str, Any]:
         raise DgemmaError(
             f"{path} is not a whole trace file (truncated, or another kind of file): {_line(error)}"
         ) from None
-    return {**_complete(header, values, path), **values}
+    return {**_complete(header, values, names, path), **values}
 
 
 def _is_trace(path: Path) -> bool:
@@ -202,12 +202,12 @@ def _read_header(
     return header
 
 
-def _complete(header: dict[str, Any], values: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def _complete(
+    header: dict[str, Any], values: Mapping[str, Any], names: Set[str], path: Path
+) -> dict[str, Any]:
     """The header's fields, checked to be there, with texts by token id again."""
-    from dgemma_core.files.trace import Trace
-
-    names = {item.name for item in fields(Trace)} - values.keys() - ARRAYS.keys() - {"attention"}
-    known = {name: value for name, value in header.items() if name in names}
+    plain = names - values.keys() - ARRAYS.keys() - {"attention"}
+    known = {name: value for name, value in header.items() if name in plain}
     for name in ("seed", "stop_reason"):
         known.setdefault(name, None)
     strings = known.get("strings", {})
@@ -216,8 +216,7 @@ def _complete(header: dict[str, Any], values: Mapping[str, Any], path: Path) -> 
     ):
         raise DgemmaError(f"{path}: strings is no mapping from token ids to texts")
     known["strings"] = {int(token): text for token, text in strings.items()}
-    required = {item.name for item in fields(Trace)} - _OPTIONAL
-    if missing := sorted(required - known.keys() - values.keys()):
+    if missing := sorted(names - _OPTIONAL - known.keys() - values.keys()):
         raise DgemmaError(f"{path} lacks parts of a trace: {', '.join(missing)}")
     return known
 

@@ -73,6 +73,18 @@ _COUNTS = ("steps", "denoising_steps", "passes", "canvases")
 _SECONDS = ("prompt_seconds", "total_seconds")
 
 
+class Commit(NamedTuple):
+    """One canvas as committed: C ids, the first `kept` of them text (an ending EOS included)."""
+
+    canvas: int
+    ids: NDArray[np.int32]  # (C,)
+    kept: int
+    converged: bool
+    probability: NDArray[np.float32]  # (C,)
+    entropy: NDArray[np.float32]  # (C,) nats
+    seconds: float
+
+
 def check_array(name: str, values: Any, form: Array) -> NDArray[Any]:
     """`values`, if it is an array of that dtype and rank. Raises DgemmaError otherwise."""
     dtype = np.dtype(form.dtype)

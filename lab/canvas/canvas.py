@@ -9,7 +9,7 @@ Live, as whoever drains the event stream uses it (from any thread; nothing here 
     for event in denoise_canvases(…, observe=Observe(top_k=5)):
         recorder.add(event)
         canvas.push(event)           # any event; passes become rows, at most 30 a second
-    canvas.finish(recorder.trace())  # the whole trace replaces the rows: nothing is lost
+    canvas.finish(Trace(**recorder.fields()))  # the whole trace replaces the rows: nothing is lost
 
 Of passes that come faster than that the newest of each canvas becomes a row, so that of a canvas that is over it is the
 one that decided it; until the whole trace is there, frames between look like the row before them. In autoregression,

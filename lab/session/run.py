@@ -81,7 +81,7 @@ class Run:
             self._write()
         except Exception as error:
             self._error = error
-        self._report(self._trace or self._recorder.trace())
+        self._report(self._trace or Trace(**self._recorder.fields()))
         with self._lock:
             self._over.set()
         for callback in self._finished:
@@ -101,7 +101,7 @@ class Run:
                 self._generation = generation
         finally:
             self.canvas.on_stop(self.stop, remove=True)
-            self._trace = self._recorder.trace()
+            self._trace = Trace(**self._recorder.fields())
             self.canvas.finish(self._trace)
 
     def _events(self) -> Iterator[Event]:

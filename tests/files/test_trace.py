@@ -202,15 +202,15 @@ def replace_name(event: Any) -> Any:
 
 def test_a_recorder_can_be_read_at_any_time() -> None:
     recorder = TraceRecorder(decode=decode)
-    assert len(recorder.trace()) == 0 and recorder.trace().settled_step() == {}
+    assert len(Trace(**recorder.fields())) == 0 and Trace(**recorder.fields()).settled_step() == {}
     events = list(diffusion_events(ANSWER))
     for event in events[:5]:
         recorder.add(event)
-    part = recorder.trace()
+    part = Trace(**recorder.fields())
     assert len(part) == 4 and part.stop_reason is None and len(part.ids) == 0 and part.passes == 5
     for event in events[5:]:
         recorder.add(event)
-    assert recorder.trace().digest() == Trace.record(events).digest()
+    assert Trace(**recorder.fields()).digest() == Trace.record(events).digest()
 
 
 def test_torch_tensors_leave_the_device_and_bfloat16_is_read() -> None:
