@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dgemma_core.errors import DgemmaError as DgemmaError
     from dgemma_core.errors import RequestError as RequestError
     from dgemma_core.events import CanvasEvent as CanvasEvent
+    from dgemma_core.events import DraftEvent as DraftEvent
     from dgemma_core.events import FinishEvent as FinishEvent
     from dgemma_core.events import PromptEvent as PromptEvent
     from dgemma_core.events import StepEvent as StepEvent
@@ -53,6 +54,9 @@ if TYPE_CHECKING:
     from dgemma_core.settings import AutoregressiveSettings as AutoregressiveSettings
     from dgemma_core.settings import DiffusionSettings as DiffusionSettings
     from dgemma_core.settings import Settings as Settings
+    from dgemma_core.speculation import AdaptiveDraft as AdaptiveDraft
+    from dgemma_core.speculation import FixedDraft as FixedDraft
+    from dgemma_core.speculation import decode_speculative as decode_speculative
 
 _HOMES = {
     "autoregression": ("decode_tokens",),
@@ -61,7 +65,14 @@ _HOMES = {
     "diffusion": ("denoise_canvases",),
     "draws": ("CounterDraws",),
     "errors": ("CheckpointError", "DeviceError", "DgemmaError", "RequestError"),
-    "events": ("CanvasEvent", "FinishEvent", "PromptEvent", "StepEvent", "TokenEvent"),
+    "events": (
+        "CanvasEvent",
+        "DraftEvent",
+        "FinishEvent",
+        "PromptEvent",
+        "StepEvent",
+        "TokenEvent",
+    ),
     "files.checkpoint": ("Loaded", "load", "load_model"),
     "files.finding": ("read_config",),
     "files.saving": ("save_model",),
@@ -71,6 +82,7 @@ _HOMES = {
     "model": ("DiffusionGemma",),
     "observe": ("Observe", "Observed"),
     "request": ("DecodeState", "Request", "TokenState"),
+    "speculation": ("AdaptiveDraft", "FixedDraft", "decode_speculative"),
     "samplers": ("BlockRefinement", "DiscreteDDIM", "EntropyBound", "StopRule", "sampler_from"),
     "settings": ("AutoregressiveSettings", "DiffusionSettings", "Settings"),
 }

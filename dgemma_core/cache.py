@@ -43,6 +43,12 @@ class Row(Protocol):
     def copy(self) -> Row:
         """The same row in memory of its own, bit for bit."""
 
+    def first_tokens(self, count: int) -> Row:
+        """The row's first `count` positions as another row, which shares its memory."""
+
+    def truncate(self, length: int) -> None:
+        """Gives up the positions behind `length`. Only for who has appended them: nobody else may be reading them."""
+
     def plain(self) -> RowCache:
         """The row as the reference keeps it."""
 
@@ -135,6 +141,17 @@ class RowCache:
         seen = RowCache(self.length, list(self.buffers), self.windows, self.tokens)
         seen.checked, seen.layout = self.checked, self.layout
         return seen
+
+    def first_tokens(self, count: int) -> RowCache:
+        shorter = self.view()
+        shorter.length, shorter.tokens = count, self.tokens[:count]
+        return shorter
+
+    def truncate(self, length: int) -> None:
+        self.length, self.tokens = length, self.tokens[:length]
+        for buffer in self.buffers:
+            if buffer is not None:
+                buffer.filled = length
 
     def copy(self) -> RowCache:
         copied = self.view()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dgemma_core.observe import Observed
     from dgemma_core.request import DecodeState, TokenState
 
-Mode = Literal["diffusion", "autoregressive"]
+Mode = Literal["diffusion", "autoregressive", "speculative"]
 """How the same weights write. `settings.MODES` has the settings of each."""
 StopReason = Literal["eos", "stop", "length"]
 
@@ -85,6 +85,27 @@ class TokenEvent:
 
 
 @dataclass(frozen=True)
+class DraftEvent:
+    """One round of speculative decoding: the denoiser drafted `tokens`, the causal mode verified them.
+
+    start: the answer position of tokens[0], which the causal mode had chosen already. probability: the denoiser's, of
+    each token. steps: denoising steps of the draft. verified: how many of the tokens the causal pass went over.
+    accepted: how many behind the first are the causal mode's own choice. replacement: its choice behind those.
+    """
+
+    request: Hashable
+    round: int
+    start: int
+    tokens: tuple[int, ...]
+    probability: tuple[float, ...]
+    steps: int
+    verified: int
+    accepted: int
+    replacement: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class FinishEvent:
     """A text has ended. `ids` are the kept tokens: an end-of-sequence token is kept, a stop string is not.
 
@@ -103,4 +124,4 @@ class FinishEvent:
     cache: PrefixCache = field(repr=False)
 
 
-Event = PromptEvent | StepEvent | CanvasEvent | TokenEvent | FinishEvent
+Event = PromptEvent | StepEvent | CanvasEvent | TokenEvent | DraftEvent | FinishEvent

@@ -19,6 +19,7 @@ from dgemma_core.head import Filters
 from dgemma_core.observe import Observe
 from dgemma_core.request import Request
 from dgemma_core.samplers import EntropyBound, Sampler, StopRule, describe
+from dgemma_core.speculation import AdaptiveDraft, DraftRule, FixedDraft, decode_speculative
 
 if TYPE_CHECKING:
     from dgemma_core.files.checkpoint import Loaded
@@ -192,8 +193,56 @@ class AutoregressiveSettings(ModeSettings):
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class SpeculativeSettings(AutoregressiveSettings):
+    """How the denoiser drafts tokens that the causal mode verifies. The text is autoregression's."""
+
+    mode: ClassVar[Mode] = "speculative"
+    draft: DraftRule | str | None = None
+    """How much to draft a round: a rule, or "fixed" or "adaptive"; None: "adaptive"."""
+    draft_positions: int | None = None
+    """Positions of a fixed draft, the chosen first token included; None: a whole canvas."""
+    draft_steps: int | None = None
+    """Denoising steps of a draft; None: 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._convert("draft_positions", "draft_steps")
+        self.draft_rule  # noqa: B018 (refuses options that do not go together)
+
+    @property
+    def draft_rule(self) -> DraftRule:
+        """The rule that the draft's options name."""
+        steps = 1 if self.draft_steps is None else self.draft_steps
+        fixed = self.draft == "fixed" or (self.draft is None and self.draft_positions is not None)
+        if fixed:
+            return FixedDraft(positions=self.draft_positions, steps=steps)
+        if self.draft_positions is not None:
+            raise RequestError("draft_positions belongs to draft='fixed'")
+        if self.draft in (None, "adaptive"):
+            return AdaptiveDraft(steps=steps)
+        if self.draft is None or isinstance(self.draft, str) or not hasattr(self.draft, "plan"):
+            raise RequestError(f"unknown draft {shown(self.draft)}: choose fixed or adaptive")
+        if self.draft_steps is not None:
+            raise RequestError("draft_steps has no effect on a rule: give the rule its steps")
+        return self.draft
+
+    def _loop(
+        self, model: DiffusionGemma, requests: Iterable[Request], **options: Any
+    ) -> Iterator[Event]:
+        assert self.temperature is not None
+        return decode_speculative(
+            model,
+            requests,
+            draft=self.draft_rule,
+            temperature=self.temperature,
+            filters=self.filters,
+            **options,
+        )
+
+
 MODES: Mapping[Mode, type[ModeSettings]] = {
-    kind.mode: kind for kind in (DiffusionSettings, AutoregressiveSettings)
+    kind.mode: kind for kind in (DiffusionSettings, AutoregressiveSettings, SpeculativeSettings)
 }
 """The settings of each mode."""
 

@@ -23,6 +23,7 @@ from dgemma_core.backends.cpu import bindings, checks
 from dgemma_core.backends.cpu.online_softmax import row_top
 from dgemma_core.cache import Buffer, Row, RowCache
 from dgemma_core.config import ModelConfig
+from dgemma_core.draws import filtered, inverse_cdf
 from dgemma_core.errors import RequestError
 from dgemma_core.experts import Routing
 from dgemma_core.head import Asked, Prediction, VocabularyHead
@@ -397,8 +398,10 @@ class SmallHead(VocabularyHead):
         self.small = small
 
     def fields(self, hidden: Tensor, asked: Asked) -> dict[str, Tensor]:
-        if asked.filters is not None or hidden.dtype != torch.float32:
+        if hidden.dtype != torch.float32:
             return super().fields(hidden, asked)
+        if asked.filters is not None:
+            return self._filtered_fields(hidden, asked)
         if not asked.two_distributions:
             found = self.small.fields(
                 hidden, asked.temperatures, asked.uniform, asked.soft, asked.top_k
@@ -412,4 +415,21 @@ class SmallHead(VocabularyHead):
             "sample": drawn["sample"],
             "sample_probability": drawn["sample_probability"],
             "sample_logprob": logit * asked.temperatures.squeeze(1) - found["logsumexp"],
+        }
+
+    def _filtered_fields(self, hidden: Tensor, asked: Asked) -> dict[str, Tensor]:
+        """Samples from whole rows of C's logits, so that they do not depend on the batch either."""
+        assert asked.filters is not None and asked.uniform is not None
+        raw = torch.ones_like(asked.temperatures)
+        reference = raw if asked.reference == "raw" else asked.temperatures
+        found = self.small.fields(hidden, reference, None, asked.soft, self.vocab_size)
+        ids, logits = found["top_ids"], found["top_logits"]
+        z = torch.empty_like(logits).scatter_(1, ids, logits)  # (N, V), in the vocabulary's order
+        tempered = z * (reference / asked.temperatures)
+        probabilities = filtered(tempered, asked.filters).softmax(dim=-1)
+        sample = inverse_cdf(probabilities, asked.uniform).unsqueeze(1)
+        return found | {
+            "sample": sample.squeeze(1),
+            "sample_probability": probabilities.gather(1, sample).squeeze(1),
+            "sample_logprob": z.gather(1, sample).squeeze(1) - found["logsumexp"],
         }

@@ -1,0 +1,219 @@
+"""Speculative decoding writes autoregression's text, whatever is drafted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from dgemma_core.autoregression import decode_tokens
+from dgemma_core.draws import Filters
+from dgemma_core.errors import RequestError
+from dgemma_core.events import DraftEvent, Event, FinishEvent, TokenEvent
+from dgemma_core.files.checkpoint import Loaded, load
+from dgemma_core.generation import generate
+from dgemma_core.model import DiffusionGemma
+from dgemma_core.nano import families
+from dgemma_core.request import Request
+from dgemma_core.settings import SpeculativeSettings
+from dgemma_core.speculation import AdaptiveDraft, DraftPlan, FixedDraft, decode_speculative
+from tests.core import tiny
+
+
+@pytest.fixture(scope="module")
+def nano() -> Loaded:
+    return load("nano")
+
+
+@pytest.fixture(scope="module")
+def model() -> DiffusionGemma:
+    """Random weights: the denoiser's drafts are nearly always wrong."""
+    return tiny.model(3)
+
+
+def finished(events: Sequence[Event]) -> dict[Any, FinishEvent]:
+    return {event.request: event for event in events if isinstance(event, FinishEvent)}
+
+
+def both(
+    loaded: Loaded, requests: Sequence[Request], batch_size: int = 1, draft: Any = None, **options: Any
+) -> tuple[list[Event], list[Event]]:  # fmt: skip
+    """The events of autoregression, one text at a time, and of speculation."""
+    assert loaded.tokenizer is not None
+    options = {"eos": loaded.generation.eos_token_ids, "decode": loaded.tokenizer.decode, **options}
+    plain = list(decode_tokens(loaded.model, requests, batch_size=1, **options))
+    ours = decode_speculative(loaded.model, requests, draft=draft, batch_size=batch_size, **options)
+    return plain, list(ours)
+
+
+def problems(loaded: Loaded, count: int) -> list[Request]:
+    assert loaded.tokenizer is not None
+    names = [row.name for row in families.FAMILIES]
+    prompts = [families.example(name, 900_000 + i).prompt for i in range(count) for name in names]
+    return [
+        Request(loaded.tokenizer.chat_ids(prompt), seed=i, max_new_tokens=60, id=i)
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 0.8, "filters": Filters(None, 0.95)}, {"temperature": 1.3}]
+)
+def test_the_same_tokens_probabilities_and_ends(
+    nano: Loaded, batch_size: int, options: dict[str, Any]
+) -> None:
+    plain, ours = both(nano, problems(nano, 1), batch_size, **options)
+    expected, found = finished(plain), finished(ours)
+    assert found.keys() == expected.keys()
+    for name, end in expected.items():
+        other = found[name]
+        assert (other.ids, other.text, other.stop_reason) == (end.ids, end.text, end.stop_reason)
+        assert other.cache.lengths == end.cache.lengths
+        assert other.passes <= end.passes + other.denoising_steps
+
+    def tokens(events: Sequence[Event]) -> dict[Any, tuple[int, float, float]]:
+        return {
+            (event.request, event.index): (event.token, event.probability, event.entropy)
+            for event in events
+            if isinstance(event, TokenEvent)
+        }
+
+    assert tokens(ours) == tokens(plain)  # bit for bit: C's numbers depend on nothing beside them
+
+
+@pytest.mark.parametrize("draft", [FixedDraft(), FixedDraft(positions=2), FixedDraft(steps=2),
+                                   AdaptiveDraft(), FixedDraft(least_probability=0.5)])  # fmt: skip
+def test_what_is_drafted_changes_no_text(nano: Loaded, draft: Any) -> None:
+    plain, ours = both(nano, problems(nano, 1), 4, draft)
+    assert {n: e.ids for n, e in finished(ours).items()} == {
+        n: e.ids for n, e in finished(plain).items()
+    }
+
+
+def test_drafts_save_passes(nano: Loaded) -> None:
+    plain, ours = both(nano, problems(nano, 1), 1, FixedDraft())
+    passes = [sum(end.passes for end in finished(events).values()) for events in (plain, ours)]
+    assert passes[1] < passes[0] / 2
+
+
+def test_a_round_tells_what_was_drafted_and_kept(nano: Loaded) -> None:
+    _, ours = both(nano, problems(nano, 1)[:3], 1, FixedDraft(positions=12))
+    answers = {name: end.ids for name, end in finished(ours).items()}
+    rounds = [event for event in ours if isinstance(event, DraftEvent)]
+    assert rounds and any(event.accepted for event in rounds)
+    for event in rounds:
+        answer = answers[event.request]
+        kept = event.tokens[: event.accepted + 1]
+        assert answer[event.start : event.start + len(kept)] == kept
+        after = event.start + len(kept)
+        assert after == len(answer) or answer[after] == event.replacement
+        assert event.accepted < event.verified <= len(event.tokens) == len(event.probability)
+        if event.accepted + 1 < event.verified:
+            assert event.tokens[event.accepted + 1] != event.replacement
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7])
+def test_token_limits_and_stop_strings(nano: Loaded, limit: int) -> None:
+    requests = [
+        Request(r.ids, r.seed, limit, stop=(" ",) if i % 2 else (), id=i)
+        for i, r in enumerate(problems(nano, 1))
+    ]
+    plain, ours = both(nano, requests, 5)
+    for name, end in finished(plain).items():
+        other = finished(ours)[name]
+        assert (other.ids, other.text, other.stop_reason) == (end.ids, end.text, end.stop_reason)
+
+
+def test_every_state_can_be_continued_in_both_modes(nano: Loaded) -> None:
+    """Also while the run that it came from goes on behind it."""
+    request = problems(nano, 1)[2]
+    options = {"eos": nano.generation.eos_token_ids}
+    whole: list[int] = []
+    for event in decode_speculative(nano.model, [request], draft=FixedDraft(), **options):
+        if isinstance(event, FinishEvent):
+            whole = list(event.ids)
+        if isinstance(event, TokenEvent) and event.index % 3 == 0:
+            resumed = Request(request.ids, max_new_tokens=60, state=event.state)
+            for loop in (decode_tokens, decode_speculative):
+                (end,) = finished(list(loop(nano.model, [resumed], **options))).values()
+                plain = finished(list(decode_tokens(nano.model, [request], **options)))
+                assert end.ids == next(iter(plain.values())).ids
+    assert whole
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_random_weights_on_the_reference(model: DiffusionGemma, temperature: float) -> None:
+    """Plain torch sums in another order over more tokens, so a near-tie may fall otherwise; it is shown to be one."""
+    requests = [Request((1 + i, 2, 3), seed=i, max_new_tokens=24, id=i) for i in range(12)]
+    options = {"temperature": temperature, "eos": (0,)}
+    plain = list(decode_tokens(model, requests, **options))
+    ours = finished(list(decode_speculative(model, requests, batch_size=5, **options)))
+    chosen = {
+        (event.request, event.index): event for event in plain if isinstance(event, TokenEvent)
+    }
+    same = 0
+    for name, end in finished(plain).items():
+        differ = [
+            i
+            for i, pair in enumerate(zip(end.ids, ours[name].ids, strict=False))
+            if len({*pair}) > 1
+        ]
+        if not differ:
+            same += end.ids == ours[name].ids
+            continue
+        state = chosen[name, differ[0]].state
+        logits = model.logits(state.hidden)
+        pair = logits[[end.ids[differ[0]], ours[name].ids[differ[0]]]]
+        assert temperature > 0 or abs(float(pair[0] - pair[1])) < 1e-4
+    assert same >= 11
+
+
+def test_generate_and_settings(nano: Loaded) -> None:
+    prompts = ["Spell backward:\nSTEP", "Sort ascending: 30 10 20"]
+    plain = generate(nano, prompts, mode="autoregressive")
+    ours = generate(nano, prompts, mode="speculative", draft="fixed", draft_positions=8)
+    assert [g.ids for g in ours] == [g.ids for g in plain]
+    assert all(
+        g.token_probabilities == p.token_probabilities for g, p in zip(ours, plain, strict=True)
+    )
+    assert all(g.denoising_steps > 0 and g.canvases > 0 for g in ours)
+
+
+def test_refusals(model: DiffusionGemma) -> None:
+    with pytest.raises(RequestError, match="pins have no meaning"):
+        list(decode_speculative(model, [Request((1, 2), pins={0: 3})]))
+    gemma = tiny.model(can_denoise=False, model_type="gemma4_text")
+    with pytest.raises(RequestError, match="no denoiser to draft with"):
+        decode_speculative(gemma, [Request((1, 2))])
+    for options, words in (
+        ({"draft": "clever"}, "choose fixed or adaptive"),
+        ({"draft": "adaptive", "draft_positions": 4}, "belongs to draft='fixed'"),
+        ({"draft": FixedDraft(), "draft_steps": 2}, "give the rule its steps"),
+        ({"draft_positions": 1, "draft": "fixed"}, "at least 2"),
+    ):
+        with pytest.raises(RequestError, match=words):
+            SpeculativeSettings(**options)
+    with pytest.raises(RequestError, match="least_probability"):
+        FixedDraft(least_probability=1.0)
+
+
+def test_the_adaptive_rule_follows_what_was_accepted() -> None:
+    rule = AdaptiveDraft(first=10, least=4, margin=3, memory=2)
+    assert rule.plan([], 32) == DraftPlan(10, 1)
+    assert rule.plan([0], 32) == DraftPlan(4, 1)
+    assert rule.plan([9, 2, 5], 32) == DraftPlan(8, 1)
+    assert rule.plan([40], 32) == DraftPlan(32, 1)
+
+
+def test_a_draft_at_the_end_of_the_models_positions(model: DiffusionGemma) -> None:
+    limit = model.config.text.max_position_embeddings
+    ids = tuple(
+        torch.randint(1, 40, (limit - 6,), generator=torch.Generator().manual_seed(0)).tolist()
+    )
+    request = Request(ids, max_new_tokens=6)
+    (plain,) = finished(list(decode_tokens(model, [request], eos=()))).values()
+    (ours,) = finished(list(decode_speculative(model, [request], eos=()))).values()
+    assert len(plain.ids) == len(ours.ids) == 6
