@@ -43,8 +43,14 @@ class Snapshot:
 
     def __init__(self, model: DiffusionGemma) -> None:
         self.model = model
-        self.embedding = model.embed_tokens.weight
-        self.embedding_version = self.embedding._version
+        self.embedding = model.embed_tokens
+        # a quantised one is held in buffers
+        self.embedding_parts = [
+            (parts, name, part, None if part.is_inference() else part._version)
+            for parts in (self.embedding._parameters, self.embedding._buffers)
+            for name, part in parts.items()
+            if part is not None
+        ]
         self.modules = list(model.modules())
         self.hooks = [
             hooks
@@ -69,9 +75,9 @@ class Snapshot:
     @property
     def embedding_changed(self) -> bool:
         """`changed`, of the vocabulary's embedding alone: what the head reads."""
-        return (
-            self.embedding is not self.model.embed_tokens.weight
-            or self.embedding._version != self.embedding_version
+        return self.embedding is not self.model.embed_tokens or any(
+            parts.get(name) is not part or (version is not None and part._version != version)
+            for parts, name, part, version in self.embedding_parts
         )
 
     @property

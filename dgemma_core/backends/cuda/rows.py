@@ -39,7 +39,8 @@ class Layout:
 
     @classmethod
     def of(cls, buffers: list[Buffer]) -> Layout:
-        addresses, end = [], 2**62
+        addresses: list[int] = []
+        end = 2**62
         for buffer in buffers:
             _, capacity, d = buffer.keys.shape
             offset = buffer.base * d * buffer.keys.element_size()
