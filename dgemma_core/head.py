@@ -280,17 +280,13 @@ class VocabularyHead:
         the second product with the embedding; None: of all. top_k: how many alternatives to report. Raises RequestError
         for arguments that have no meaning, and for hidden states that are not finite.
         """
-        if hidden.dim() != 3 or not hidden.shape[0] * hidden.shape[1]:
+        width = self.weight.shape[1]
+        if hidden.dim() != 3 or hidden.shape[-1] != width or not hidden.numel():
             raise RequestError(
-                f"hidden states are (rows, positions, width), rows and positions at least 1, got {tuple(hidden.shape)}"
+                f"hidden states are (rows, positions, {width}), of at least one position, got {tuple(hidden.shape)}"
             )
-        if hidden.shape[-1] != self.weight.shape[1]:
-            raise RequestError(
-                f"hidden states are {hidden.shape[-1]} wide, the model's {self.weight.shape[1]}"
-            )
-        batch, length, width = hidden.shape
-        for name, count in (("top_k", top_k), ("soft_top_k", soft_top_k)):
-            least = 0 if name == "top_k" else 1
+        batch, length, _ = hidden.shape
+        for name, count, least in (("top_k", top_k, 0), ("soft_top_k", soft_top_k, 1)):
             if count is not None and not least <= count <= self.vocab_size:
                 raise RequestError(
                     f"{name} must lie in {least} … {self.vocab_size} (the vocabulary), got {count}"
@@ -314,10 +310,9 @@ class VocabularyHead:
             mean = (logits.softmax(dim=-1).to(flat.dtype).unsqueeze(1) @ rows).squeeze(1)
             fields["soft_embedding"] = times_root(mean)
         for name in ("top_logits", "top_ids"):
-            if name in fields:
-                fields[name] = fields[name][:, :top_k]
-        if not top_k:
-            fields = {name: value for name, value in fields.items() if not name.startswith("top_")}
+            found = fields.pop(name, None)
+            if top_k and found is not None:
+                fields[name] = found[:, :top_k]
         shaped = {name: value.unflatten(0, (batch, length)) for name, value in fields.items()}
         return Prediction(**{"soft_embedding": None, **shaped}, hidden=hidden, head=self)
 
@@ -330,7 +325,7 @@ class VocabularyHead:
         length: int,
         device: torch.device,
     ) -> tuple[Tensor, bool, Tensor | None]:
-        """Temperatures (N, 1), whether one is not 1, and uniform numbers (N,): None where the sample is the argmax."""
+        """Temperatures (N, 1), whether one is not 1, and the uniform numbers (N,)."""
         if isinstance(temperature, Tensor):  # on the host, where a loop leaves it
             each = temperature.float().expand(batch).tolist()
         else:

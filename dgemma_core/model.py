@@ -28,7 +28,7 @@ from dgemma_core.config import LayerConfig, ModelConfig
 from dgemma_core.draws import upload
 from dgemma_core.errors import RequestError
 from dgemma_core.experts import Routing
-from dgemma_core.head import Filters, Prediction, Reference, SampleDraws, VocabularyHead
+from dgemma_core.head import Prediction, SampleDraws, VocabularyHead
 from dgemma_core.layers import Layer, RMSNorm, Rotation, SelfConditioning, rotation, rounded
 
 Rows = Tensor | Sequence[Sequence[int]] | Sequence[Tensor]
@@ -255,24 +255,10 @@ class DiffusionGemma(nn.Module):
         hidden: Tensor,
         temperature: Tensor | float,
         draws: SampleDraws | None = None,
-        *,
-        reference: Reference = "tempered",
-        filters: Filters | None = None,
-        soft: bool = True,
-        soft_top_k: int | None = None,
-        top_k: int = 0,
+        **options: Any,
     ) -> Prediction:
-        """hidden (B, C, D) → what the head says of every position; arguments as in `VocabularyHead.predict`."""
-        return self.backend.predict(
-            hidden,
-            temperature,
-            draws,
-            reference=reference,
-            filters=filters,
-            soft=soft,
-            soft_top_k=soft_top_k,
-            top_k=top_k,
-        )
+        """hidden (B, C, D) → what the head says of every position; options as in `VocabularyHead.predict`."""
+        return self.backend.predict(hidden, temperature, draws, **options)
 
     # --- checks
 
