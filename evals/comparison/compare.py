@@ -29,7 +29,7 @@ from dgemma_evals.comparison.questions import (
     score,
     wording,
 )
-from dgemma_evals.harness.records import Records
+from dgemma_evals.harness.records import Records, sole_writer
 from dgemma_evals.hashes import digest
 from dgemma_evals.machine import environment, machine
 from dgemma_evals.resident import peak_bytes
@@ -279,13 +279,14 @@ def compare(
         say(f"prompts of {writer.name}: {prompts[side]}")
     questions = documents(found, sides, limit=limit, chat=chat, system=system, terms=terms)
     before = environment()
-    records = Records(
-        out / "records",
-        # Times of another machine, or another number of threads, are not mixed in.
-        digest(model.identity, baseline.identity, machine(before)),
-        {"model": model.describe(), "baseline": baseline.describe()},
-    )
-    run(entrants, questions, seeds=seeds, records=records, quiet=quiet)
+    with sole_writer(out):
+        records = Records(
+            out / "records",
+            # Times of another machine, or another number of threads, are not mixed in.
+            digest(model.identity, baseline.identity, machine(before)),
+            {"model": model.describe(), "baseline": baseline.describe()},
+        )
+        run(entrants, questions, seeds=seeds, records=records, quiet=quiet)
     table = tabulate(entrants, questions, found, seeds=seeds, records=records)
     facts = {
         "command": command,

@@ -21,6 +21,7 @@ from dgemma_core import DgemmaError, RequestError
 from dgemma_evals.comparison.questions import documents, load_tasks, score
 from dgemma_evals.comparison.stats import Interval, share
 from dgemma_evals.harness.models import DGemma, DGemmaAR
+from dgemma_evals.harness.records import sole_writer
 from dgemma_evals.machine import environment, machine
 
 RESULTS = "flips.json"
@@ -117,16 +118,17 @@ def measure(
     facts = environment()
     runs: list[Run] = []
     described = []
-    for dtype in dtypes:
-        for place, batch in enumerate(batches, start=1):
-            # Of each size its own: the hash in a record's name knows nothing of batches.
-            records = out / "records" / f"{dtype}-{place}-batch{batch}-{machine(facts)}"
-            arguments = {"dtype": dtype, "device": device, "batch_size": str(batch)}
-            lm = _load(model, records=str(records), **arguments, **(settings or {}))
-            described.append(lm.describe())
-            answers = _answers(lm, found, limit=limit, chat=chat, quiet=quiet)
-            runs.append(Run(dtype, batch, tuple(answers)))
-            del lm  # before the next one is loaded
+    with sole_writer(out):
+        for dtype in dtypes:
+            for place, batch in enumerate(batches, start=1):
+                # Of each size its own: the hash in a record's name knows nothing of batches.
+                records = out / "records" / f"{dtype}-{place}-batch{batch}-{machine(facts)}"
+                arguments = {"dtype": dtype, "device": device, "batch_size": str(batch)}
+                lm = _load(model, records=str(records), **arguments, **(settings or {}))
+                described.append(lm.describe())
+                answers = _answers(lm, found, limit=limit, chat=chat, quiet=quiet)
+                runs.append(Run(dtype, batch, tuple(answers)))
+                del lm  # before the next one is loaded
     sets = [[run for run in runs if run.dtype == dtype] for dtype in dtypes]
     flips = [between(same[0], other) for same in sets for other in same[1:]]
     report = {

@@ -8,10 +8,12 @@ files of that hash in the folder are read, so that a run may go on with another 
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,25 @@ _log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 """key: what identifies the request; answer: what the model returned; and what it cost."""
+
+
+@contextmanager
+def sole_writer(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Holds a lock on a folder of results. Raises DgemmaError where another run holds it, or the folder cannot be."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("ab")
+    except OSError as error:
+        raise DgemmaError(f"{folder}: cannot be written ({error.strerror})") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DgemmaError(
+                f"{folder}: another run writes there; wait for its end, or choose another --out"
+            ) from error
+        yield
 
 
 class Records:

@@ -112,7 +112,9 @@ def test_the_numbers_of_a_comparison_known_by_hand(pair, tmp_path):
     assert accuracy["model"] == pytest.approx((6 + 2 / 3) / 8)  # seeds averaged first
     assert accuracy["baseline"] == 0.5
     assert accuracy["difference"]["estimate"] == pytest.approx(accuracy["model"] - 0.5)
-    assert accuracy["mcnemar"] == {"only_first": 4, "only_second": 2, "p": pytest.approx(0.6875)}
+    assert (accuracy["better"], accuracy["worse"]) == (4, 2)
+    # Differences: 1 four times, 0 twice, −2/3 twice. 16 of 2**6 sign patterns reach their sum, 8/3.
+    assert accuracy["p"] == pytest.approx(16 / 64) == found["tasks"][TASK]["p_holm"]
     first, second = found["sides"]["model"], found["sides"]["baseline"]
     assert first["tokens_per_second"] == 16 and second["tokens_per_second"] == 4
     assert found["speed"]["tokens_per_second_ratio"]["estimate"] == pytest.approx(4)
@@ -125,7 +127,25 @@ def test_the_numbers_of_a_comparison_known_by_hand(pair, tmp_path):
     assert found["first"]["to_first"]["ratio"] == pytest.approx(5)
     assert found["first"]["to_same_tokens"]["baseline"] == pytest.approx(0.8)  # its 8th token
     assert "4.00 times as many kept tokens a second" in found["answer"]
+    assert "at most 0.5 s and 99 % at most 0.5 s, of slow's 2.5 and 2.5 s" in found["answer"]
     assert "83.3 %" in found["answer"] and "50.0 %" in found["answer"]
+
+
+def test_a_second_run_in_the_same_folder_is_refused(pair, tmp_path, monkeypatch):
+    """Two runs would write every answer twice, into the same lines."""
+    model, _ = pair
+    inner, caught = model.write, []
+
+    def write_while_another_starts(instance, seed, more):
+        if not caught:
+            with pytest.raises(DgemmaError, match=r"another run .* choose another --out") as raised:
+                compared(pair, tmp_path)
+            caught.append(raised)
+        return inner(instance, seed, more)
+
+    monkeypatch.setattr(model, "write", write_while_another_starts)
+    assert len(compared(pair, tmp_path).table) == 32 and caught
+    assert len(compared(pair, tmp_path).table) == 32  # afterwards the folder is free
 
 
 def test_both_sides_get_the_same_terms(checkpoint, pair, tmp_path, monkeypatch):

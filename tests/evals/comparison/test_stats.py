@@ -8,27 +8,52 @@ from scipy import stats as scipy_stats
 
 from dgemma_core import RequestError
 from dgemma_evals.comparison.stats import (
-    mcnemar,
+    holm,
     mean_difference,
     paired_bootstrap,
     quantiles,
     ratio_of_rates,
+    sign_flip,
 )
 
 
-def test_mcnemar_is_scipys_binomial_test():
+def test_the_sign_flip_test_is_scipys_permutation_test():
     rng = np.random.default_rng(0)
-    for _ in range(200):
-        size = int(rng.integers(1, 60))
-        first, second = rng.random(size) < 0.7, rng.random(size) < rng.random()
-        found = mcnemar(first, second)
-        a, b = int((first & ~second).sum()), int((second & ~first).sum())
-        wanted = scipy_stats.binomtest(a, a + b).pvalue if a + b else 1.0
-        assert (found.only_first, found.only_second) == (a, b)
-        assert found.p == pytest.approx(wanted, rel=1e-9)
-    assert mcnemar([True] * 10, [False] * 10).p == pytest.approx(2 / 2**10)
-    with pytest.raises(RequestError, match="paired"):
-        mcnemar([True], [])
+    for size in (5, 9, 14):
+        values = rng.normal(0.4, 1, size)
+        wanted = scipy_stats.permutation_test(
+            (values, np.zeros(size)), lambda x, y: np.sum(x - y), permutation_type="samples",
+            n_resamples=np.inf, alternative="two-sided",
+        )  # fmt: skip
+        assert sign_flip(values) == pytest.approx(wanted.pvalue, rel=1e-9)
+    many = rng.normal(0.15, 1, 200)  # by random patterns: near the t test of as many values
+    assert sign_flip(many) == pytest.approx(scipy_stats.ttest_1samp(many, 0).pvalue, rel=0.1)
+    with pytest.raises(RequestError, match="no documents"):
+        sign_flip([])
+
+
+def test_of_verdicts_the_sign_flip_test_is_mcnemars():
+    for better, worse in ((10, 0), (7, 2), (3, 3), (0, 0)):
+        values = [1.0] * better + [-1.0] * worse + [0.0] * 9
+        count = better + worse
+        wanted = scipy_stats.binomtest(better, count).pvalue if count else 1.0
+        assert sign_flip(values) == pytest.approx(wanted, rel=1e-9)
+
+
+def test_even_seeds_and_graded_scores_count():
+    """Half of the seeds on every document: a vote of the majority would call all of them a draw."""
+    assert sign_flip([0.5] * 12) == pytest.approx(2 / 2**12)
+
+
+def test_the_sign_flip_test_errs_as_often_as_it_says():
+    rng = np.random.default_rng(3)
+    values = [sign_flip(rng.choice([-1.0, 0.0, 0.5, -0.5, 1.0], 12)) for _ in range(400)]
+    assert np.mean(np.asarray(values) <= 0.05) < 0.075
+
+
+def test_holms_correction():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([]) == []
 
 
 def test_the_bootstrap_interval_is_scipys():
