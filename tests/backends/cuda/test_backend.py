@@ -6,9 +6,11 @@ A CPU runs the same code without recordings; kernels are in their plain form but
 from __future__ import annotations
 
 import gc
+import inspect
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +21,7 @@ from dgemma_core.autoregression import decode_tokens
 from dgemma_core.backends.cuda import backend as cuda
 from dgemma_core.backends.cuda import make
 from dgemma_core.backends.cuda.experts import has_triton
+from dgemma_core.backends.cuda.recording import WARM_UP, Replay
 from dgemma_core.backends.guard import Guarded
 from dgemma_core.cache import Buffer, PrefixCache, RowCache
 from dgemma_core.diffusion import denoise_canvases
@@ -30,6 +33,7 @@ from dgemma_core.model import DiffusionGemma
 from dgemma_core.observe import Observe
 from dgemma_core.request import DecodeState, Request, TokenState
 from dgemma_core.samplers import BlockRefinement, DiscreteDDIM, EntropyBound, Sampler, StopRule
+from dgemma_core.speculation import decode_speculative
 from tests.backends.cuda.host_reads import HostReads
 from tests.backends.cuda.live_bytes import LiveBytes
 from tests.backends.cuda.operations import Operations
@@ -116,8 +120,13 @@ def autoregression(batch: int = 1, **options: Any) -> Write:
     return lambda model, wanted: decode_tokens(model, wanted, batch_size=batch, **settings)
 
 
+def speculation(batch: int = 1, **options: Any) -> Write:
+    settings = {"eos": (33, 34), "decode": letters, **options}
+    return lambda model, wanted: decode_speculative(model, wanted, batch_size=batch, **settings)
+
+
 @pytest.mark.parametrize("batch", [1, 3, 8])
-@pytest.mark.parametrize("mode", ["diffusion", "greedy", "sampled"])
+@pytest.mark.parametrize("mode", ["diffusion", "greedy", "sampled", "speculative"])
 def test_texts_are_those_of_torch(
     fast: DiffusionGemma, plain: DiffusionGemma, mode: str, batch: int
 ) -> None:
@@ -126,6 +135,7 @@ def test_texts_are_those_of_torch(
         "diffusion": diffusion(batch),
         "greedy": autoregression(batch),
         "sampled": autoregression(batch, temperature=0.8),
+        "speculative": speculation(batch, temperature=0.8),
     }
     wanted = requests(pinned=mode == "diffusion")
     expected, found = told(ways[mode](plain, wanted)), told(ways[mode](fast, wanted))
@@ -429,6 +439,49 @@ def test_the_bare_replay_for_benchmarks(fast: DiffusionGemma) -> None:
     torch.testing.assert_close(token.layers.result[:3].unsqueeze(1), hidden)
     with pytest.raises(RequestError, match="canvases of 8 tokens and single tokens"):
         backend_of(fast).recorded(canvas[:, :5], cache)
+
+
+class FakeGraph:
+    """Stands in for `torch.cuda.CUDAGraph`, where there is no card."""
+
+    def __init__(self) -> None:
+        self.replays = 0
+
+    def replay(self) -> None:
+        self.replays += 1
+
+
+def test_a_recording_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what torch is asked: warm-ups on a side stream, one capture into the pool, and replays from then on."""
+    asked: list[Any] = []
+    capture = inspect.signature(torch.cuda.graph.__init__)
+
+    class Stream:
+        def __init__(self, device: torch.device) -> None:
+            self.device = device
+
+        def wait_stream(self, other: Any) -> None:
+            asked.append("wait")
+
+    @contextmanager
+    def graph(*arguments: Any, **options: Any) -> Iterator[None]:
+        asked.append(capture.bind(None, *arguments, **options).arguments["pool"])
+        yield
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    runs = []
+    replay = Replay(
+        lambda: runs.append(torch.is_inference_mode_enabled()), torch.device("cuda", 5), "pool"
+    )
+    assert asked == ["wait", "wait", "pool"] and runs == [True] * (WARM_UP + 1)
+    replay()
+    replay()
+    assert isinstance(replay.graph, FakeGraph) and replay.graph.replays == 2
+    assert len(runs) == WARM_UP + 1
 
 
 # --- where it serves

@@ -329,6 +329,7 @@ check(k.fold_slice, kinds, dict(D=2816, SOFT=True, S=16384, CHUNK=64, BLOCK_D=40
 
 
 @needs_triton
+@pytest.mark.subprocess
 def test_all_kernels_compile_for_a_hopper_card(tmp_path: Path) -> None:
     """At the released sizes, within its shared memory; wide products by its matrix units. No GPU is needed."""
     pytest.importorskip("triton.backends.nvidia", reason="this triton has no compiler for NVIDIA")
