@@ -33,6 +33,13 @@ INLINE vec broadcast(float x) { return x - (vec){0}; }
 INLINE vec choose(ivec mask, vec a, vec b) { return (vec)(((ivec)a & mask) | ((ivec)b & ~mask)); }
 INLINE vec larger(vec a, vec b) { return choose(a > b, a, b); }
 
+/* Before a loop of few, constantly many rounds: each of its vectors gets a register. */
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 12")
+#endif
+
 #if defined(__clang__)
 #define SHUFFLE(x, ...) __builtin_shufflevector(x, x, __VA_ARGS__)
 #else

@@ -62,19 +62,16 @@ typedef struct { /* what an observer sees, layer by layer; null where nothing is
 INLINE void tile(int rows, long depth, const float *a, long a_row, long a_step, const float *b, long b_step,
                  float *out, long out_row) {
     vec left[TILE], right[TILE];
-#pragma GCC unroll 12
-    for (int i = 0; i < rows; i++) left[i] = right[i] = broadcast(0);
+    UNROLL for (int i = 0; i < rows; i++) left[i] = right[i] = broadcast(0);
     for (long k = 0; k < depth; k++) {
         vec b0 = load(b + k * b_step), b1 = load(b + k * b_step + VEC);
-#pragma GCC unroll 12
-        for (int i = 0; i < rows; i++) {
+        UNROLL for (int i = 0; i < rows; i++) {
             vec x = broadcast(a[i * a_row + k * a_step]);
             left[i] += x * b0;
             right[i] += x * b1;
         }
     }
-#pragma GCC unroll 12
-    for (int i = 0; i < rows; i++) {
+    UNROLL for (int i = 0; i < rows; i++) {
         store(out + i * out_row, left[i]);
         store(out + i * out_row + VEC, right[i]);
     }
