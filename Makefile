@@ -1,6 +1,7 @@
 # make lab    sets everything up (once) and opens the first notebook in JupyterLab
 # make test   sets everything up (once) and runs what a change must pass
 # make lint   the linter and the type checker alone
+# make fuzz   tries 20,000 cases of bad input
 # make notebooks  runs the notebooks again, after nano has changed
 #
 # JUPYTER_FLAGS, e.g. "--no-browser --port 9000", and PYTEST_FLAGS, e.g. "-x -k trace", are handed on.
@@ -14,7 +15,7 @@ JS_TESTS := $(wildcard tests/lab/*/*.test.mjs)
 AXE := tests/browser/node_modules/.package-lock.json
 ALLOW_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: notebooks lab test lint tools clean
+.PHONY: fuzz notebooks lab test lint tools clean
 
 lab: $(VENV)/.lab
 	$(BIN)/jupyter lab $(ALLOW_ROOT) --ServerApp.root_dir="$(CURDIR)" $(JUPYTER_FLAGS) notebooks/01_first_canvas.ipynb
@@ -62,6 +63,10 @@ tools:
 	else \
 	  echo "The tests need$$missing (Debian, Ubuntu: sudo apt-get install$$missing)." >&2; exit 1; \
 	fi
+
+# Ten times the cases of bad input that `make test` tries.
+fuzz: $(VENV)/.test
+	DGEMMA_FUZZ=20000 OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_FLAGS) tests/fuzz
 
 # Runs all notebooks and keeps the outputs that a page without JavaScript shows; needed when nano changes.
 notebooks: $(VENV)/.test tools

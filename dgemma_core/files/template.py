@@ -21,7 +21,7 @@ from jinja2.visitor import NodeTransformer
 
 from dgemma_core.errors import CheckpointError, RequestError
 
-MOST_SIZE, MOST_STEPS, MOST_SECONDS = 2**22, 10**6, 10.0
+MOST_SIZE, MOST_STEPS, MOST_SECONDS = 2**22, 300_000, 10.0
 """Characters and items of a value and of the whole output; counted steps and seconds of a rendering."""
 
 _FILTERS = frozenset(
