@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import subprocess
+import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,6 +50,51 @@ def test_a_right_program_passes(answer):
 )
 def test_a_wrong_program_fails(answer):
     assert public_tasks.pass_at_1(DOC, [answer]) == {"pass@1": 0.0}
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import __main__\n__main__.refused = ()\nimport subprocess\nsubprocess.run(['true'])",
+        "import __main__\nprint(getattr(__main__, 'word', ''))\nassert False",
+        "import shutil\nshutil.rmtree({outside!r})",
+        "open({outside!r} + '/made', 'w').write('x')",
+    ],
+)
+def test_a_program_stays_inside(program, tmp_path):
+    (tmp_path / "kept").write_text("here")
+    assert not passes(program.format(outside=str(tmp_path)))
+    assert (tmp_path / "kept").read_text() == "here" and not (tmp_path / "made").exists()
+    assert passes("open('mine', 'w').write('x')\nopen('/dev/null', 'w').write('x')")
+
+
+def test_what_a_program_prints_takes_no_memory_here():
+    program = "for _ in range(300):\n    print('x' * 10**6)"
+    code = (
+        "from dgemma_evals.resident import *\nfrom dgemma_evals.tasks.sandbox import passes\n"
+        f"before = peak_bytes()\nassert passes({program!r})\nprint(peak_bytes() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 50e6  # 300 MB were printed
+
+
+def test_nothing_lives_on(tmp_path):
+    """A process that gets round the hook by the C function beneath is bound by the kernel, and killed at the end."""
+    program = (
+        "import _posixsubprocess, os, sys\nr, w = os.pipe()\n"
+        "child = [sys.executable.encode(), b'-c', b'import time; time.sleep(97)']\n"
+        "_posixsubprocess.fork_exec(child, [child[0]], True, (), None, None, -1, -1, -1, -1, -1, -1,"
+        " r, w, True, False, -1, None, None, None, -1, None, False)"
+    )
+    passes(program)
+    assert not [p for p in Path("/proc").glob("[0-9]*/cmdline") if b"time.sleep(97)" in _read(p)]
+
+
+def _read(path):
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def test_limits_of_time_and_memory():
