@@ -6,7 +6,7 @@ Notable:
 - about 16 tokens reach an expert in a denoising step, so its time is that of reading weights, and tiles are chosen for
   that; a slice longer than a tile reads its weights again (from the cache, where they have just been);
 - one token of autoregression takes the same way: slices of one token each, in tiles small enough to fill the card;
-- on a CPU torch's own grouped product stands in for the kernels.
+- on a CPU every expert runs on every token, for tests.
 
 Axes: N tokens, K choices a token, D hidden size, E experts, W expert width.
 """
@@ -108,7 +108,7 @@ def outputs(experts: nn.Module, x: Tensor, weights: Tensor, chosen: Tensor) -> T
     experts: `Experts`, or quantised ones.
     """
     held = expert_weights(experts, chosen, x.dtype)
-    return (_by_kernels if on_kernels(x) else _by_torch)(held, x, weights)
+    return (_by_kernels if on_kernels(x) else _plain)(held, x, weights)
 
 
 def tile(part: str, pairs: int, slots: int, itemsize: int) -> Tile:
@@ -148,14 +148,9 @@ def _by_kernels(held: ExpertWeights, x: Tensor, weights: Tensor) -> Tensor:
     return out
 
 
-def _by_torch(held: ExpertWeights, x: Tensor, weights: Tensor) -> Tensor:
-    """The same by torch's own grouped product."""
-    k, pairs = held.chosen.shape[-1], held.chosen.flatten()
-    order = pairs.argsort(stable=True)
-    index = torch.arange(len(held.down), device=x.device)
-    ends = torch.searchsorted(pairs[order], index, right=True).int()
-    gate, up = F.grouped_mm(x[order // k], held.gate_up.mT, offs=ends).chunk(2, dim=-1)
-    inner = F.gelu(gate, approximate="tanh") * up
-    found = F.grouped_mm(inner, held.down.mT, offs=ends)
-    placed = torch.empty_like(found).index_copy_(0, order, found)
-    return placed.view(len(x), k, -1) * weights.to(x.dtype).unsqueeze(-1)
+def _plain(held: ExpertWeights, x: Tensor, weights: Tensor) -> Tensor:
+    """The same on a CPU, for tests: every expert on every token, of which the chosen ones are kept."""
+    gate, up = (x @ held.gate_up.mT).chunk(2, dim=-1)  # (E, N, w)
+    found = (F.gelu(gate, approximate="tanh") * up) @ held.down.mT  # (E, N, D)
+    token = torch.arange(len(x), device=x.device).unsqueeze(1)
+    return found[held.chosen.long(), token] * weights.to(x.dtype).unsqueeze(-1)
