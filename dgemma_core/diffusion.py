@@ -292,13 +292,15 @@ class _CanvasLoop:
 
         Raises RequestError where the numbers are not finite. This is where the host waits for the device: once a step.
         """
-        finite = prediction.logsumexp.isfinite().all(dim=1)
-        history, converged = None, torch.zeros_like(finite)
+        history, converged = None, torch.zeros(len(states), dtype=torch.bool, device=pinned.device)
         if self.stop_rule is not None and not correct:
             history = torch.stack([state.history for state in states if state.history is not None])
             history, converged = self.stop_rule.update(
                 history, prediction.argmax, prediction.entropy, pinned
             )
+        if pinned.device.type == "cpu":  # where the head has looked
+            return history, converged.tolist()
+        finite = prediction.logsumexp.isfinite().all(dim=1)
         all_finite, finished = torch.stack((finite, converged)).tolist()
         if not all(all_finite):
             raise not_finite()

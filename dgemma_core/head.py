@@ -301,9 +301,6 @@ class VocabularyHead:
         )
         flat = hidden.reshape(-1, width)
         fields = self.fields(flat, asked)
-        # On a card the loops look, so that the host waits once a step.
-        if flat.device.type == "cpu" and not math.isfinite(fields["logsumexp"].sum()):
-            raise not_finite()
         if carried is not None:
             logits, ids = fields["top_logits"][:, :carried], fields["top_ids"][:, :carried]
             rows = dense(self.weight[ids], flat.dtype)  # (N, k, D)
@@ -344,7 +341,10 @@ class VocabularyHead:
         if greedy:
             each = [1.0] * batch
         uniform = None if greedy or draws is None else draws.uniform.reshape(-1).to(device)
-        per_row = upload(torch.tensor(each).repeat_interleave(length).unsqueeze(1), device)
+        if len(set(each)) == 1:
+            per_row = torch.full((batch * length, 1), each[0], device=device)
+        else:
+            per_row = upload(torch.tensor(each).repeat_interleave(length).unsqueeze(1), device)
         return per_row, any(one != 1 for one in each), uniform
 
     def fields(self, hidden: Tensor, asked: Asked) -> dict[str, Tensor]:
@@ -364,6 +364,7 @@ class VocabularyHead:
             if sampling is not softmax and asked.filters is None:
                 sampling.add(capped / asked.temperatures, start)
         fields = softmax.fields()
+        check_finite(hidden, fields["logsumexp"])
         if asked.soft:
             fields["soft_embedding"] = times_root((summed / softmax.mass).to(hidden.dtype))
         return fields | self.sampled(hidden, asked, sampling, fields)
@@ -435,6 +436,13 @@ class VocabularyHead:
 def times_root(mean: Tensor) -> Tensor:
     """A mean embedding (N, D) times √D, rounded to its dtype."""
     return mean * rounded(mean.shape[1] ** 0.5, mean.dtype)
+
+
+def check_finite(*numbers: Tensor) -> None:
+    """Raises RequestError unless all are finite. On a card the loops look, so that the host waits once a step."""
+    for each in numbers:
+        if each.device.type == "cpu" and not math.isfinite(each.sum(dtype=torch.float32)):
+            raise not_finite()
 
 
 def not_finite() -> RequestError:

@@ -14,6 +14,7 @@ from dgemma_core.head import (
     GROUP,
     Asked,
     VocabularyHead,
+    check_finite,
     dense,
     found_in,
     times_root,
@@ -58,6 +59,7 @@ class CpuHead(VocabularyHead):
             else:
                 summed = softmax.blend(summed, F.linear(added.weights, weight.mT), added)
         fields = softmax.fields()
+        check_finite(hidden, fields["logsumexp"])
         if asked.soft:
             fields["soft_embedding"] = times_root((summed / softmax.mass).to(hidden.dtype))
         return fields | self.sampled(hidden, asked, sampling, fields)  # type: ignore[arg-type]
