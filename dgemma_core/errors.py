@@ -65,9 +65,9 @@ def temperature_number(name: str, value: Any) -> float:
 
 
 def shown(value: Any) -> str:
-    """A value as an error quotes it: its repr, shortened."""
+    """A value as an error quotes it: its repr, on one line and shortened."""
     try:
-        text = repr(value)
+        text = " ".join(repr(value).split())  # of an array, several lines
     except ValueError:  # Python refuses to print whole numbers of more than 4,300 digits
         return "a number of thousands of digits"
     return text if len(text) <= 60 else f"{text[:57]}…"
