@@ -56,7 +56,7 @@ def test_a_wrong_program_fails(answer):
     "program",
     [
         "import __main__\n__main__.refused = ()\nimport subprocess\nsubprocess.run(['true'])",
-        "import __main__\nprint(getattr(__main__, 'word', ''))\nassert False",
+        "import __main__, os\nos.write(1, b'\\n' + getattr(__main__, 'word', 'x').encode())\nos._exit(0)",
         "import shutil\nshutil.rmtree({outside!r})",
         "open({outside!r} + '/made', 'w').write('x')",
     ],
