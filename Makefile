@@ -1,5 +1,6 @@
 # make lab    sets everything up (once) and opens the first notebook in JupyterLab
 # make test   sets everything up (once) and runs what a change must pass
+# make quick  the tests that need no browser, no notebook and no process of their own: under 3 minutes on two cores
 # make lint   the linter and the type checker alone
 # make fuzz   tries 20,000 cases of bad input
 # make notebooks  runs the notebooks again, after nano has changed
@@ -15,7 +16,7 @@ JS_TESTS := $(wildcard tests/lab/*/*.test.mjs)
 AXE := tests/browser/node_modules/.package-lock.json
 ALLOW_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: fuzz notebooks lab test lint tools clean
+.PHONY: fuzz notebooks lab test quick lint tools clean
 
 lab: $(VENV)/.lab
 	$(BIN)/jupyter lab $(ALLOW_ROOT) --ServerApp.root_dir="$(CURDIR)" $(JUPYTER_FLAGS) notebooks/01_first_canvas.ipynb
@@ -23,7 +24,10 @@ lab: $(VENV)/.lab
 # One thread: on models this small several only wait for each other.
 test: lint tools $(AXE)
 	$(if $(JS_TESTS),node --test $(JS_TESTS))
-	OMP_NUM_THREADS=1 $(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=180 $(PYTEST_FLAGS) tests $(NOTEBOOKS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=180 --durations=20 $(PYTEST_FLAGS) tests $(NOTEBOOKS)
+
+quick: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not (slow or browser or subprocess)" --durations=20 $(PYTEST_FLAGS) tests
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -305,6 +305,7 @@ def test_ctrl_c_keeps_what_was_traced(
     assert len(Trace.load(file)) == 2
 
 
+@pytest.mark.subprocess
 def test_a_reader_that_has_left_ends_it_quietly(folder: Path) -> None:
     command = [sys.executable, "-m", "dgemma_core.command.cli", "info", str(folder)]
     read, write = os.pipe()
@@ -314,6 +315,7 @@ def test_a_reader_that_has_left_ends_it_quietly(folder: Path) -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.subprocess
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is full")
 def test_output_that_cannot_be_written_is_said(folder: Path) -> None:
     command = [sys.executable, "-m", "dgemma_core.command.cli", "info", str(folder)]
@@ -323,6 +325,7 @@ def test_output_that_cannot_be_written_is_said(folder: Path) -> None:
     assert re.fullmatch(r"dgemma: [^\n]*No space left[^\n]*\n", done.stderr)
 
 
+@pytest.mark.subprocess
 def test_a_terminal_without_unicode_gets_escapes(folder: Path) -> None:
     command = [sys.executable, "-m", "dgemma_core.command.cli", "trace", "show", "näme"]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
@@ -433,6 +436,7 @@ def test_help_names_the_commands_with_and_without_being_asked() -> None:
         assert re.search(rf"\b{name}\b", asked)
 
 
+@pytest.mark.subprocess
 def test_ctrl_c_ends_cleanly(folder: Path) -> None:
     command = [sys.executable, "-m", "dgemma_core.command.cli", "chat", "-m", str(folder)]
     with subprocess.Popen(
@@ -657,6 +661,7 @@ def in_a_terminal(arguments: Sequence[str]) -> Iterator[bytes]:
     assert os.waitstatus_to_exitcode(status) == 0
 
 
+@pytest.mark.subprocess
 def test_in_a_terminal_the_canvas_is_seen_and_the_text_stays(folder: Path, loaded: Loaded) -> None:
     command = ["generate", PROMPT, "-m", str(folder), "--seed", "2"]
     written = b"".join(in_a_terminal(command)).decode()

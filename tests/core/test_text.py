@@ -332,6 +332,7 @@ def test_what_are_no_ids_is_refused(nano, ids):
         nano.decode(ids)
 
 
+@pytest.mark.subprocess
 def test_loading_and_asking_imports_no_transformers():
     program = (
         "import sys\n"

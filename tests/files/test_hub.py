@@ -17,6 +17,7 @@ from tests.core import tiny
 from tests.files import hub_server
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("shard", [10**9, 150_000])
 def test_a_hub_checkpoint_is_described_by_its_headers(tmp_path: Path, shard: int) -> None:
     """A process of its own asks a hub on this machine: weights stay there but for their beginnings."""

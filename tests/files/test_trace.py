@@ -504,6 +504,7 @@ def test_a_failed_save_leaves_the_old_file(trace: Trace, tmp_path: Path) -> None
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.subprocess
 def test_reading_needs_no_torch() -> None:
     code = "import sys\n"
     code += "sys.modules['torch'] = None\n"

@@ -94,6 +94,7 @@ def test_an_example_depends_on_its_seed_alone(name):
     assert [example(name, seed) for seed in reversed(seeds)][::-1] == forward
 
 
+@pytest.mark.subprocess
 def test_examples_are_the_same_in_another_process():
     program = (
         "import hashlib\n"

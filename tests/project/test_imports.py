@@ -23,6 +23,7 @@ def lines(*files: Path) -> int:
     return sum(len(file.read_text().splitlines()) for file in files)
 
 
+@pytest.mark.subprocess
 def test_the_contracts_of_pyproject_are_kept() -> None:
     command = "from importlinter.cli import lint_imports_command as lint; lint(['--no-cache'])"
     done = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True)

@@ -147,10 +147,12 @@ def loaded_by(statement: str) -> set[str]:
 HEAVY = {"transformers", "pandas", "reasoning_gym", "huggingface_hub", "plotly", "lm_eval", "scipy"}
 
 
+@pytest.mark.subprocess
 def test_importing_the_core_loads_nothing_heavy_besides_torch() -> None:
     assert not loaded_by("import dgemma_core, dgemma_core.events") & HEAVY
 
 
+@pytest.mark.subprocess
 def test_help_needs_no_model_library() -> None:
     run = (
         "from dgemma_core.command import cli\nsys.argv = ['dgemma', '--help']\n"
@@ -159,6 +161,7 @@ def test_help_needs_no_model_library() -> None:
     assert not loaded_by(run) & (HEAVY | {"torch", "numpy"})
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("order", [sorted, lambda names: sorted(names, reverse=True)])
 def test_public_names_mean_the_same_in_any_order_of_use(order: Callable[..., list[str]]) -> None:
     import dgemma_core
@@ -199,6 +202,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return tree, work / "site"
 
 
+@pytest.mark.subprocess
 def test_the_wheel_holds_the_three_packages_and_their_data(built: tuple[Path, Path]) -> None:
     tree, site = built
     names = ", ".join(PACKAGES)
@@ -210,6 +214,7 @@ def test_the_wheel_holds_the_three_packages_and_their_data(built: tuple[Path, Pa
         assert wanted and not {file for file in wanted if not (site / name / file).exists()}
 
 
+@pytest.mark.subprocess
 def test_the_wheel_runs_nano(built: tuple[Path, Path]) -> None:
     run = ["-m", "dgemma_core.command.cli", "generate", "Spell backward:\nSTEP", "--json"]
     assert json.loads(python(*run, path=built[1]))["kept_tokens"] > 0

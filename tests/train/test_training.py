@@ -668,6 +668,7 @@ def test_a_sitting_of_given_minutes(tmp_path: Path) -> None:
     assert again.progress.seconds > run.progress.seconds, "all sittings together"
 
 
+@pytest.mark.subprocess
 def test_a_killed_run_resumes_to_the_bit(uninterrupted: Trainer, tmp_path: Path) -> None:
     """kill -9, at whatever place a process that saves all the time happens to be."""
     script = (

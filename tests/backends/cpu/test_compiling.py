@@ -124,6 +124,7 @@ def test_processors_differ_on_arm(tmp_path: Path) -> None:
     assert compiling.processor(tmp_path / "none")
 
 
+@pytest.mark.subprocess
 def test_threads_and_processes_share_one_library(source: Path, folder: Path) -> None:
     found: list[Path] = []
     at_once = [threading.Thread(target=lambda: found.append(compile_library(source))) for _ in range(8)]  # fmt: skip

@@ -328,6 +328,7 @@ check(k.fold_slice, kinds, dict(D=2816, SOFT=True, S=16384, CHUNK=64, BLOCK_D=40
 """
 
 
+@pytest.mark.subprocess
 @needs_triton
 @pytest.mark.subprocess
 def test_all_kernels_compile_for_a_hopper_card(tmp_path: Path) -> None:

@@ -179,6 +179,7 @@ main()
 """
 
 
+@pytest.mark.subprocess
 def test_only_torch_and_this_project_are_needed(tmp_path: Path) -> None:
     """Without transformers, plotly and the rest it measures, says what it could not, and writes its results."""
     done = subprocess.run(

@@ -112,6 +112,7 @@ def test_a_worker_that_is_killed_says_so() -> None:
         worker.close()
 
 
+@pytest.mark.subprocess
 def test_a_process_has_a_peak_of_its_own() -> None:
     """Not that of the process that started it, which Linux hands on; and it can be counted anew."""
     held = np.ones(60_000_000)  # 480 MB

@@ -197,6 +197,7 @@ def test_the_exported_half_runs_in_lm_evals_own_hf(dgemma, checkpoint, tmp_path)
         assert mine == pytest.approx(theirs, abs=1e-3)
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_two_processes_give_the_results_of_one(dgemma, checkpoint, tmp_path, launcher):
     if launcher == "accelerate":

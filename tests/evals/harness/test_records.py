@@ -120,6 +120,7 @@ DGemma(pretrained=sys.argv[1], device="cpu", records=sys.argv[2]).generate_until
 """
 
 
+@pytest.mark.subprocess
 def test_a_run_killed_goes_on_without_recomputing_or_losing(checkpoint, tmp_path, monkeypatch):
     root = Path(__file__).parents[3]
     paths = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
