@@ -313,10 +313,12 @@ kinds = dict(q=b, k=b, v=b, q_weight=b, k_weight=b, cos=b, sin=b, table=l, queri
              masses=f, out=b)
 from dgemma_core.backends.cuda.fused import attend_shape
 for d, groups, tokens, causal in ((256, 8, 256, False), (512, 2, 256, False), (256, 8, 256, True), (512, 2, 256, True),
-                                  (256, 8, 1, False), (512, 2, 1, False)):
+                                  (256, 8, 1, False), (512, 2, 1, False), (256, 8, 8192, True)):
+    one = {"T": 1} if tokens == 1 else {}  # which triton compiles into the kernel
     heads = dict(H=16, G=groups, D=d)
-    check(k.place, kinds, {**heads, "BLOCK": d, "ALIGNED": True})
+    check(k.place, kinds, {**heads, **one, "BLOCK": d, "ALIGNED": True})
     shape = attend_shape(16 // groups * tokens, groups, d, 4352, 2, 132)
+    heads |= one | ({"splits": 1} if shape.splits == 1 else {})
     blocks = dict(BLOCK_M=shape.m, BLOCK_N=shape.n, BLOCK_D=d, UPCAST=False, CAUSAL=causal, ALIGNED=True)
     ptx = check(k.attend, kinds, {**heads, **blocks}, num_warps=shape.warps, num_stages=2)
     assert "mma" in ptx
