@@ -8,11 +8,12 @@ Axes: B batch, C canvas length, N tokens of all rows, D hidden size.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dgemma_core.errors import RequestError
+from dgemma_core.errors import DeviceError, RequestError
 
 if TYPE_CHECKING:
     import torch
@@ -100,8 +101,15 @@ def default_name(device: torch.device, name: str = AUTO) -> str:
 def choose(model: DiffusionGemma, name: str = AUTO) -> Backend:
     """The backend of that name for this model; "auto" goes by the model's device.
 
-    Raises RequestError for an unknown name, DeviceError where that backend cannot run this model.
+    Raises RequestError for an unknown name, DeviceError where the named backend cannot run this model; there "auto"
+    warns and takes "torch".
     """
-    name = default_name(model.device, name)
-    backend: Backend = import_module(_HOMES[name]).make(model)
+    found = default_name(model.device, name)
+    try:
+        backend: Backend = import_module(_HOMES[found]).make(model)
+    except DeviceError as error:
+        if name != AUTO:
+            raise
+        warnings.warn(f"the model runs on backend 'torch': {error}", stacklevel=3)
+        backend = import_module(_HOMES["torch"]).make(model)
     return backend

@@ -493,6 +493,18 @@ def test_a_model_elsewhere_is_refused() -> None:
         make(model)
 
 
+def test_without_triton_a_card_runs_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for by name it is one clear line; "auto" goes on with the reference and says so."""
+    model = tiny.model(7)
+    monkeypatch.setattr(DiffusionGemma, "device", torch.device("cuda"))
+    monkeypatch.setattr("dgemma_core.backends.cuda.experts.has_triton", lambda: False)
+    with pytest.raises(DeviceError, match="needs triton: pip install triton, or choose"):
+        model.use("cuda")
+    with pytest.warns(UserWarning, match="runs on backend 'torch': backend 'cuda' needs triton"):
+        model.use("auto")
+    assert model.backend.name == "torch"
+
+
 def test_a_model_that_cannot_denoise_writes_tokens() -> None:
     models = [tiny.model(7) for _ in range(2)]
     for model, name in zip(models, ("cuda", "torch"), strict=True):
