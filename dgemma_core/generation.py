@@ -13,6 +13,7 @@ from dgemma_core.cache import PrefixCache
 from dgemma_core.errors import RequestError, shown, whole_number
 from dgemma_core.events import (
     CanvasEvent,
+    DraftEvent,
     Event,
     FinishEvent,
     Mode,
@@ -31,7 +32,8 @@ class Generation:
     """One written text and what it cost.
 
     Kept tokens count the end-of-sequence token (it cost a pass), not a stop string. seconds: from joining the batch to
-    the end. passes: prefill, denoising steps and commits, or prefill and tokens.
+    the end. passes: prefill, denoising steps and commits, or prefill and tokens, or prefill, denoising steps and
+    verifications.
     """
 
     text: str
@@ -49,18 +51,27 @@ class Generation:
     stop_reason: StopReason
     seed: int
     prompt_tokens: int
+    accepted: tuple[int, ...] = ()
+    """Drafted tokens accepted in each round, of speculation; `canvases` counts its rounds."""
     cache: PrefixCache | None = field(repr=False, compare=False, default=None)
     """Prompt and committed tokens as encoded so far, for a next turn; None unless it was asked for (`keep_cache`)."""
 
     @property
     def tokens_per_forward(self) -> float:
-        """Kept tokens for each denoising step; in autoregression for each pass."""
-        return self.kept_tokens / (self.denoising_steps or self.passes)
+        """Kept tokens for each denoising step; in autoregression and speculation for each pass of any kind."""
+        return self.kept_tokens / (
+            self.passes if self.accepted else self.denoising_steps or self.passes
+        )
 
     @property
     def tokens_per_pass(self) -> float:
         """Kept tokens for each pass of any kind, prefill and commits included."""
         return self.kept_tokens / self.passes
+
+    @property
+    def accepted_per_round(self) -> float | None:
+        """Mean number of drafted tokens that a round of speculation accepted; None without rounds."""
+        return sum(self.accepted) / len(self.accepted) if self.accepted else None
 
 
 def drain(
@@ -76,12 +87,14 @@ def drain(
     """
     prompts: dict[Any, PromptEvent] = {}
     weights: dict[Any, list[tuple[Sequence[float], Sequence[float]]]] = {}
+    accepted: dict[Any, list[int]] = {}
     for event in events:
         if listen is not None:
             listen(event)
         match event:
             case PromptEvent():
                 prompts[event.request], weights[event.request] = event, []
+                accepted[event.request] = []
             case CanvasEvent():
                 kept = slice(event.kept)
                 weights[event.request].append(
@@ -89,10 +102,16 @@ def drain(
                 )
             case TokenEvent():
                 weights[event.request].append(((event.probability,), (event.entropy,)))
+            case DraftEvent():
+                accepted[event.request].append(event.accepted)
             case FinishEvent():
                 prompt, measured = prompts.pop(event.request), weights.pop(event.request)
-                generation = _generation(event, prompt, measured, loaded)
-                yield replace(generation, cache=event.cache) if keep_cache else generation
+                generation = replace(
+                    _generation(event, prompt, measured, loaded),
+                    accepted=tuple(accepted.pop(event.request)),
+                    cache=event.cache if keep_cache else None,
+                )
+                yield generation
 
 
 def _floats(values: Tensor) -> list[float]:

@@ -47,19 +47,32 @@ SoftTopK = Annotated[
     ),
 ]
 Temperature = Annotated[
-    float | None, typer.Option(help="Of autoregressive sampling; 0, the default, is greedy.")
+    float | None,
+    typer.Option(help="Of autoregressive and speculative sampling; 0, the default, is greedy."),
 ]
 TopK = Annotated[
     int | None,
-    typer.Option("--top-k", help="Sample autoregressively from so many of the likeliest tokens."),
+    typer.Option("--top-k", help="Sample token by token from so many of the likeliest tokens."),
 ]
 TopP = Annotated[
     float | None,
     typer.Option(
         "--top-p",
-        help="Sample autoregressively from the fewest tokens that hold this share of probability.",
+        help="Sample token by token from the fewest tokens that hold this share of probability.",
     ),
 ]
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RULE",
+        help="How much speculation drafts a round: fixed or adaptive (the default: a little more than was accepted).",
+    ),
+]
+DraftPositions = Annotated[
+    int | None,
+    typer.Option(help="Positions of a fixed draft, its first, chosen token included; a canvas."),
+]
+DraftSteps = Annotated[int | None, typer.Option(help="Denoising steps of a draft; 1.")]
 MaxNewTokens = Annotated[int | None, typer.Option(help="The most tokens to keep.")]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")]
 System = Annotated[

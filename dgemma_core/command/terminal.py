@@ -5,7 +5,8 @@ Notable:
   colour-blind readers see as well. The text on it is black or white, whichever stands out more, so
   it reads on light and on dark terminals;
 - state shows without colour too: noise is dim, a pinned token underlined, the tail behind the end
-  of the text a row of dots;
+  of the text a row of dots. A drafted token that was replaced stands behind ✗, its replacement
+  behind →, the rejected tail in ⟨ ⟩;
 - no token can move the cursor or hide text: control characters are drawn as signs.
 """
 
@@ -26,7 +27,8 @@ from rich.text import Text
 from dgemma_core.command.lines import count, escaped
 
 if TYPE_CHECKING:
-    from dgemma_core.events import Event, StepEvent
+    from dgemma_core.events import DraftEvent, Event, StepEvent
+    from dgemma_core.files.trace_schema import Round
 
 Decode = Callable[[int], str]
 
@@ -37,6 +39,7 @@ RAMP = (
 )  # fmt: skip
 NOISE = Style(dim=True)
 END, TAIL, NEWLINE = "■", "·", "↵"
+REPLACED, REPLACEMENT = Style(strike=True, dim=True), Style(bold=True, underline=True)
 REDRAWS_A_SECOND = 30
 
 
@@ -110,6 +113,41 @@ def draw_tokens(
     return text
 
 
+def draw_round(made: DraftEvent | Round, decode: Decode, eos: Collection[int] = ()) -> Text:
+    """A round's draft behind its first token, which is written already: `good tokens✗wrong→right⟨rejected⟩`.
+
+    Accepted tokens are coloured by the denoiser's probability. Where the causal mode's choice is what was drafted,
+    or the draft is over, ✗ is missing. The tail is shown to its first end.
+    """
+    tokens = [int(token) for token in made.tokens]
+    stop = 1 + made.accepted
+    chances = [float(chance) for chance in made.probability[1:stop]]
+    text = draw_tokens(tokens[1:stop], chances, decode, eos)
+
+    def piece(token: int) -> str:
+        return END if token in eos else visible(decode(token))
+
+    here, tail = tokens[stop : stop + 1], tokens[stop + 1 :]
+    if here and here != [made.replacement]:
+        text.append("✗" + piece(here[0]), REPLACED)
+    text.append("→" + piece(made.replacement), REPLACEMENT)
+    if here == [made.replacement] and made.replacement in eos:
+        return text
+    ends = [i for i, token in enumerate(tail, 1) if token in eos]
+    if tail:
+        text.append("⟨" + "".join(map(piece, tail[: ends[0] if ends else None])) + "⟩", NOISE)
+    return text
+
+
+def round_status(event: DraftEvent) -> Text:
+    """One dim line: what a round of speculation drafted, verified and accepted."""
+    return Text(
+        f"round {event.round + 1} · token {event.start + 1} · {len(event.tokens) - 1} drafted in"
+        f" {count(event.steps, 'step')} · {event.verified - 1} verified · {event.accepted} accepted",
+        NOISE,
+    )
+
+
 def _append(text: Text, piece: str, style: Style) -> None:
     """A kept token: control characters made visible, newlines shown and obeyed."""
     for i, line in enumerate(piece.split("\n")):
@@ -171,6 +209,7 @@ class Screen(AbstractContextManager["Screen"]):
         self._decode, self._eos = decode, eos
         self._committed = Text()
         self._shown = 0.0
+        self._drafts = False
         self._live = Live(
             console=console, auto_refresh=False, transient=True, vertical_overflow="crop"
         )
@@ -183,14 +222,19 @@ class Screen(AbstractContextManager["Screen"]):
         self._live.stop()
 
     def add(self, event: Event) -> None:
-        """Draws one event. Steps that come faster than 30 a second are skipped, save the last."""
-        from dgemma_core.events import CanvasEvent, StepEvent, TokenEvent
+        """Draws one event. Steps and rounds that come faster than 30 a second are skipped, save the last step.
+
+        A round stays on the screen until the next one: the tokens that it wrote are part of it.
+        """
+        from dgemma_core.events import CanvasEvent, DraftEvent, FinishEvent, StepEvent, TokenEvent
 
         if isinstance(event, StepEvent):
-            now = time.perf_counter()
-            if event.finished or now - self._shown >= 1 / REDRAWS_A_SECOND:
-                self._shown = now
+            if event.finished or self._due():
                 self._draw(draw_step(event, self._decode, self._eos), status(event))
+        elif isinstance(event, DraftEvent):
+            self._drafts = True
+            if self._due():
+                self._draw(draw_round(event, self._decode, self._eos), round_status(event))
         elif isinstance(event, CanvasEvent):
             kept = event.ids[: event.kept]
             chances = event.probability[: event.kept].tolist()
@@ -199,7 +243,18 @@ class Screen(AbstractContextManager["Screen"]):
         elif isinstance(event, TokenEvent):
             drawn = draw_tokens([event.token], [event.probability], self._decode, self._eos)
             self._committed += drawn
-            self._draw(Text(), Text(count(event.index + 1, "token"), NOISE))
+            if not self._drafts:
+                self._draw(Text(), Text(count(event.index + 1, "token"), NOISE))
+        elif isinstance(event, FinishEvent) and self._drafts:
+            self._draw()
+
+    def _due(self) -> bool:
+        """Whether the last drawing is old enough for another; if so, this one counts as drawn now."""
+        now = time.perf_counter()
+        if now - self._shown < 1 / REDRAWS_A_SECOND:
+            return False
+        self._shown = now
+        return True
 
     def _draw(self, canvas: Text | None = None, line: Text | None = None) -> None:
         text = self._committed + canvas if canvas else self._committed

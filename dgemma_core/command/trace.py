@@ -32,7 +32,7 @@ def show(
     for line in _trace_lines(trace):
         print(escaped(line))
     answered = [(commit.ids[: commit.kept], commit.probability) for commit in trace.commits]
-    if trace.mode == "autoregressive":
+    if trace.token_by_token:
         answered = [(trace.tokens_out, trace.sample_probability)]
     for ids, probabilities in answered:
         chances = probabilities[: len(ids)].tolist()
@@ -43,7 +43,7 @@ def show(
 
 def _trace_lines(trace: Trace) -> Iterator[str]:
     """Settings, a table of the passes, what it all cost."""
-    from dgemma_core.command.terminal import visible
+    from dgemma_core.command.terminal import draw_round, visible
     from dgemma_core.files.trace import KINDS
 
     settings = {"mode": trace.mode, **trace.metadata, "seed": trace.seed}
@@ -52,7 +52,7 @@ def _trace_lines(trace: Trace) -> Iterator[str]:
             yield f"{name:<14} {json.dumps(value, ensure_ascii=False)}"
     yield f"{'prompt':<14} {visible(''.join(map(trace.text, trace.prompt_ids.tolist())))}"
     seconds = [trace.prompt_seconds, *trace.seconds.tolist()]
-    if trace.mode == "autoregressive":
+    if trace.token_by_token:
         yield " token  probability  entropy       ms  text"
     else:
         yield "canvas  step  kind     temperature  accepted  re-melted  entropy       ms"
@@ -61,7 +61,7 @@ def _trace_lines(trace: Trace) -> Iterator[str]:
     for r in range(len(trace)):
         start, stop = trace.offsets[r], trace.offsets[r + 1]
         took = 1000 * (seconds[r + 1] - seconds[r])
-        if trace.mode == "autoregressive":
+        if trace.token_by_token:
             probability, piece = trace.probability[start], visible(trace.text(trace.argmax[start]))
             yield (
                 f"{trace.step[r] + 1:>6}  {probability:>11.3f}  {trace.entropy[start]:>7.3f}"
@@ -74,8 +74,19 @@ def _trace_lines(trace: Trace) -> Iterator[str]:
                 f"  {trace.temperature[r]:>11.3f}  {accepted[r]:>8}  {melted:>9}"
                 f"  {entropy[r]:>7.3f}  {took:>7.1f}"
             )
+    if trace.rounds:
+        yield " round  token  drafted  verified  accepted  text"
+    for i, made in enumerate(trace.rounds, 1):
+        drawn = draw_round(made, trace.text, trace.eos_ids()).plain.replace("\n", "")
+        yield (
+            f"{i:>6}  {made.start + 1:>5}  {len(made.tokens) - 1:>7}  {made.verified - 1:>8}"
+            f"  {made.accepted:>8}  {visible(trace.text(made.tokens[0]))}{drawn}"
+        )
+    held = count(trace.canvases, "canvas", "canvases")
+    if trace.mode == "speculative":
+        held = count(trace.canvases, "round")
     yield (
         f"{count(len(trace.ids), 'token')}, {count(trace.denoising_steps, 'step')},"
-        f" {count(trace.passes, 'pass', 'passes')}, {count(trace.canvases, 'canvas', 'canvases')},"
+        f" {count(trace.passes, 'pass', 'passes')}, {held},"
         f" {trace.total_seconds:.2f} s, ended by {trace.stop_reason}"
     )

@@ -39,6 +39,9 @@ def generate(
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
     top_p: options.TopP = None,
+    draft: options.Draft = None,
+    draft_positions: options.DraftPositions = None,
+    draft_steps: options.DraftSteps = None,
     max_new_tokens: options.MaxNewTokens = None,
     seed: options.Seed = 0,
     system: options.System = None,
@@ -70,6 +73,9 @@ def generate(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        draft=draft,
+        draft_positions=draft_positions,
+        draft_steps=draft_steps,
         max_new_tokens=max_new_tokens,
     )
 
@@ -115,6 +121,9 @@ def chat(
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
     top_p: options.TopP = None,
+    draft: options.Draft = None,
+    draft_positions: options.DraftPositions = None,
+    draft_steps: options.DraftSteps = None,
     max_new_tokens: options.MaxNewTokens = None,
     seed: options.Seed = 0,
     system: options.System = None,
@@ -136,6 +145,9 @@ def chat(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        draft=draft,
+        draft_positions=draft_positions,
+        draft_steps=draft_steps,
         max_new_tokens=max_new_tokens,
     )
 
@@ -226,7 +238,9 @@ def _recorder(loaded: Loaded, settings: ModeSettings) -> TraceRecorder:
         **settings.resolved(loaded).described(),
         "eos_token_ids": list(loaded.generation.eos_token_ids),
     }
-    return TraceRecorder(metadata=metadata, decode=_tokenizer(loaded).token_string)
+    return TraceRecorder(
+        mode=settings.mode, metadata=metadata, decode=_tokenizer(loaded).token_string
+    )
 
 
 def _tokenizer(loaded: Loaded) -> Tokenizer:
@@ -243,13 +257,18 @@ def _figures(generation: Generation, loaded: Loaded) -> dict[str, Any]:
         "denoising_steps",
         "passes",
         "canvases",
+        "rounds",
+        "accepted_per_round",
         "seconds",
         "tokens_per_forward",
         "tokens_per_pass",
         "seed",
         "stop_reason",
     )
-    figures = {name: getattr(generation, name) for name in names}
+    figures = {
+        name: len(generation.accepted) if name == "rounds" else getattr(generation, name)
+        for name in names
+    }
     return {**figures, "backend": loaded.model.backend.name}
 
 
@@ -265,10 +284,16 @@ def _print_text(generation: Generation, loaded: Loaded, console: Console) -> Non
         console.print(escaped(generation.thought, keep="\n"), style=NOISE, markup=False)
     console.print(colour(generation.text, generation.ids, generation.token_probabilities, decode))
     cost = [count(generation.kept_tokens, "token"), f"{generation.seconds:.2f} s"]
-    if generation.canvases:
+    if generation.accepted_per_round is not None:
+        cost.append(count(len(generation.accepted), "round"))
+        cost.append(f"{generation.accepted_per_round:.1f} drafted tokens accepted a round")
+    elif generation.canvases:
         cost.append(count(generation.denoising_steps, "step"))
         cost.append(count(generation.canvases, "canvas", "canvases"))
-    cost.append(f"{generation.tokens_per_forward:.1f} tokens per forward")
+    if generation.accepted:
+        cost.append(f"{generation.tokens_per_pass:.1f} tokens per pass")
+    else:
+        cost.append(f"{generation.tokens_per_forward:.1f} tokens per forward")
     if generation.stop_reason == "length":
         cost.append("cut at the token limit")
     console.print(" · ".join(cost), style=NOISE, soft_wrap=True)

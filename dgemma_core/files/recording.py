@@ -13,26 +13,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgemma_core.errors import DgemmaError
+from dgemma_core.events import Mode
 from dgemma_core.files.trace_schema import (
     COMMIT_TOKENS,
     COMMITS,
     KINDS,
     OBSERVED,
     PASSES,
+    ROUND_TOKENS,
+    ROUNDS,
     TOKENS,
     Commit,
+    Round,
 )
 
 
 class TraceRecorder:
     """Fills a Trace from a live stream: `add` each event, take `Trace(**recorder.fields())` at any time.
 
-    One recorder serves one request; an event of another one is a DgemmaError.
+    One recorder serves one request; an event of another one is a DgemmaError. mode: of the run; if
+    None, the events tell it (a text that speculation ends at its first token has no round to tell it).
     """
 
     def __init__(
         self,
         *,
+        mode: Mode | None = None,
         metadata: Mapping[str, Any] | None = None,
         decode: Callable[[int], str] | None = None,
     ) -> None:
@@ -40,12 +46,13 @@ class TraceRecorder:
         self._decode = decode
         self._strings: dict[int, str] = {}
         self._request: Hashable | None = None
-        self._mode: str | None = None
+        self._given, self._mode = mode, mode
         self._passes: dict[str, list[Any]] = {name: [] for name in PASSES}
         self._tokens: dict[str, list[NDArray[Any]]] = {name: [] for name in TOKENS}
         self._observed: dict[str, list[NDArray[Any] | None]] = {name: [] for name in OBSERVED}
         self._attention: list[NDArray[np.float32] | None] = []
         self._commits: list[Commit] = []
+        self._rounds: list[Round] = []
         self._prompt: Any = None
         self._finish: Any = None
         self._steps = 0
@@ -71,8 +78,16 @@ class TraceRecorder:
                 self._set_mode("diffusion")
                 self._add_step(event)
             case "TokenEvent":
-                self._set_mode("autoregressive")
+                if self._mode != "speculative":
+                    self._set_mode("autoregressive")
                 self._add_token(event)
+            case "DraftEvent":
+                if self._given is None and self._mode == "autoregressive":
+                    self._mode = (
+                        "speculative"  # the first token came of the prompt, without a draft
+                    )
+                self._set_mode("speculative")
+                self._add_round(event)
             case "CanvasEvent":
                 self._commits.append(
                     Commit(
@@ -91,7 +106,7 @@ class TraceRecorder:
                 raise DgemmaError(f"not an event of a decode loop: {name}")
         self._last_seconds = float(event.seconds)
 
-    def _set_mode(self, mode: str) -> None:
+    def _set_mode(self, mode: Mode) -> None:
         if self._mode not in (None, mode):
             raise DgemmaError(f"one trace cannot hold both {self._mode} and {mode} passes")
         self._mode = mode
@@ -112,6 +127,20 @@ class TraceRecorder:
         of_tokens |= dict.fromkeys(("sample_probability", "probability"), event.probability)
         of_tokens |= {"entropy": event.entropy, "accepted": True, "pinned": False}
         self._add_pass(of_pass, of_tokens, event.observed)
+
+    def _add_round(self, event: Any) -> None:
+        self._rounds.append(
+            Round(
+                int(event.start),
+                as_array(event.tokens, np.int32),
+                as_array(event.probability, np.float32),
+                int(event.steps),
+                int(event.verified),
+                int(event.accepted),
+                int(event.replacement),
+                float(event.seconds),
+            )
+        )
 
     def _add_pass(self, of_pass: dict[str, Any], of_tokens: dict[str, Any], observed: Any) -> None:
         for name in PASSES:
@@ -138,12 +167,13 @@ class TraceRecorder:
         """The fields of the Trace so far; complete once the FinishEvent was added."""
         lengths = [len(row) for row in self._tokens["argmax"]]
         kept = [commit.ids[: commit.kept] for commit in self._commits]
-        if self._mode == "autoregressive":
+        if self._mode != "diffusion":
             kept = self._tokens["tokens_out"]
         finish, prompt = self._finish, self._prompt
         arrays: dict[str, Any] = {
             "offsets": _offsets(lengths),
             "commit_offsets": _offsets([len(commit.ids) for commit in self._commits]),
+            "round_offsets": _offsets([len(made.tokens) for made in self._rounds]),
             "prompt_ids": as_array(prompt.ids if prompt else [], np.int32),
             "ids": as_array(finish.ids, np.int32) if finish else _concatenate(kept, np.int32),
         }
@@ -159,11 +189,16 @@ class TraceRecorder:
         for name, (dtype, _) in COMMIT_TOKENS.items():
             values = [getattr(commit, name.removeprefix("commit_")) for commit in self._commits]
             arrays[name] = _concatenate(values, dtype)
+        for name, (dtype, _) in ROUNDS.items():
+            values = [getattr(made, name.removeprefix("round_")) for made in self._rounds]
+            arrays[name] = np.asarray(values, dtype)
+        for name, (dtype, _) in ROUND_TOKENS.items():
+            values = [getattr(made, name.removeprefix("round_")) for made in self._rounds]
+            arrays[name] = _concatenate(values, dtype)
         if any(part is not None for part in self._attention):
             empty = np.zeros((0, 0, 0, 0), np.float32)
             arrays["attention"] = tuple(empty if part is None else part for part in self._attention)
-        canvases = len(set(self._passes["canvas"])) if self._mode == "diffusion" else 0
-        steps_done = len(self) if self._mode == "diffusion" else 0
+        canvases, steps_done, passes = self._cost_so_far()
         return dict(
             mode=self._mode or "diffusion",
             **arrays,
@@ -171,13 +206,22 @@ class TraceRecorder:
             steps=self._steps,
             stop_reason=finish.stop_reason if finish else None,
             denoising_steps=int(finish.denoising_steps) if finish else steps_done,
-            passes=int(finish.passes) if finish else len(self) + 1,
+            passes=int(finish.passes) if finish else passes,
             canvases=int(finish.canvases) if finish else canvases,
             prompt_seconds=float(prompt.seconds) if prompt else 0.0,
             total_seconds=self._last_seconds,
             strings=self._texts(arrays),
             metadata=dict(self._metadata),
         )
+
+    def _cost_so_far(self) -> tuple[int, int, int]:
+        """Canvases or rounds, denoising steps and passes, of a run that has not ended."""
+        if self._mode == "diffusion":
+            return len(set(self._passes["canvas"])), len(self), len(self) + 1
+        if self._mode == "speculative":
+            steps = sum(made.steps for made in self._rounds)
+            return len(self._rounds), steps, 1 + steps + len(self._rounds)
+        return 0, 0, len(self) + 1
 
     def _texts(self, arrays: Mapping[str, Any]) -> dict[int, str]:
         """Every occurring id → text; each is decoded once, however often `fields` is called."""
@@ -186,7 +230,14 @@ class TraceRecorder:
         names = ("tokens_in", "tokens_out", "sample", "argmax", "top_ids")
         parts = [
             arrays[name].ravel()
-            for name in (*names, "prompt_ids", "ids", "commit_ids")
+            for name in (
+                *names,
+                "prompt_ids",
+                "ids",
+                "commit_ids",
+                "round_tokens",
+                "round_replacement",
+            )
             if arrays[name] is not None
         ]
         occurring = np.unique(np.concatenate(parts))

@@ -1,7 +1,8 @@
 """The record of one run: what stood on the canvas at every pass, and what the model thought of it.
 
-- One `Trace` is one request. A pass is a denoising step or, in autoregression, one token: the same
-  record with one position a row. Rows are ragged: flat arrays over all positions, cut by `offsets`.
+- One `Trace` is one request. A pass is a denoising step or, in autoregression and speculation, one
+  token: the same record with one position a row. Rows are ragged: flat arrays over all positions,
+  cut by `offsets`. Speculation records its rounds beside the tokens that came of them.
 - `recording.TraceRecorder` fills it from a stream of events, `trace_file` writes it to a file and
   reads it back, `trace_schema` says what it consists of.
 - It needs numpy, not torch, and keeps no model memory alive.
@@ -17,6 +18,7 @@ import hashlib
 import os
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgemma_core.errors import DgemmaError
+from dgemma_core.events import Mode
 from dgemma_core.files import trace_file, trace_schema
 from dgemma_core.files.recording import TraceRecorder
 from dgemma_core.files.trace_schema import (
@@ -36,10 +39,13 @@ from dgemma_core.files.trace_schema import (
     PASSES,
     PINNED,
     REMELTED,
-    SCHEMA,
+    ROUND_TOKENS,
+    ROUNDS,
     STATES,
     TOKENS,
     Commit,
+    Round,
+    no_rounds,
 )
 
 if TYPE_CHECKING:
@@ -51,19 +57,24 @@ DIGESTED = (
     "commit_ids", "prompt_ids", "ids",
 )  # fmt: skip
 """Fields that `digest` reads."""
+DIGESTED_ROUNDS = (
+    "round_start", "round_steps", "round_verified", "round_accepted", "round_replacement",
+    "round_offsets", "round_tokens",
+)  # fmt: skip
+"""What `digest` reads of speculation as well."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Trace:
     """One request's run. R passes, n recorded positions in all, S committed canvases.
 
-    In autoregression a pass holds one position; `canvas` is 0, `step` the index of the token, and
-    the four token arrays hold the emitted token. Seconds count from when the request entered the
-    loop; entropies are in nats. `None` stands in an observed group that was not asked for; a pass
-    that did not report one has −1 ids and zeros.
+    In autoregression and speculation a recorded pass holds one position; `canvas` is 0, `step` the
+    index of the token, and the four token arrays hold the emitted token. Seconds count from when
+    the request entered the loop; entropies are in nats. `None` stands in an observed group that was
+    not asked for; a pass that did not report one has −1 ids and zeros.
     """
 
-    mode: str  # "diffusion" | "autoregressive"
+    mode: str  # "diffusion" | "autoregressive" | "speculative"
     # passes (R,)
     canvas: NDArray[np.int32]
     step: NDArray[np.int32]  # within its canvas, from 0
@@ -93,6 +104,20 @@ class Trace:
     commit_ids: NDArray[np.int32]
     commit_probability: NDArray[np.float32]
     commit_entropy: NDArray[np.float32]
+    # rounds of speculation (D,), and flat over their drafted tokens (see `Round`)
+    round_start: NDArray[np.int32] = field(default_factory=partial(no_rounds, "round_start"))
+    round_steps: NDArray[np.int32] = field(default_factory=partial(no_rounds, "round_steps"))
+    round_verified: NDArray[np.int32] = field(default_factory=partial(no_rounds, "round_verified"))
+    round_accepted: NDArray[np.int32] = field(default_factory=partial(no_rounds, "round_accepted"))
+    round_replacement: NDArray[np.int32] = field(
+        default_factory=partial(no_rounds, "round_replacement")
+    )
+    round_seconds: NDArray[np.float64] = field(default_factory=partial(no_rounds, "round_seconds"))
+    round_offsets: NDArray[np.int64] = field(default_factory=partial(no_rounds, "round_offsets"))
+    round_tokens: NDArray[np.int32] = field(default_factory=partial(no_rounds, "round_tokens"))
+    round_probability: NDArray[np.float32] = field(
+        default_factory=partial(no_rounds, "round_probability")
+    )
     # observed, if asked for
     top_ids: NDArray[np.int32] | None = None  # (n, k), most probable first
     top_probabilities: NDArray[np.float32] | None = None  # (n, k)
@@ -108,8 +133,8 @@ class Trace:
     steps: int  # N of the schedule; 0 in autoregression
     stop_reason: str | None  # None: the record stops before the run did
     denoising_steps: int
-    passes: int  # prefill + denoising steps + commits
-    canvases: int
+    passes: int  # prefill + denoising steps + commits or verifications
+    canvases: int  # of speculation: rounds
     prompt_seconds: float
     total_seconds: float
     strings: Mapping[int, str] = field(default_factory=dict)  # every occurring id → its text
@@ -128,15 +153,16 @@ class Trace:
         cls,
         events: Iterable[Any],
         *,
+        mode: Mode | None = None,
         metadata: Mapping[str, Any] | None = None,
         decode: Callable[[int], str] | None = None,
     ) -> Trace:
         """Drain the events of one request; those of several are a DgemmaError.
 
         `decode` gives the text of one id; `metadata` are json values: model, sampler,
-        eos_token_ids, …
+        eos_token_ids, …; `mode` as for `TraceRecorder`.
         """
-        traces = cls.record_all(events, metadata=metadata, decode=decode)
+        traces = cls.record_all(events, mode=mode, metadata=metadata, decode=decode)
         if len(traces) != 1:
             found = (
                 f"{len(traces)} requests ({', '.join(map(str, traces))})" if traces else "no event"
@@ -151,6 +177,7 @@ class Trace:
         cls,
         events: Iterable[Any],
         *,
+        mode: Mode | None = None,
         metadata: Mapping[str, Any] | None = None,
         decode: Callable[[int], str] | None = None,
     ) -> dict[Hashable, Trace]:
@@ -158,7 +185,9 @@ class Trace:
         recorders: dict[Hashable, TraceRecorder] = {}
         for event in events:
             if event.request not in recorders:
-                recorders[event.request] = TraceRecorder(metadata=metadata, decode=decode)
+                recorders[event.request] = TraceRecorder(
+                    mode=mode, metadata=metadata, decode=decode
+                )
             recorders[event.request].add(event)
         return {request: cls(**recorder.fields()) for request, recorder in recorders.items()}
 
@@ -175,13 +204,18 @@ class Trace:
         )
 
     @property
+    def token_by_token(self) -> bool:
+        """Whether a recorded pass is one token (autoregression, speculation), not a canvas."""
+        return self.mode != "diffusion"
+
+    @property
     def canvas_length(self) -> int:
-        """C; 1 in autoregression; 0 before the first pass."""
+        """C; 1 where a pass is a token; 0 before the first pass."""
         return int(np.diff(self.offsets).max(initial=0))
 
     def positions(self) -> NDArray[np.int32]:
-        """Answer position of each entry (n,): canvas · C + place; in autoregression the index."""
-        if self.mode == "autoregressive":
+        """Answer position of each entry (n,): canvas · C + place; where a pass is a token its index."""
+        if self.token_by_token:
             return self.step.copy()
         starts = np.repeat(
             self.offsets[:-1] - self.canvas.astype(np.int64) * self.canvas_length,
@@ -198,7 +232,7 @@ class Trace:
         return range(int(where[0]), int(where[-1]) + 1)
 
     def rows(self, name: str, canvas: int = 0) -> NDArray[Any]:
-        """A flat field of one canvas as (passes, C, …); in autoregression (passes, 1, …)."""
+        """A flat field of one canvas as (passes, C, …); where a pass is a token (passes, 1, …)."""
         flat = getattr(self, name)
         if flat is None:
             raise DgemmaError(f"{name} was not observed in this run: ask for it with Observe")
@@ -225,6 +259,16 @@ class Trace:
             for i, cut in enumerate(cuts)
         ]
 
+    @property
+    def rounds(self) -> list[Round]:
+        """The rounds of speculation, in order; of the other modes none."""
+        found = []
+        for i, (a, b) in enumerate(zip(self.round_offsets, self.round_offsets[1:], strict=False)):
+            values = {name.removeprefix("round_"): getattr(self, name)[i].item() for name in ROUNDS}
+            flat = {name.removeprefix("round_"): getattr(self, name)[a:b] for name in ROUND_TOKENS}
+            found.append(Round(**values, **flat))
+        return found
+
     def text(self, token: int) -> str:
         """The text of one id, or `<id>` where the trace was recorded without `decode`."""
         return self.strings.get(int(token), f"<{int(token)}>")
@@ -246,10 +290,10 @@ class Trace:
     def settled_step(self) -> dict[int, NDArray[np.int32]]:
         """Canvas → (C,): the step from which the argmax of each position no longer changes.
 
-        In autoregression a position settles at its own step. Where a canvas never converged,
+        Where a pass is a token, a position settles at its own step. Where a canvas never converged,
         positions "settle" at its last step: read it together with `commits[…].converged`.
         """
-        if self.mode == "autoregressive":
+        if self.token_by_token:
             return {0: self.step.copy()} if len(self) else {}
         settled = {}
         for canvas in dict.fromkeys(self.canvas.tolist()):
@@ -270,7 +314,7 @@ class Trace:
         At a canvas's last pass also what its commit did not keep.
         """
         after = np.zeros(int(self.offsets[-1]), dtype=np.bool_)
-        if self.mode == "autoregressive":
+        if self.token_by_token:
             return after
         held = self.accepted | self.pinned
         is_eos = held & np.isin(self.tokens_out, sorted(self.eos_ids()))
@@ -328,8 +372,8 @@ class Trace:
 
     def digest(self) -> str:
         """sha256 over what was decided, integers only: the last bits of floats do not matter."""
-        digest = hashlib.sha256(f"{FORMAT} {SCHEMA} {self.mode} {self.stop_reason}".encode())
-        for name in DIGESTED:
+        digest = hashlib.sha256(f"{FORMAT} 1 {self.mode} {self.stop_reason}".encode())
+        for name in (*DIGESTED, *(DIGESTED_ROUNDS if self.mode == "speculative" else ())):
             values = np.ascontiguousarray(getattr(self, name), dtype="<i8")
             digest.update(f"{name} {values.shape}".encode() + values.tobytes())
         return digest.hexdigest()
@@ -360,7 +404,7 @@ def _sum_rows(trace: Trace, values: NDArray[Any]) -> NDArray[Any]:
 def _same_canvas_before(trace: Trace, values: NDArray[Any], fill: Any = False) -> NDArray[Any]:
     """(n,): a position's value at the pass before; `fill` at the first pass of a canvas."""
     before = np.full_like(values, fill)
-    if trace.mode == "autoregressive":
+    if trace.token_by_token:
         return before
     for r in np.flatnonzero(np.diff(trace.canvas) == 0) + 1:
         start, stop = trace.offsets[r], trace.offsets[r + 1]

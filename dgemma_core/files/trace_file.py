@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from dgemma_core.errors import DgemmaError
 from dgemma_core.files.reading import file_size
-from dgemma_core.files.trace_schema import ARRAYS, ATTENTION, FORMAT, SCHEMA, Array
+from dgemma_core.files.trace_schema import ARRAYS, ATTENTION, FORMAT, SCHEMA, SPECULATION, Array
 
 if TYPE_CHECKING:
     from dgemma_core.files.trace import Trace
@@ -223,7 +223,7 @@ def _complete(
 
 _OPTIONAL = {
     "attention", "metadata", "strings", "top_ids", "top_probabilities", "router_ids",
-    "router_weights",
+    "router_weights", *SPECULATION,
 }  # fmt: skip
 
 

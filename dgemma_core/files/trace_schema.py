@@ -2,13 +2,13 @@
 
 Recording, checking, saving, loading and the digest follow these tables. Needs numpy, not torch.
 
-Axes: R passes, n recorded positions of all passes, S committed canvases, m their positions, k most probable
-tokens, L layers, K experts a token, P prompt, T kept tokens.
+Axes: R passes, n recorded positions of all passes, S committed canvases, m their positions, D rounds of speculation,
+d their drafted tokens, k most probable tokens, L layers, K experts a token, P prompt, T kept tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from dgemma_core.files.trace import Trace
 
 FORMAT = "dgemma-trace"
-SCHEMA = 1
+SCHEMA = 2
+"""1 knew no rounds of speculation; its files are read as traces without any."""
 
-MODES = ("diffusion", "autoregressive")
+MODES = ("diffusion", "autoregressive", "speculative")
 KINDS = ("predict", "correct", "token")
 STOP_REASONS = ("eos", "stop", "length", None)
 STATES = ("noise", "candidate", "accepted", "re-melted", "pinned", "after EOS")
@@ -61,9 +62,20 @@ COMMIT_TOKENS = {
     "commit_ids": Array(np.int32, ("m",)), "commit_probability": Array(np.float32, ("m",)),
     "commit_entropy": Array(np.float32, ("m",)),
 }  # fmt: skip
+ROUNDS = {
+    "round_start": Array(np.int32, ("D",)), "round_steps": Array(np.int32, ("D",)),
+    "round_verified": Array(np.int32, ("D",)), "round_accepted": Array(np.int32, ("D",)),
+    "round_replacement": Array(np.int32, ("D",)), "round_seconds": Array(np.float64, ("D",)),
+}  # fmt: skip
+ROUND_TOKENS = {
+    "round_tokens": Array(np.int32, ("d",)), "round_probability": Array(np.float32, ("d",)),
+}  # fmt: skip
+SPECULATION: Mapping[str, Array] = {
+    **ROUNDS, "round_offsets": Array(np.int64, ("D + 1",)), **ROUND_TOKENS,
+}  # fmt: skip
 ARRAYS: Mapping[str, Array] = {
     **PASSES, "offsets": Array(np.int64, ("R + 1",)), **TOKENS, **COMMITS,
-    "commit_offsets": Array(np.int64, ("S + 1",)), **COMMIT_TOKENS, **OBSERVED,
+    "commit_offsets": Array(np.int64, ("S + 1",)), **COMMIT_TOKENS, **SPECULATION, **OBSERVED,
     "prompt_ids": Array(np.int32, ("P",)), "ids": Array(np.int32, ("T",)),
 }  # fmt: skip
 ATTENTION = Array(np.float32, ("layers", "positions", "heads", "keys"))
@@ -83,6 +95,34 @@ class Commit(NamedTuple):
     probability: NDArray[np.float32]  # (C,)
     entropy: NDArray[np.float32]  # (C,) nats
     seconds: float
+
+
+class Round(NamedTuple):
+    """One round of speculation, as `events.DraftEvent` tells it: `tokens` were drafted from answer position `start` on.
+
+    The causal mode had chosen tokens[0]; it verified the first `verified`, accepted `accepted` behind tokens[0], and
+    put `replacement` behind those.
+    """
+
+    start: int
+    tokens: NDArray[np.int32]  # (C,)
+    probability: NDArray[np.float32]  # (C,) of the denoiser
+    steps: int
+    verified: int
+    accepted: int
+    replacement: int
+    seconds: float
+
+    @property
+    def replaced(self) -> int | None:
+        """The drafted token that `replacement` stands for; None where it is the same or the draft was over."""
+        drafted = self.tokens[self.accepted + 1 :].tolist()
+        return drafted[0] if drafted and drafted[0] != self.replacement else None
+
+
+def no_rounds(name: str) -> NDArray[Any]:
+    """The array `name` of a run without rounds."""
+    return np.zeros(int(name == "round_offsets"), SPECULATION[name].dtype)
 
 
 def check_array(name: str, values: Any, form: Array) -> NDArray[Any]:
@@ -112,7 +152,11 @@ def check(trace: Trace) -> None:
             raise DgemmaError(f"trace: attention has not {len(trace.canvas)} entries, one a pass")
         for part in trace.attention:
             check_array("attention", part, ATTENTION)
-    for name, end in (("offsets", sizes["n"]), ("commit_offsets", sizes["m"])):
+    for name, end in (
+        ("offsets", sizes["n"]),
+        ("commit_offsets", sizes["m"]),
+        ("round_offsets", sizes["d"]),
+    ):
         offsets = getattr(trace, name)
         if offsets[0] != 0 or offsets[-1] != end or np.any(np.diff(offsets) < 0):
             raise DgemmaError(f"trace: {name} must rise from 0 to {end} in {len(offsets)} entries")
@@ -126,7 +170,7 @@ def _check_values(trace: Trace) -> None:
         if not holds:
             raise DgemmaError(f"trace: {what}: the file is damaged, record the run again")
 
-    require(trace.mode in MODES, f"mode: expected {' or '.join(MODES)}, found {trace.mode!r:.40}")
+    require(trace.mode in MODES, f"mode: expected {', '.join(MODES)}, found {trace.mode!r:.40}")
     require(trace.stop_reason in STOP_REASONS, f"stop_reason is {trace.stop_reason!r:.40}")
     for name in _COUNTS:
         require(_is_whole(getattr(trace, name)), f"{name} is no count")
@@ -139,8 +183,9 @@ def _check_values(trace: Trace) -> None:
     require(np.all(trace.canvas >= 0) and np.all(trace.step >= 0), "a canvas or step is below 0")
     require(np.all(np.diff(trace.canvas) >= 0), "canvases are not in order")
     require(np.all(lengths[1:][same] == lengths[:-1][same]), "one canvas has two lengths")
-    if trace.mode == "autoregressive":
-        require(np.all(lengths == 1), "an autoregressive pass has not one position")
+    if trace.token_by_token:
+        require(np.all(lengths == 1), "a pass that writes a token has not one position")
+    _check_rounds(trace, require)
     kept = (trace.commit_kept >= 0) & (trace.commit_kept <= np.diff(trace.commit_offsets))
     require(np.all(kept), "commit_kept is beyond the canvas")
     floats = [name for name, form in ARRAYS.items() if np.dtype(form.dtype).kind == "f"]
@@ -159,6 +204,17 @@ def _check_values(trace: Trace) -> None:
         and all(_is_whole(k, signed=True) and isinstance(v, str) for k, v in trace.strings.items()),
         "strings is no mapping from token ids to texts",
     )
+
+
+def _check_rounds(trace: Trace, require: Callable[[Any, str], None]) -> None:
+    drafted, verified = np.diff(trace.round_offsets), trace.round_verified
+    require(trace.mode == "speculative" or len(drafted) == 0, "rounds belong to speculation")
+    require(np.all((verified >= 1) & (verified <= drafted)), "round_verified is beyond the draft")
+    accepted = trace.round_accepted
+    require(np.all((accepted >= 0) & (accepted < verified)), "round_accepted is beyond verified")
+    require(np.all(trace.round_steps >= 1), "a round has no denoising step")
+    require(np.all(trace.round_start >= 0), "a round starts below 0")
+    require(np.all(np.diff(trace.round_start) > 0), "rounds are not in order")
 
 
 def _is_whole(value: Any, signed: bool = False) -> bool:

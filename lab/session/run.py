@@ -55,7 +55,9 @@ class Run:
         metadata = describe_run(loaded, settings, prompt, observe)
         if parent is not None:
             metadata["branch"] = {"passes": self.opening_passes, "seed": request.seed}
-        self._recorder = TraceRecorder(metadata=metadata, decode=decoder(loaded))
+        self._recorder = TraceRecorder(
+            mode=settings.mode, metadata=metadata, decode=decoder(loaded)
+        )
         self._halt = threading.Event()
         self._over = threading.Event()
         self._lock = threading.Lock()

@@ -37,8 +37,9 @@ from dgemma_core import (
 from dgemma_core.command import cli, terminal
 from dgemma_core.files.recording import TraceRecorder
 from dgemma_core.generation import generate
+from dgemma_core.settings import MODES
 from tests.core import tiny
-from tests.files.fake_events import StepEvent
+from tests.files.fake_events import DraftEvent, StepEvent
 
 DEFAULTS = GenerationDefaults(
     max_new_tokens=16, max_denoising_steps=4, entropy_bound=0.2, eos_token_ids=(1, tiny.TURN_END)
@@ -89,7 +90,7 @@ def test_a_pipe_gets_the_text_and_nothing_else(folder: Path, loaded: Loaded) -> 
     assert succeeded("generate", PROMPT, "-m", folder, "--seed", 3) == expected.text + "\n"
 
 
-@pytest.mark.parametrize("mode", ["diffusion", "autoregressive"])
+@pytest.mark.parametrize("mode", MODES)
 def test_json_is_one_object_with_what_the_core_counted(
     mode: str, folder: Path, loaded: Loaded
 ) -> None:
@@ -104,6 +105,8 @@ def test_json_is_one_object_with_what_the_core_counted(
         "seed", "stop_reason",
     }  # fmt: skip
     assert asked <= found.keys()
+    assert found.pop("rounds") == len(expected.accepted)
+    assert (found["accepted_per_round"] is not None) == (mode == "speculative")
     for name, value in found.items():
         assert value == getattr(expected, name), name
 
@@ -214,6 +217,10 @@ def test_other_samplers_run_as_the_core_runs_them(folder: Path, loaded: Loaded) 
         (["generate", "x", "--stop", "y", "--stop", "\ud800"], "--stop"),
         (["generate", "x", "--sampler", "\udcff"], "sampler"),
         (["generate", "x", "--mode", "autoregressive", "--steps", "3"], "steps"),
+        (["generate", "x", "--draft", "fixed"], "draft has no meaning"),
+        (["generate", "x", "--mode", "speculative", "--draft", "bold"], "fixed or adaptive"),
+        (["generate", "x", "--mode", "speculative", "--draft-steps", "0"], "draft_steps"),
+        (["generate", "x", "--mode", "speculative", "--steps", "3"], "steps"),
         (["generate", "x", "--mode", "autoregressive", "--sampler", "discrete_ddim"], "sampler"),
         (["generate", "x", "--raw", "--system", "y"], "raw"),
         (["generate", "x", "--stop", ""], "stop"),
@@ -256,6 +263,21 @@ def test_filters_reach_the_run(folder: Path, loaded: Loaded) -> None:
     (expected,) = generate(loaded, PROMPT, mode="autoregressive", **options)
     given = ["--mode", "autoregressive", "--temperature", 0.9, "--top-k", 5, "--top-p", 0.8]
     assert succeeded("generate", PROMPT, "-m", folder, *given) == expected.text + "\n"
+
+
+def test_draft_options_reach_the_run(folder: Path, loaded: Loaded, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"draft": "fixed", "draft_positions": 3, "draft_steps": 2}
+    (expected,) = generate(loaded, PROMPT, mode="speculative", **options)
+    file = tmp_path / "run.npz"
+    given = ["--draft", "fixed", "--draft-positions", 3, "--draft-steps", 2]
+    common = ["-m", folder, "--mode", "speculative", *given]
+    found = json.loads(succeeded("generate", PROMPT, *common, "--json", "--trace", file))
+    assert found["passes"] == expected.passes and found["text"] == expected.text
+    rounds = Trace.load(file).rounds
+    assert len(rounds) == found["rounds"] == len(expected.accepted) > 0
+    assert all((len(made.tokens), made.steps) == (3, 2) for made in rounds)
+    assert [made.accepted for made in rounds] == list(expected.accepted)
+    assert succeeded("chat", *common, input=PROMPT) == expected.text + "\n"
 
 
 @pytest.mark.parametrize("backend", ["torch", "cpu"])
@@ -405,6 +427,19 @@ def test_an_autoregressive_trace_shows_a_line_a_token(folder: Path, tmp_path: Pa
     shown = succeeded("trace", "show", file)
     trace = Trace.load(file)
     assert len(re.findall(r"^ *\d+ +0\.\d{3} .*$", shown, flags=re.MULTILINE)) == len(trace) > 0
+
+
+def test_a_speculative_trace_shows_a_line_a_round(tmp_path: Path) -> None:
+    file = tmp_path / "run.npz"
+    given = ("--mode", "speculative", "--draft-positions", 5, "--trace", file)
+    text = succeeded("generate", "Sort ascending: 30 10 20", *given)
+    shown = succeeded("trace", "show", file)
+    trace = Trace.load(file)
+    rows = re.findall(r"^ *(\d+) +(\d+) +4 +(\d+) +(\d+)  .*$", shown, flags=re.MULTILINE)
+    expected = [(made.start + 1, made.verified - 1, made.accepted) for made in trace.rounds]
+    assert [tuple(map(int, row[1:])) for row in rows] == expected and len(expected) > 1
+    assert f"{len(trace.rounds)} rounds" in shown and f"{trace.passes} passes" in shown
+    assert text.strip() in shown
 
 
 def test_info_counts_parameters_and_bytes(folder: Path, loaded: Loaded) -> None:
@@ -569,6 +604,32 @@ def test_a_pin_is_underlined() -> None:
     assert [style for _, style in pieces(draw(event))] == ["dim", "bold underline"]
 
 
+def drafted(
+    tokens: Sequence[int], accepted: int, verified: int, replacement: int
+) -> list[tuple[str, str]]:
+    chances = tuple(0.5 for _ in tokens)
+    event = DraftEvent("s", 2, 7, tuple(tokens), chances, 1, verified, accepted, replacement, 1.0)
+    assert terminal.round_status(event).plain == (
+        f"round 3 · token 8 · {len(tokens) - 1} drafted in 1 step · {verified - 1} verified"
+        f" · {accepted} accepted"
+    )
+    return pieces(terminal.draw_round(event, WORDS.__getitem__, {EOS}))
+
+
+def test_a_round_shows_accepted_replaced_and_rejected_by_shape_and_by_colour() -> None:
+    good = str(terminal.shade(0.5))
+    wrong, right = str(terminal.REPLACED), str(terminal.REPLACEMENT)
+    assert drafted([1, 0, 1, 0, 1], 1, 4, 0) == [
+        ("the", good), ("✗ cat", wrong), ("→the", right), ("⟨the cat⟩", "dim"),
+    ]  # fmt: skip
+    assert drafted([1, 0, 1], 2, 3, 0) == [("the", good), (" cat", good), ("→the", right)]
+    # An end that was drafted is not verified: the causal mode chooses it, or not.
+    assert drafted([1, 0, EOS, EOS], 1, 2, EOS) == [("the", good), ("→■", right)]
+    assert drafted([1, 0, EOS, EOS, 0], 1, 2, 0) == [
+        ("the", good), ("✗■", wrong), ("→the", right), ("⟨■⟩", "dim"),
+    ]  # fmt: skip
+
+
 def test_the_status_leaves_pins_out() -> None:
     event = step([True, True, False, False, False], pinned=np.arange(5) == 0)
     line = terminal.status(event).plain
@@ -613,7 +674,7 @@ def test_the_final_text_is_coloured_token_by_token_without_what_surrounds_it() -
     assert unrelated.plain == "x␛" and not unrelated.spans
 
 
-@pytest.mark.parametrize("mode", ["diffusion", "autoregressive"])
+@pytest.mark.parametrize("mode", MODES)
 def test_the_screen_shows_all_of_a_run_and_clears_itself(mode: str, loaded: Loaded) -> None:
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, width=60, height=30, color_system="truecolor")

@@ -13,11 +13,11 @@ from dgemma_core.draws import Filters
 from dgemma_core.errors import RequestError
 from dgemma_core.events import DraftEvent, Event, FinishEvent, TokenEvent
 from dgemma_core.files.checkpoint import Loaded, load
-from dgemma_core.generation import generate
+from dgemma_core.generation import Chat, generate
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.nano import families
 from dgemma_core.request import Request
-from dgemma_core.settings import SpeculativeSettings
+from dgemma_core.settings import AutoregressiveSettings, SpeculativeSettings
 from dgemma_core.speculation import AdaptiveDraft, DraftPlan, FixedDraft, decode_speculative
 from tests.core import tiny
 
@@ -180,6 +180,26 @@ def test_generate_and_settings(nano: Loaded) -> None:
         g.token_probabilities == p.token_probabilities for g, p in zip(ours, plain, strict=True)
     )
     assert all(g.denoising_steps > 0 and g.canvases > 0 for g in ours)
+
+
+@pytest.mark.parametrize("temperature", [None, 0.9])
+def test_a_chat_says_the_same_in_both_modes(nano: Loaded, temperature: float | None) -> None:
+    said = []
+    for settings in (
+        AutoregressiveSettings(temperature=temperature, max_new_tokens=40),
+        SpeculativeSettings(temperature=temperature, max_new_tokens=40),
+    ):
+        chat = Chat(nano, settings, system="Be brief.")
+        turns = []
+        for turn, message in enumerate(
+            ("Sort ascending: 30 10 20", "Spell backward:\nSTEP", "Again")
+        ):
+            answer = chat.say(message, seed=turn, stop="zz" if turn else ())
+            assert chat.cache is not None
+            turns.append((answer.ids, answer.text, answer.stop_reason, chat.cache.lengths))
+            assert (len(answer.accepted) > 0) == (chat.settings.mode == "speculative")
+        said.append((turns, chat.ids))
+    assert said[0] == said[1]
 
 
 def test_refusals(model: DiffusionGemma) -> None:

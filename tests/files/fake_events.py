@@ -81,6 +81,20 @@ class TokenEvent:
 
 
 @dataclass(frozen=True)
+class DraftEvent:
+    request: Any
+    round: int
+    start: int
+    tokens: tuple[int, ...]
+    probability: tuple[float, ...]
+    steps: int
+    verified: int
+    accepted: int
+    replacement: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class FinishEvent:
     request: Any
     ids: tuple[int, ...]
@@ -209,6 +223,40 @@ def token_events(
     yield FinishEvent(
         request, tuple(answer), reason, 0, len(answer), 0, STEP_SECONDS * (len(answer) + 1)
     )
+
+
+def draft_events(
+    answer: Sequence[int], accepted: Sequence[int], *, positions: int = 6, request: Any = "s"
+) -> Iterator[Any]:
+    """Emits `answer` in rounds of drafts of which `accepted` tokens each are right, and one more is verified."""
+    yield PromptEvent(request, PROMPT, 0, STEP_SECONDS)
+    clock, place, ended = STEP_SECONDS, 0, False
+
+    def token(index: int) -> TokenEvent:
+        return TokenEvent(request, index, int(answer[index]), 0.8, 0.5, clock)
+
+    yield token(0)
+    rounds = 0
+    for count in accepted:
+        clock += STEP_SECONDS
+        right = [int(t) for t in answer[place : place + 1 + count]]
+        drafted = (*right, *(59 - i for i in range(positions - len(right))))
+        chances = tuple(1.0 if i == 0 else 0.9 - 0.1 * i for i in range(positions))
+        replacement = int(answer[place + 1 + count])
+        verified = min(count + 2, positions)
+        yield DraftEvent(
+            request, rounds, place, drafted, chances, 1, verified, count, replacement, clock
+        )
+        rounds += 1
+        for _ in range(count + 1):
+            place += 1
+            yield token(place)
+            ended = place == len(answer) - 1
+        if ended:
+            break
+    reason = "eos" if answer[place] == EOS else "length"
+    ids = tuple(int(t) for t in answer[: place + 1])
+    yield FinishEvent(request, ids, reason, rounds, 1 + 2 * rounds, rounds, clock)
 
 
 def _observe(

@@ -33,11 +33,13 @@ from ..core import tiny
 from .fake_events import (
     EOS,
     PROMPT,
+    STEP_SECONDS,
     CanvasEvent,
     FinishEvent,
     PromptEvent,
     StepEvent,
     diffusion_events,
+    draft_events,
     token_events,
 )
 
@@ -166,6 +168,83 @@ def test_autoregression_is_the_same_record() -> None:
     assert trace.states().tolist() == [ACCEPTED] * 4 and not trace.remelted().any()
     assert trace.top_ids.shape == (4, 2) and trace.rows("top_ids").shape == (4, 1, 2)
     assert trace.to_frame().kind.tolist() == ["token"] * 4
+
+
+def test_speculation_records_its_rounds_beside_its_tokens(tmp_path: Path) -> None:
+    answer = [11, 12, 13, 14, 15, 16, EOS]
+    events = list(draft_events(answer, [2, 0, 1]))
+    trace = Trace.record(events, decode=decode)
+    assert trace.mode == "speculative" and trace.canvas_length == 1 and len(trace) == 7
+    assert trace.ids.tolist() == trace.tokens_out.tolist() == answer
+    assert (trace.canvases, trace.denoising_steps, trace.passes) == (3, 3, 7)
+    first, second, third = trace.rounds
+    assert [r.start for r in trace.rounds] == [0, 3, 4]
+    assert first.tokens.tolist() == [11, 12, 13, 59, 58, 57]
+    np.testing.assert_allclose(first.probability, [1, 0.8, 0.7, 0.6, 0.5, 0.4], rtol=1e-6)
+    assert (first.steps, first.verified, first.accepted, first.replacement) == (1, 4, 2, 14)
+    assert (first.replaced, second.replaced, third.replaced) == (59, 59, 59)
+    assert second.seconds == pytest.approx(3 * STEP_SECONDS)
+    assert set(trace.strings) >= {59, 58, 57}
+    assert first._replace(replacement=59).replaced is None
+    assert first._replace(accepted=5, verified=6).replaced is None
+    again = Trace.load(trace.save(tmp_path / "run"))
+    assert again.digest() == trace.digest() and repr(again.rounds) == repr(trace.rounds)
+    assert replace(trace, round_probability=trace.round_probability * 2).digest() == trace.digest()
+    assert replace(trace, round_replacement=trace.round_replacement + 1).digest() != trace.digest()
+
+
+def test_a_run_of_speculation_can_be_read_before_it_ends() -> None:
+    events = list(draft_events([11, 12, 13, 14, EOS], [1, 1]))
+    recorder = TraceRecorder(mode="speculative")
+    counts = []
+    for event in events[:-1]:
+        recorder.add(event)
+        trace = Trace(**recorder.fields())
+        assert trace.mode == "speculative"
+        counts.append((trace.canvases, trace.denoising_steps, trace.passes))
+    assert counts[1] == (0, 0, 1) and counts[-1] == (2, 2, 5)
+    with pytest.raises(DgemmaError, match="both autoregressive and speculative"):
+        strict = TraceRecorder(mode="autoregressive")
+        for event in events:
+            strict.add(event)
+
+
+def test_an_end_at_the_first_token_is_of_the_mode_that_was_said() -> None:
+    events = list(draft_events([EOS], []))
+    assert Trace.record(events, mode="speculative").mode == "speculative"
+    assert Trace.record(events).mode == "autoregressive" and Trace.record(events).rounds == []
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"round_verified": [7, 2, 3]}, "round_verified is beyond"),
+        ({"round_verified": [0, 2, 3]}, "round_verified is beyond"),
+        ({"round_accepted": [4, 0, 1]}, "round_accepted is beyond"),
+        ({"round_accepted": [-1, 0, 1]}, "round_accepted is beyond"),
+        ({"round_start": [0, 4, 3]}, "rounds are not in order"),
+        ({"round_start": [-1, 3, 4]}, "starts below 0"),
+        ({"round_steps": [1, 0, 1]}, "no denoising step"),
+        ({"round_replacement": [1, 2]}, "round_replacement has 2 entries, expected 3"),
+        ({"mode": "autoregressive"}, "rounds belong to speculation"),
+    ],
+)
+def test_rounds_that_cannot_be_are_refused(change: dict[str, Any], match: str) -> None:
+    trace = Trace.record(draft_events([11, 12, 13, 14, 15, 16, EOS], [2, 0, 1]))
+    arrays = {k: np.array(v, np.int32) if isinstance(v, list) else v for k, v in change.items()}
+    with pytest.raises(DgemmaError, match=match):
+        replace(trace, **arrays)
+
+
+def test_a_file_of_schema_1_is_a_trace_without_rounds(trace: Trace, tmp_path: Path) -> None:
+    with np.load(trace.save(tmp_path / "new")) as file:
+        arrays = {name: file[name] for name in file.files if not name.startswith("round_")}
+    header = json.loads(arrays["header"].tobytes())
+    assert header["schema"] == 2
+    old = json.dumps({**header, "schema": 1}).encode()
+    np.savez(tmp_path / "old.npz", **{**arrays, "header": np.frombuffer(old, np.uint8)})
+    again = Trace.load(tmp_path / "old.npz")
+    assert again.digest() == trace.digest() and again.rounds == []
 
 
 def test_several_requests() -> None:
@@ -359,7 +438,7 @@ FOREIGN: dict[str, tuple[dict[str, Any], str]] = {
     "falling offsets": ({"offsets": np.arange(17)[::-1].copy()}, "offsets must rise"),
     "uneven canvas": ({"offsets": np.r_[0, 1, 32:272:16]}, "one canvas has two lengths"),
     "kept": ({"commit_kept": np.array([99, 0], np.int32)}, "commit_kept is beyond"),
-    "mode": ({"header": {"mode": "both"}}, "mode: expected diffusion or autoregressive"),
+    "mode": ({"header": {"mode": "both"}}, "mode: expected diffusion, autoregressive, spec"),
     "mode of a list": ({"header": {"mode": ["diffusion"]}}, "mode: expected"),
     "strings of a list": ({"header": {"strings": [1]}}, "strings is no mapping"),
     "strings of names": ({"header": {"strings": {"x": "y"}}}, "strings is no mapping"),
@@ -575,6 +654,25 @@ def test_real_autoregression() -> None:
     assert trace.ids.tolist() == trace.tokens_out.tolist() == list(events[-1].ids)
     assert trace.top_ids[:, 0].tolist() == trace.argmax.tolist()
     np.testing.assert_allclose(trace.top_probabilities[:, 0], trace.probability, atol=1e-5)
+
+
+def test_real_speculation(tmp_path: Path) -> None:
+    from dgemma_core.request import Request
+    from dgemma_core.speculation import FixedDraft, decode_speculative
+
+    request = Request(ids=[2, 7, 9], max_new_tokens=6)
+    rule = FixedDraft(positions=4)
+    events = list(decode_speculative(tiny.model(), [request], draft=rule, eos=()))
+    trace = Trace.record(events)
+    assert trace.ids.tolist() == trace.tokens_out.tolist() == list(events[-1].ids)
+    told = [event for event in events if type(event).__name__ == "DraftEvent"]
+    rounds = Trace.load(trace.save(tmp_path / "x")).rounds
+    assert len(rounds) == len(told) == trace.canvases > 0
+    for made, event in zip(rounds, told, strict=True):
+        assert tuple(made.tokens) == event.tokens and made.start == event.start
+        assert (made.verified, made.accepted) == (event.verified, event.accepted)
+        after = made.start + 1 + made.accepted
+        assert after == len(trace.ids) or trace.ids[after] == made.replacement
 
 
 def test_two_equal_runs_have_one_digest() -> None:
