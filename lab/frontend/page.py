@@ -1,4 +1,4 @@
-"""A widget as a page of its own, without a kernel."""
+"""A widget as a standalone page, without a kernel."""
 
 from __future__ import annotations
 

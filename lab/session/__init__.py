@@ -1,1 +1,1 @@
-"""Live runs: the model writes in a thread of its own while its canvas fills."""
+"""Live runs: the model writes in a thread while its canvas fills."""

@@ -107,7 +107,7 @@ class Run:
             self.canvas.finish(self._trace)
 
     def _events(self) -> Iterator[Event]:
-        """The stream, as the trace, the canvas and the store see it, up to a Stop."""
+        """The stream, as the trace, the canvas and the state cache see it, up to a Stop."""
         shown = 0.0
         stream = self.settings.events(self.loaded, [self.request], observe=self.observe)
         with contextlib.closing(stream):  # type: ignore[type-var]
@@ -210,8 +210,8 @@ class Run:
     def state_at(self, passes: int) -> DecodeState | None:
         """The state after `passes` passes, exactly; None at the prompt's end, before the first.
 
-        It comes from the store, or from replaying the run from the nearest state before; what a branch inherited comes
-        from its parent. RequestError where this run has no such state.
+        It comes from the state cache, or from replaying the run from the nearest state before; what a branch inherited
+        comes from its parent. RequestError where this run has no such state.
         """
         first, last = self.opening_passes, len(self._recorder)
         if self.settings.mode == "autoregressive":

@@ -1,11 +1,11 @@
-"""Live runs: the model writes in a thread of its own while its canvas fills, and the notebook stays free.
+"""Live runs: the model writes in a thread while its canvas fills, and the notebook stays free.
 
     session = Session(dg.load("nano"))
     run = session.run("Spell backward:\\nSTEP")     # returns at once; as a cell's last line it shows the canvas
     run.trace                                      # waits for the end; raises here what went wrong there
     run.stop()                                     # takes effect within one pass, as the Stop button does
 
-Nothing here decodes: a run drains the event stream of `dgemma_core` into a trace, a canvas and a store of states.
+Nothing here decodes: a run drains the event stream of `dgemma_core` into a trace, a canvas and a state cache.
 `record` does the same without a screen.
 """
 

@@ -1,8 +1,8 @@
-"""States of a run, kept within a bound of bytes: what is needed to continue from an earlier step.
+"""The state cache: states of a run, kept within a number of bytes, so that a reader can continue from an earlier step.
 
-A state (`DecodeState`) holds a soft embedding a position, so keeping all of them is dear for a large model. The store
-drops states so that those left stay evenly spaced; a step in between is reached by replaying from the nearest one
-before it, which gives the identical state, since a run's random numbers are addressed and not consumed.
+A state (`DecodeState`) holds a soft embedding for every position, so keeping all of them costs much memory for a large
+model. The cache drops states so that those left stay evenly spaced. A step in between is reached by replaying the run
+from the nearest state before it; that gives the identical state, because random numbers are addressed by step.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ MEBIBYTE = 1 << 20
 class StateCache:
     """Keeps the states of one or several runs, each under its run and the number of passes made before it.
 
-    limit: bytes of tensors, prefix caches included, each memory counted once however many states share it. Over it,
-    the state goes whose absence costs the fewest passes to replay, the eldest of equals; the newest always stays.
+    limit: bytes of tensors, prefix caches included; memory that states share counts once. Above it the cache drops the
+    state whose absence costs the fewest passes to replay, the oldest of equals; the newest always stays. RequestError
+    for a limit below 1.
     """
 
     def __init__(self, limit: int = 256 * MEBIBYTE) -> None:
         if limit < 1:
-            raise RequestError(f"a store of states needs a limit of at least 1 byte, not {limit}")
+            raise RequestError(f"a state cache needs a limit of at least 1 byte, not {limit}")
         self.limit = limit
         self._states: dict[tuple[Hashable, int], DecodeState] = {}  # in order of arrival
 
@@ -39,7 +40,7 @@ class StateCache:
         return place in self._states
 
     def add(self, run: Hashable, passes: int, state: DecodeState) -> None:
-        """Keeps the state that stood after `passes` passes of `run`; thins what is held to the bound."""
+        """Keeps the state that stood after `passes` passes of `run`; drops others above the limit."""
         self._states.pop((run, passes), None)
         self._states[run, passes] = state
         while len(self._states) > 1 and self.nbytes > self.limit:

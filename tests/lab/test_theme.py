@@ -1,4 +1,4 @@
-"""The house's figures: legible on light and dark, no upload, whole on export; and the widgets' scripts."""
+"""The house's figures: legible on light and dark, no upload, whole on export."""
 
 from __future__ import annotations
 
@@ -13,9 +13,6 @@ import pytest
 
 from dgemma_core.errors import DgemmaError
 from dgemma_lab import theme
-from dgemma_lab.form.boxes import Stack
-from dgemma_lab.form.form import Form, button
-from dgemma_lab.frontend.scripts import LAB, bundled
 from dgemma_lab.theme import Figure
 
 
@@ -125,25 +122,3 @@ def test_panels_have_their_titles_at_the_left() -> None:
     assert [note.x for note in made.layout.annotations] == [
         axis.domain[0] for axis in made.select_xaxes()
     ]
-
-
-@pytest.mark.parametrize("name", ["form/form.js", "race/race.js", "budget/budget.js"])
-def test_scripts_are_one_text_each(name: str) -> None:
-    text = bundled(name)
-    assert not re.search(r"^import ", text, re.MULTILINE)
-    assert text.count("export function node(") == 1 and "export default { render };" in text
-    assert len(text) < 30_000
-    assert re.search(r"^import \{", (LAB / name).read_text("utf-8"), re.MULTILINE)
-
-
-def test_a_form_hears_its_buttons_and_says_things() -> None:
-    form = Form(
-        [button("run", main=True), {"name": "seed", "kind": "int", "label": "seed"}], {"seed": 3}
-    )
-    heard: list[str] = []
-    form.on_press(heard.append)
-    form._receive(form, {"type": "press", "name": "run"}, [])
-    assert heard == ["run"]
-    form.say("no", alert=True)
-    assert (form.message, form.alert) == ("no", True)
-    assert repr(Stack(children=(form,))) == "Stack(1 parts)"
