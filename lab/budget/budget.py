@@ -27,7 +27,7 @@ from dgemma_lab.frontend.scripts import bundled, style
 from dgemma_lab.frontend.still import Still
 from dgemma_lab.frontend.text import visible
 
-REFUSED_SHOWN = 3  # rows of a still after the accepted ones
+ROWS_NEAR_BOUND = 4  # rows of a still on either side of the bound
 
 
 @dataclass(frozen=True)
@@ -117,28 +117,30 @@ class Budget(Still, anywidget.AnyWidget):
         return f"Budget({self.trace!r})"
 
     def still_html(self) -> str:
-        """The step in view as a table: what was accepted, and the first that were not."""
+        """The step in view as a table: the surest positions, and those on both sides of the bound."""
         step = len(self.trace) if self.step < 0 else min(self.step, len(self.trace))
         if step == 0:
             return ""
-        found, bound, words = (
-            ranking(self.trace, step),
-            bound_of(self.trace),
-            reasons(self.trace, step),
-        )
-        accepted = int(found.accepted.sum())
-        shown = min(len(words), accepted + REFUSED_SHOWN)
-        head = f"Step {step}: {accepted} of {len(words)} positions fit the budget of {bound:g} nats"
-        rows = "".join(
-            f"<tr><td>{found.positions[i]}</td>"
-            f"<td><code>{html.escape(visible(self.trace.text(found.tokens[i]), 16))}</code></td>"
-            f"<td>{found.entropy[i]:.3g}</td><td>{html.escape(words[i])}</td></tr>"
-            for i in range(shown)
-        )
-        rest = f"<div>and {len(words) - shown} more, redrawn</div>" if shown < len(words) else ""
+        found, words = ranking(self.trace, step), reasons(self.trace, step)
+        count, accepted = len(words), int(found.accepted.sum())
+        head = f"Step {step}: {accepted} of {count} positions fit the budget of {bound_of(self.trace):g} nats"
+        near = range(max(accepted - ROWS_NEAR_BOUND, 0), min(accepted + ROWS_NEAR_BOUND, count))
+        rows, before = [], -1
+        for i in sorted({*range(min(2, count)), *near}):
+            skipped = i - before - 1
+            if skipped:
+                rows.append(f'<tr><td colspan="4">… {skipped} more</td></tr>')
+            token = html.escape(visible(self.trace.text(found.tokens[i]), 16))
+            rows.append(
+                f"<tr><td>{found.positions[i]}</td><td><code>{token}</code></td>"
+                f"<td>{found.entropy[i]:.3g}</td><td>{html.escape(words[i])}</td></tr>"
+            )
+            before = i
+        if before + 1 < count:
+            rows.append(f'<tr><td colspan="4">… {count - before - 1} more</td></tr>')
         return (
             f'<div style="font:13px sans-serif"><b>{head}</b><table><tr><th>position</th><th>token</th>'
-            f"<th>entropy, nats</th><th></th></tr>{rows}</table>{rest}</div>"
+            f"<th>entropy, nats</th><th>verdict</th></tr>{''.join(rows)}</table></div>"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 
 import numpy as np
 import pytest
@@ -51,8 +52,10 @@ def test_the_still_lists_what_fits_and_what_does_not(trace: Trace) -> None:
     accepted = int(ranking(trace, 1).accepted.sum())
     page = Budget(trace, step=1).still_html()
     assert f"Step 1: {accepted} of 7 positions fit the budget of 9 nats" in page
-    assert page.count("<td>accepted: ") == accepted
-    assert page.count("<td>redrawn: ") == min(3, 7 - accepted)
+    assert page.count("<td>accepted: ") >= min(4, accepted) > 0
+    assert page.count("<td>redrawn: ") == min(4, 7 - accepted)
+    left_out = sum(int(count) for count in re.findall(r"… (\d+) more", page))
+    assert page.count("<tr><td>") + left_out == 7
     assert Budget(trace).still_html() == Budget(trace, step=12).still_html()
 
 
