@@ -77,7 +77,7 @@ VIEWS = (
 
 def picture(output: Locator, path: Path) -> None:
     """One output, without the cell's number beside it."""
-    shown = output.locator(".jp-OutputArea-output").first
+    shown = output.locator(".jp-OutputArea-output:not(:has(.dg-still))").first
     shown.evaluate(STEADY)
     shown.evaluate("node => node.scrollIntoView({ block: 'start' })")
     shown.page.mouse.move(0, 0)

@@ -23,7 +23,7 @@ nano = load("nano")
 session = Session(nano)
 SUDOKU = {SUDOKU!r}
 """
-LONG = 'box = session.ask("Spell backward:\\nSTEP", steps=20000, stop_rule=None)\nbox'
+LONG = 'box = session.ask("Spell backward:\\nSTEP", steps=10000, stop_rule=None)\nbox'
 
 VIEWS = """
 from dgemma_core import Observe
@@ -302,7 +302,7 @@ def test_axe_finds_nothing_in_any_widget_in_both_themes(
     for index, name in enumerate(WIDGETS, start=1):
         output = lab.run_cell(index)
         expect(output.locator(shown[name]).first).to_be_visible()
-        cell = f'.jp-Cell[data-windowed-list-index="{index}"] .jp-OutputArea-output'
+        cell = f'.jp-Cell[data-windowed-list-index="{index}"] .jp-OutputArea-output:not(:has(.dg-still))'
         for theme in ("JupyterLab Dark", "JupyterLab Light"):
             lab.theme(theme)
             lab.page.wait_for_function(BROUGHT_INTO_VIEW, arg=cell)
