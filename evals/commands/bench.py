@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ import typer
 from dgemma_core import RequestError
 from dgemma_core.facts.machine import cores
 from dgemma_evals.commands.gpu import gpu
+from dgemma_evals.saving import write_json
 
 if TYPE_CHECKING:
     from dgemma_evals.bench.processes import Setting
@@ -222,7 +222,7 @@ def growth(
             typer.echo(f"{len(rows)} points are there from a run that did not end")
         record = {"command": _command(), "environment": facts, "rows": rows, "left": left, **more}
         if i or not left:
-            _write(out, "growth", record)
+            write_json(out / "growth.json", record)
     _page(out)
 
 
@@ -307,7 +307,7 @@ def _save(out: Path, name: str, rows: Sequence[dict[str, Any]]) -> None:
     from dgemma_evals.machine import environment
 
     record = {"command": _command(), "environment": environment(), "rows": list(rows)}
-    _write(out, name, record)
+    write_json(out / f"{name}.json", record)
 
 
 def _command() -> str:
@@ -329,11 +329,3 @@ def _page(out: Path) -> None:
     from dgemma_evals.bench.page import write as write_page
 
     typer.echo(f"page: {write_page(out)}")
-
-
-def _write(out: Path, name: str, record: dict[str, Any]) -> None:
-    """OUT/NAME.json, at once or not at all."""
-    out.mkdir(parents=True, exist_ok=True)
-    part = out / f"{name}.json.part"
-    part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, out / f"{name}.json")

@@ -8,8 +8,6 @@ compared. A size that is named twice shows what a mere repetition changes.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,12 +15,13 @@ from typing import Any
 
 from lm_eval.api.task import Task
 
-from dgemma_core import DgemmaError, RequestError
+from dgemma_core import RequestError
 from dgemma_evals.comparison.questions import documents, load_tasks, score
 from dgemma_evals.comparison.stats import Interval, share
 from dgemma_evals.harness.models import DGemma, DGemmaAR
 from dgemma_evals.harness.records import sole_writer
 from dgemma_evals.machine import environment, machine
+from dgemma_evals.saving import write_json
 
 RESULTS = "flips.json"
 
@@ -153,13 +152,7 @@ def measure(
             "environment": facts,
         },
     }
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        part = out / f"{RESULTS}.part"
-        part.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(part, out / RESULTS)
-    except OSError as error:
-        raise DgemmaError(f"{out}: the results cannot be written ({error.strerror})") from error
+    write_json(out / RESULTS, report)
     return flips
 
 

@@ -62,6 +62,20 @@ class Asked:
         return found if self.do_sample is None else {**found, "do_sample": self.do_sample}
 
 
+def asked_of_greedy(
+    name: str, gen_kwargs: Mapping[str, Any], more: Mapping[str, Any], ignored: Ignored
+) -> Asked:
+    """What a greedy writer is asked; adds to `ignored` what it cannot honour.
+
+    name: the writer's; more: settings of a sampler. Raises RequestError for any of these.
+    """
+    if more:
+        raise RequestError(f"{', '.join(more)} has no meaning for {name}")
+    asked = Asked.of(gen_kwargs)
+    ignored.add(greedily_ignored(asked))
+    return asked
+
+
 def greedily_ignored(asked: Asked) -> dict[str, Any]:
     """What a greedy writer does not honour; do_sample=False and temperature 0 it does.
 

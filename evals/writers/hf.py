@@ -9,9 +9,9 @@ from typing import Any
 
 from lm_eval.api.instance import Instance
 
-from dgemma_core import CheckpointError, RequestError
+from dgemma_core import CheckpointError
 from dgemma_evals.hashes import digest, fingerprint
-from dgemma_evals.writers.asked import LIMIT, Asked, Ignored, greedily_ignored
+from dgemma_evals.writers.asked import LIMIT, Ignored, asked_of_greedy
 from dgemma_evals.writers.base import Written
 from dgemma_evals.writers.counting import Counts
 
@@ -58,11 +58,8 @@ class HFWriter:
         """Greedy; `more` has no meaning here and must be empty."""
         import torch
 
-        if more:
-            raise RequestError(f"{', '.join(more)} has no meaning for {self.name}")
         prompt, given = instance.args
-        asked = Asked.of(given)
-        self._ignored.add(greedily_ignored(asked))
+        asked = asked_of_greedy(self.name, given, more, self._ignored)
         until = list(asked.stop)
         spelled = self.tokenizer.bos_token and prompt.startswith(self.tokenizer.bos_token)
         encoded = self.tokenizer(prompt, return_tensors="pt", add_special_tokens=not spelled)

@@ -15,7 +15,7 @@ from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompleti
 
 from dgemma_core import DgemmaError, RequestError
 from dgemma_evals.hashes import digest
-from dgemma_evals.writers.asked import LIMIT, Asked, Ignored, greedily_ignored
+from dgemma_evals.writers.asked import LIMIT, Ignored, asked_of_greedy
 from dgemma_evals.writers.base import Written
 from dgemma_evals.writers.counting import Counts
 
@@ -91,11 +91,8 @@ class ServerWriter:
 
     def write(self, instance: Instance, seed: int, more: Mapping[str, Any]) -> Written:
         """One chat of one user message, to which the server applies its template; without `chat` the prompt alone."""
-        if more:
-            raise RequestError(f"{', '.join(more)} has no meaning for {self.name}")
         prompt, given = instance.args
-        asked = Asked.of(given)
-        self._ignored.add(greedily_ignored(asked))
+        asked = asked_of_greedy(self.name, given, more, self._ignored)
         wanted = {
             "max_gen_toks": asked.limit or LIMIT, "temperature": 0.0, "until": list(asked.stop),
         }  # fmt: skip

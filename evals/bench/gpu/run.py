@@ -11,8 +11,6 @@ Notable:
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
 import sys
 from collections.abc import Sequence
@@ -34,6 +32,7 @@ from dgemma_evals.bench.gpu.loop import AIM, timing
 from dgemma_evals.bench.gpu.model import Shape, build, check_touched, narrow, work
 from dgemma_evals.bench.gpu.parts import parts, touched, tune
 from dgemma_evals.bench.gpu.proof import apart, prove
+from dgemma_evals.saving import write_json
 
 TOKENS_PER_FORWARD = 19.7
 """Published mean of seven benchmarks (arXiv 2608.00146): tokens / (denoising steps + canvases − 1)."""
@@ -242,10 +241,7 @@ def _show(row: dict[str, Any]) -> None:
 
 def save(out: Path, record: dict[str, Any]) -> None:
     """Writes OUT/gpu.json, and draws OUT/bench.html anew where plotly is installed."""
-    out.mkdir(parents=True, exist_ok=True)
-    part = out / "gpu.json.part"
-    part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, out / "gpu.json")
+    write_json(out / "gpu.json", record)
     typer.echo(f"results: {out / 'gpu.json'}")
     if find_spec("plotly") is None:
         typer.echo(
