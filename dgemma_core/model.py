@@ -284,9 +284,9 @@ class DiffusionGemma(nn.Module):
             raise RequestError(f"token ids are whole numbers, got a tensor of {ids.dtype}")
         if ids.is_cuda:  # what a step made on the card; asking the card would make the host wait
             return ids.long()
-        low, high = torch.aminmax(ids)
+        low, high = map(int, torch.aminmax(ids))
         if low < 0 or high >= self.config.text.vocab_size:
-            raise self._no_token(int(low), int(high))
+            raise self._no_token(low, high)
         return ids.to(self.device, torch.long)
 
     def _checked_rows(self, ids: Rows) -> list[list[int]]:

@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dgemma_core import load
+from dgemma_core import backends, load
 from dgemma_core.errors import RequestError
+from dgemma_core.files.checkpoint import load_model
+from dgemma_core.files.finding import NANO
 from dgemma_core.model import DiffusionGemma
 from tests.backends.serving import BACKEND, SERVED, choose, implementation, put
 from tests.core import tiny
@@ -23,6 +25,8 @@ ALIGNED = {
 
 
 def of_kind(kind: str) -> DiffusionGemma:
+    if kind == "int8":
+        return load_model(NANO, device="cpu", dtype="float32", quantize="int8")
     name, _, widths = kind.partition(", ")
     changes = ALIGNED if widths else {}
     if name == "no denoiser":
@@ -36,6 +40,10 @@ def test_the_table_of_served_models(kind: str, name: str) -> None:
     model = choose(of_kind(kind), name)
     assert (implementation(model) == name) == (name in SERVED[kind])
     assert model.backend.name == BACKEND[name]
+
+
+def test_every_backend_has_parity_tests() -> None:
+    assert set(BACKEND.values()) == set(backends.names())
 
 
 def test_a_model_built_by_hand_runs_on_torch_and_a_loaded_one_on_the_fastest() -> None:
