@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dgemma_core.cache import PrefixCache
 from dgemma_core.draws import CounterDraws, Draws, RowKey
-from dgemma_core.errors import RequestError, whole_number
+from dgemma_core.errors import RequestError, shown, whole_number
 from dgemma_core.events import CanvasEvent, Event, FinishEvent, PromptEvent, StepEvent
 from dgemma_core.head import Prediction, not_finite
 from dgemma_core.loop import (
@@ -63,6 +63,10 @@ def denoise_canvases(
     soft_top_k: self-condition on so many of the most probable tokens alone (`VocabularyHead.predict`); None: on all.
     Raises RequestError for a request that cannot be met, before any work on it.
     """
+    if sampler is not None and not hasattr(sampler, "plan"):
+        raise RequestError(f"sampler must be a rule, e.g. EntropyBound(), got {shown(sampler)}")
+    if not isinstance(stop_rule, StopRule | None):
+        raise RequestError(f"stop_rule must be a StopRule or None, got {shown(stop_rule)}")
     if soft_top_k is not None:
         soft_top_k = whole_number("soft_top_k", soft_top_k, low=-(2**63))
     if soft_top_k is not None and not 1 <= soft_top_k <= model.config.text.vocab_size:

@@ -201,7 +201,7 @@ def _check_values(trace: Trace) -> None:
     require(is_ids, "metadata: eos_token_ids are no token ids")
     require(
         isinstance(trace.strings, Mapping)
-        and all(_is_whole(k, signed=True) and isinstance(v, str) for k, v in trace.strings.items()),
+        and all(_is_whole(k, signed=True) and _is_text(v) for k, v in trace.strings.items()),
         "strings is no mapping from token ids to texts",
     )
 
@@ -215,6 +215,14 @@ def _check_rounds(trace: Trace, require: Callable[[Any, str], None]) -> None:
     require(np.all(trace.round_steps >= 1), "a round has no denoising step")
     require(np.all(trace.round_start >= 0), "a round starts below 0")
     require(np.all(np.diff(trace.round_start) > 0), "rounds are not in order")
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is a text without lone surrogates, which no file and no table can hold."""
+    try:
+        return isinstance(value, str) and bool(value.encode() or True)
+    except UnicodeEncodeError:
+        return False
 
 
 def _is_whole(value: Any, signed: bool = False) -> bool:

@@ -78,7 +78,7 @@ def test_what_are_no_requests(requests: Any) -> None:
     [
         {"steps": None}, {"steps": 1.5}, {"steps": 10**20}, {"steps": 0}, {"batch_size": None},
         {"batch_size": 1.5}, {"batch_size": "2"}, {"eos": 5}, {"eos": ["x"]},
-        {"soft_top_k": 1.5}, {"soft_top_k": 10**30}, {"soft_top_k": "x"},
+        {"sampler": 5}, {"stop_rule": 5}, {"soft_top_k": 1.5}, {"soft_top_k": 10**30}, {"soft_top_k": "x"},
     ],
 )  # fmt: skip
 def test_options_of_another_kind_are_one_line(options: dict[str, Any]) -> None:

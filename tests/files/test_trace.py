@@ -443,6 +443,7 @@ FOREIGN: dict[str, tuple[dict[str, Any], str]] = {
     "strings of a list": ({"header": {"strings": [1]}}, "strings is no mapping"),
     "strings of names": ({"header": {"strings": {"x": "y"}}}, "strings is no mapping"),
     "strings of digits": ({"header": {"strings": {"9" * 5000: "y"}}}, "strings is no mapping"),
+    "strings of half characters": ({"header": {"strings": {"1": "\ud800"}}}, "strings is no map"),
     "strings of numbers": ({"header": {"strings": {"1": 2}}}, "strings is no mapping"),
     "metadata of a text": ({"header": {"metadata": "x"}}, "metadata is no mapping"),
     "ends of a text": ({"header": {"metadata": {"eos_token_ids": ["x"]}}}, "eos_token_ids"),

@@ -162,7 +162,7 @@ def test_traces(worker: Worker, case: dict[str, object]) -> None:
             "fields": named(
                 "ids", "seed", "max_new_tokens", "stop", "pins", "prefix", "state", "id"
             ),
-            "options": named("steps", "batch_size", "eos", "soft_top_k", "temperature"),
+            "options": named("steps", "batch_size", "eos", "soft_top_k", "temperature", "sampler"),
             "backend": backends,
             "mode": modes,
         }
