@@ -174,7 +174,7 @@ class CudaBackend:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """One pass at a time, since there is one set of fixed buffers, and on the model's own device."""
+        """One pass at a time, since there is one set of fixed buffers; on the model's device."""
         device = self.model.device
         with self.lock, torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             yield

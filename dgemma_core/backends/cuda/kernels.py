@@ -47,15 +47,15 @@ def sort_pairs(
     of its first pair, and the slots of its other pairs are empty.
     """
     expert = tl.program_id(0)
-    below, own = 0, 0
+    below, count_here = 0, 0
     for start in range(0, pairs, BLOCK):
         i = start + tl.arange(0, BLOCK)
         choice = tl.load(chosen + i, mask=i < pairs, other=experts)
         below += tl.sum((choice < expert).to(tl.int32))
-        own += tl.sum((choice == expert).to(tl.int32))
+        count_here += tl.sum((choice == expert).to(tl.int32))
     if BY_EXPERT:
         tl.store(slices + expert, below)
-        tl.store(slices + slots + expert, below + own)
+        tl.store(slices + slots + expert, below + count_here)
         tl.store(slices + 2 * slots + expert, expert)
     done = 0
     for start in range(0, pairs, BLOCK):
@@ -68,7 +68,9 @@ def sort_pairs(
         if not BY_EXPERT:
             leads = rank == 0
             tl.store(slices + below + rank, tl.where(leads, below, 0), mask=mine)
-            tl.store(slices + slots + below + rank, tl.where(leads, below + own, 0), mask=mine)
+            tl.store(
+                slices + slots + below + rank, tl.where(leads, below + count_here, 0), mask=mine
+            )
             tl.store(slices + 2 * slots + below + rank, expert + 0 * rank, mask=mine)
         done += tl.sum(count)
 

@@ -1,7 +1,7 @@
 """A pass through all layers, of launches that a CUDA graph can record: nothing is asked of the host.
 
 Notable:
-- the weights are the model's own, each projection a product of its own: nothing is copied, so nothing becomes stale;
+- passes read the model's parameters, and each projection is one product: nothing is copied, so nothing becomes stale;
 - a layer is its parts, each a method, so that a benchmark can time one part of all layers by itself;
 - quantised matrices are turned back into numbers where they are used, of the experts no more than a pass can touch.
 

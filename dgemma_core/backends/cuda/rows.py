@@ -1,7 +1,7 @@
 """Where the rows of a pass keep their keys and values, as one small table on the device.
 
 Notable:
-- the rows are the core's own (`cache.RowCache`): each grows in its buffers, and copies before it writes behind a row
+- the rows are the core's (`cache.RowCache`): each grows in its buffers, and copies before it writes behind a row
   that shares them. So branches and older states stay valid, a row passes from one backend to another without a copy,
   and no second memory has to be managed;
 - kernels find the buffers by their addresses, which travel to the device with the prefix lengths in one upload. A

@@ -1,4 +1,4 @@
-"""Which functions of dgemma_core are running: for counters of operations."""
+"""Which functions of dgemma_core have been called and not returned: for counters of operations."""
 
 from __future__ import annotations
 

@@ -36,9 +36,8 @@ class HostReads(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.found: list[str] = []
-        self.callers: list[
-            str
-        ] = []  # of each, the last three functions of dgemma_core that were running
+        self.callers: list[str] = []
+        """Of each, the last three functions of dgemma_core that were called."""
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None

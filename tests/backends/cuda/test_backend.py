@@ -388,11 +388,11 @@ COPIES = {
 @pytest.mark.parametrize("mode", MODES)
 def test_what_is_launched_outside_recordings(fast: DiffusionGemma, mode: str, batch: int) -> None:
     """A step is two replays. Around them the backend copies; the rest is the loop's, whatever the batch."""
-    walk = steps(fast, batch, mode)
+    progress = steps(fast, batch, mode)
     for _ in range(3):
-        next(walk)
+        next(progress)
     with Operations() as operations:
-        next(walk)
+        next(progress)
     assert operations.replays == 2
     assert len(operations.of_backend) == sum(COPIES[mode])
     assert len(operations.found) <= 90, operations.found
@@ -401,11 +401,11 @@ def test_what_is_launched_outside_recordings(fast: DiffusionGemma, mode: str, ba
 @pytest.mark.parametrize("mode", MODES)
 def test_the_host_waits_at_most_once_a_step(fast: DiffusionGemma, mode: str) -> None:
     """Of what a GPU would be asked: ids that are still on the host, and checks that only a CPU makes, are left out."""
-    walk = steps(fast, 3, mode)
+    progress = steps(fast, 3, mode)
     for _ in range(3):
-        next(walk)
+        next(progress)
     with HostReads() as reads:
-        next(walk)
+        next(progress)
     # On a GPU: canvases are not checked, ids of `encode` and temperatures are still on the host, and the head does
     # not search for numbers that are not finite.
     spared = "model.py:_checked_ids", "model.py:encode", "head.py:_sampling", "head.py:predict"

@@ -78,8 +78,8 @@ def test_experts_are_those_of_the_plain_loop(
     expected = plain(part, x, weights, chosen)
     found = grouped.outputs(part, x, weights, chosen).sum(1)
     assert found.dtype == dtype and found.shape == x.shape
-    apart = (found.double() - expected).norm() / expected.norm()
-    assert apart < (1e-6 if dtype == torch.float32 else 2e-2)
+    difference = (found.double() - expected).norm() / expected.norm()
+    assert difference < (1e-6 if dtype == torch.float32 else 2e-2)
 
 
 @needs_triton
