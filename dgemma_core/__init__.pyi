@@ -26,6 +26,9 @@ from dgemma_core.generation import Chat as Chat
 from dgemma_core.generation import Generation as Generation
 from dgemma_core.generation import generate as generate
 from dgemma_core.generation import prompt_ids as prompt_ids
+from dgemma_core.generation.settings import AutoregressiveSettings as AutoregressiveSettings
+from dgemma_core.generation.settings import DiffusionSettings as DiffusionSettings
+from dgemma_core.generation.settings import Settings as Settings
 from dgemma_core.head import Prediction as Prediction
 from dgemma_core.model import DiffusionGemma as DiffusionGemma
 from dgemma_core.observe import Observe as Observe
@@ -38,9 +41,6 @@ from dgemma_core.samplers import DiscreteDDIM as DiscreteDDIM
 from dgemma_core.samplers import EntropyBound as EntropyBound
 from dgemma_core.samplers import StopRule as StopRule
 from dgemma_core.samplers import sampler_from as sampler_from
-from dgemma_core.settings import AutoregressiveSettings as AutoregressiveSettings
-from dgemma_core.settings import DiffusionSettings as DiffusionSettings
-from dgemma_core.settings import Settings as Settings
 from dgemma_core.speculation import AdaptiveDraft as AdaptiveDraft
 from dgemma_core.speculation import FixedDraft as FixedDraft
 from dgemma_core.speculation import decode_speculative as decode_speculative

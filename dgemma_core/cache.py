@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -24,33 +23,6 @@ from torch import Tensor
 
 from dgemma_core.config import TextConfig
 from dgemma_core.errors import RequestError
-
-
-class Row(Protocol):
-    """One row's prefix in the memory of some backend."""
-
-    length: int
-    """Positions that have been encoded."""
-    tokens: tuple[int, ...]
-    """Their token ids."""
-
-    @property
-    def nbytes(self) -> int: ...
-
-    def view(self) -> Row:
-        """The same row as another object, which can be lengthened without changing this one."""
-
-    def copy(self) -> Row:
-        """The same row in memory of its own, bit for bit."""
-
-    def first_tokens(self, count: int) -> Row:
-        """The row's first `count` positions as another row, which shares its memory."""
-
-    def truncate(self, length: int) -> None:
-        """Gives up the positions behind `length`. Only for who has appended them: nobody else may be reading them."""
-
-    def plain(self) -> RowCache:
-        """The row as the reference keeps it."""
 
 
 @dataclass
@@ -138,22 +110,26 @@ class RowCache:
         return buffer.slice(self.first(layer, self.length), self.length + len(keys))
 
     def view(self) -> RowCache:
+        """The same row as another object, which can be lengthened without changing this one."""
         seen = RowCache(self.length, list(self.buffers), self.windows, self.tokens)
         seen.checked, seen.layout = self.checked, self.layout
         return seen
 
     def first_tokens(self, count: int) -> RowCache:
+        """The row's first `count` positions as another row, which shares its memory."""
         shorter = self.view()
         shorter.length, shorter.tokens = count, self.tokens[:count]
         return shorter
 
     def truncate(self, length: int) -> None:
+        """Gives up the positions behind `length`. Only for who has appended them: nobody else may be reading them."""
         self.length, self.tokens = length, self.tokens[:length]
         for buffer in self.buffers:
             if buffer is not None:
                 buffer.filled = length
 
     def copy(self) -> RowCache:
+        """The same row in memory of its own, bit for bit."""
         copied = self.view()
         for layer, buffer in enumerate(copied.buffers):
             if buffer is not None:
@@ -161,9 +137,6 @@ class RowCache:
                 keys, values = buffer.keys[:, span].clone(), buffer.values[:, span].clone()
                 copied.buffers[layer] = Buffer(keys, values, buffer.base, self.length)
         return copied
-
-    def plain(self) -> RowCache:
-        return self
 
     @property
     def nbytes(self) -> int:
@@ -178,8 +151,8 @@ class PrefixCache:
     norm; rows shorter than the longest are zero on the right. None after `join` and indexing.
     """
 
-    def __init__(self, rows: Sequence[Row], hidden: Tensor | None = None) -> None:
-        self.rows: list[Any] = list(rows)  # each a `Row`, of the backend that made it
+    def __init__(self, rows: Sequence[RowCache], hidden: Tensor | None = None) -> None:
+        self.rows = list(rows)
         self.hidden = hidden
 
     @classmethod

@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +29,8 @@ from torch import Tensor
 from dgemma_core.draws import Filters, filtered, found_in, inverse_cdf, upload
 from dgemma_core.errors import RequestError
 from dgemma_core.layers import rounded
+from dgemma_core.prediction import Prediction, Reference, SampleDraws
 
-Reference = Literal["tempered", "raw"]
 Matrix = Any
 """A (V, D) tensor, or a quantised one: `shape`, rows by `[…]`, and `dequantize(dtype) -> Tensor`."""
 SLICE = 8192
@@ -41,59 +41,6 @@ GROUP = 64
 """Neighbouring tokens of which sums are kept, to sample from. Slices hold whole groups."""
 LEAST_TEMPERATURE = 1e-6
 """Below it, logits over the temperature are too large for float32."""
-
-
-class SampleDraws(Protocol):
-    """What the head needs of `draws.StepDraws`."""
-
-    @property
-    def uniform(self) -> Tensor:
-        """(B, C) float64 in [0, 1)."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What one pass says of every position of the canvas (layout: "Types that everything shares")."""
-
-    sample: Tensor
-    """(B, C) int64, one draw from the sampling distribution (the argmax at temperature 0)."""
-    sample_probability: Tensor
-    """(B, C) float32, of the sample under the sampling distribution (raw at temperature 0)."""
-    sample_logprob: Tensor
-    """(B, C) float32, of the sample under the reference distribution."""
-    argmax: Tensor
-    """(B, C) int64; of equals, the lowest index."""
-    argmax_probability: Tensor
-    """(B, C) float32, under the reference distribution."""
-    entropy: Tensor
-    """(B, C) float32, nats, of the reference distribution."""
-    soft_embedding: Tensor | None
-    """(B, C, D): the reference distribution's mean embedding, times √D. None if not asked for."""
-    logsumexp: Tensor
-    """(B, C) float32: log Σ exp of the reference distribution's logits. Not finite where the hidden states are not."""
-    top_ids: Tensor | None = None
-    """(B, C, k), most probable first, if asked for."""
-    top_logits: Tensor | None = None
-    """(B, C, k): the reference distribution's logits of `top_ids`."""
-    hidden: Tensor = field(repr=False, default_factory=lambda: torch.empty(0))
-    head: VocabularyHead | None = field(repr=False, default=None)
-
-    @property
-    def top_probabilities(self) -> Tensor | None:
-        """(B, C, k) under the reference distribution."""
-        if self.top_logits is None:
-            return None
-        return (self.top_logits - self.logsumexp.unsqueeze(-1)).exp()
-
-    def rows(self, row: int, positions: Tensor) -> Tensor:
-        """Raw soft-capped logits (k, V), float64, of a few positions of one row, computed again."""
-        assert self.head is not None
-        return self.head.logits(self.hidden[row, positions]).double()
-
-    def token_logit(self, tokens: Tensor) -> Tensor:
-        """Raw soft-capped logits (B, C), float32, of the asked tokens (B, C)."""
-        assert self.head is not None
-        return self.head.token_logit(self.hidden, tokens)
 
 
 @dataclass(frozen=True)

@@ -262,8 +262,8 @@ class DiffusionGemma(nn.Module):
 
     # --- checks
 
-    def _rows_of(self, cache: PrefixCache, lengths: Sequence[int]) -> list[Any]:
-        """The cache's rows in the backend's memory; each has space for so many new tokens."""
+    def _rows_of(self, cache: PrefixCache, lengths: Sequence[int]) -> list[RowCache]:
+        """The cache's rows, each of which has space for so many new tokens."""
         if len(cache) != len(lengths):
             raise RequestError(
                 f"{len(lengths)} rows of tokens for a prefix cache of {len(cache)} rows: they must be as many"
@@ -276,7 +276,7 @@ class DiffusionGemma(nn.Module):
                 )
             if isinstance(row, RowCache):
                 check_row(row, self.config.text, self.norm.weight)
-        return [self.backend.adopt(row) for row in cache.rows]
+        return cache.rows
 
     def _checked_ids(self, ids: Tensor) -> Tensor:
         """Token ids as int64 on the model's device."""

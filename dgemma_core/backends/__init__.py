@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from dgemma_core.cache import Row
-    from dgemma_core.head import Filters, Prediction, Reference, SampleDraws
+    from dgemma_core.cache import RowCache
+    from dgemma_core.head import Prediction, SampleDraws
     from dgemma_core.model import DiffusionGemma, Watch
 
 AUTO = "auto"
@@ -33,19 +33,16 @@ _HOMES = {
 
 
 class Backend(Protocol):
-    """What runs the passes of one model, and holds whatever memory it needs for rows."""
+    """What runs the passes of one model."""
 
     @property
     def name(self) -> str:
         """What runs the next pass: "torch", "cpu" or "cuda"."""
 
-    def adopt(self, row: Row) -> Row:
-        """The row in this backend's memory: the row itself where it is there already."""
-
     def forward(
         self,
         ids: Tensor,
-        rows: Sequence[Any],
+        rows: Sequence[RowCache],
         lengths: Sequence[int],
         *,
         causal: bool,
@@ -55,7 +52,7 @@ class Backend(Protocol):
         """ids (N,) int64, of which `lengths` stand behind each row's prefix → final hidden states (N, D).
 
         causal: keys and values are appended to the rows, whose `length` the caller advances; else the tokens are
-        canvases, and soft (N, D) is their soft embedding (None: the first step's zeros). rows come from `adopt`.
+        canvases, and soft (N, D) is their soft embedding (None: the first step's zeros).
         """
 
     def predict(
@@ -63,12 +60,7 @@ class Backend(Protocol):
         hidden: Tensor,
         temperature: Tensor | float,
         draws: SampleDraws | None = None,
-        *,
-        reference: Reference = "tempered",
-        filters: Filters | None = None,
-        soft: bool = True,
-        soft_top_k: int | None = None,
-        top_k: int = 0,
+        **options: Any,
     ) -> Prediction:
         """hidden (B, C, D) → `Prediction`; arguments as in `head.VocabularyHead.predict`."""
 

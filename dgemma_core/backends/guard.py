@@ -29,7 +29,6 @@ from dgemma_core.backends.reference import Reference
 
 if TYPE_CHECKING:
     from dgemma_core.backends import Backend
-    from dgemma_core.cache import Row
     from dgemma_core.head import Prediction
     from dgemma_core.model import DiffusionGemma
 
@@ -162,9 +161,6 @@ class Guarded:
             self._give_up("its weights or modules were changed or replaced")
         else:
             self.fast.refresh()
-
-    def adopt(self, row: Row) -> Row:
-        return (self.fast or self.reference).adopt(row)
 
     def forward(self, *arguments: Any, **options: Any) -> Tensor:
         return self._serving().forward(*arguments, **options)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dgemma_core.cache import Row, RowCache
+    from dgemma_core.cache import RowCache
     from dgemma_core.head import Prediction
     from dgemma_core.model import DiffusionGemma
 
@@ -20,9 +20,6 @@ class Reference:
 
     def __init__(self, model: DiffusionGemma) -> None:
         self.model = model
-
-    def adopt(self, row: Row) -> RowCache:
-        return row.plain()
 
     def forward(
         self, ids: Tensor, rows: Sequence[RowCache], lengths: Sequence[int], **options: Any

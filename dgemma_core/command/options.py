@@ -16,8 +16,8 @@ from dgemma_core.events import Mode
 if TYPE_CHECKING:
     from dgemma_core.config import GenerationDefaults
     from dgemma_core.files.checkpoint import Loaded
+    from dgemma_core.generation.settings import ModeSettings
     from dgemma_core.samplers import Sampler
-    from dgemma_core.settings import ModeSettings
 
 MODEL_HELP = "nano, a folder, or a name on the Hugging Face hub."
 
@@ -130,7 +130,7 @@ def load_with_settings(
     """
     from dgemma_core.config import GenerationDefaults
     from dgemma_core.files.checkpoint import load
-    from dgemma_core.settings import settings_from
+    from dgemma_core.generation.settings import settings_from
 
     chosen = parse_pairs(sampler_option)
 

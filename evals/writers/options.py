@@ -22,8 +22,8 @@ from dgemma_core import (
 from dgemma_core.backends import check_name
 from dgemma_core.events import Mode
 from dgemma_core.files.quantised import scheme
+from dgemma_core.generation.settings import ModeSettings, settings_from
 from dgemma_core.samplers import SAMPLERS
-from dgemma_core.settings import ModeSettings, settings_from
 from dgemma_evals.hashes import digest, fingerprint
 from dgemma_evals.writers.asked import FOREIGN_ARGUMENTS, LIMITS, Asked
 

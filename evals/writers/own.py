@@ -22,7 +22,7 @@ from dgemma_core.events import Event
 from dgemma_core.files.devices import available_memory
 from dgemma_core.files.quantised import held_sizes
 from dgemma_core.generation import drain
-from dgemma_core.settings import ModeSettings
+from dgemma_core.generation.settings import ModeSettings
 from dgemma_core.text import Tokenizer
 from dgemma_evals.hashes import digest
 from dgemma_evals.writers.asked import Ignored

@@ -10,9 +10,9 @@ from dgemma_core.events import Mode
 from dgemma_core.files.checkpoint import Loaded
 from dgemma_core.files.trace import Trace
 from dgemma_core.generation import Prompt, prompt_ids
+from dgemma_core.generation.settings import ModeSettings, settings_from
 from dgemma_core.observe import Observe
 from dgemma_core.request import Request
-from dgemma_core.settings import ModeSettings, settings_from
 
 
 def plan(

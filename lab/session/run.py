@@ -15,9 +15,9 @@ from dgemma_core.files.checkpoint import Loaded
 from dgemma_core.files.recording import TraceRecorder
 from dgemma_core.files.trace import Trace
 from dgemma_core.generation import Generation, Prompt, drain
+from dgemma_core.generation.settings import ModeSettings
 from dgemma_core.observe import Observe
 from dgemma_core.request import DecodeState, Request
-from dgemma_core.settings import ModeSettings
 from dgemma_lab.canvas.canvas import Canvas
 from dgemma_lab.frontend.still import static_wanted
 from dgemma_lab.session.plan import decoder, describe_run

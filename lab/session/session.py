@@ -17,9 +17,9 @@ from typing import Any, Literal
 from dgemma_core.errors import DgemmaError
 from dgemma_core.files.checkpoint import Loaded
 from dgemma_core.generation import Prompt
+from dgemma_core.generation.settings import ModeSettings
 from dgemma_core.observe import Observe
 from dgemma_core.request import Request
-from dgemma_core.settings import ModeSettings
 from dgemma_lab.canvas.canvas import Canvas
 from dgemma_lab.form.boxes import Stack
 from dgemma_lab.form.form import Form, button

@@ -14,7 +14,7 @@ from typing import Any
 
 from dgemma_core.errors import DgemmaError
 from dgemma_core.generation import Prompt
-from dgemma_core.settings import settings_from
+from dgemma_core.generation.settings import settings_from
 from dgemma_lab.canvas.canvas import Steer
 from dgemma_lab.canvas.compare import difference, linked
 from dgemma_lab.form.boxes import Columns, Stack

@@ -37,7 +37,7 @@ from dgemma_core import (
 from dgemma_core.command import cli, terminal
 from dgemma_core.files.recording import TraceRecorder
 from dgemma_core.generation import generate
-from dgemma_core.settings import MODES
+from dgemma_core.generation.settings import MODES
 from tests.core import tiny
 from tests.files.fake_events import DraftEvent, StepEvent
 

@@ -15,10 +15,10 @@ from dgemma_core.errors import RequestError
 from dgemma_core.events import CanvasEvent, Event, FinishEvent, PromptEvent, StepEvent, TokenEvent
 from dgemma_core.files.checkpoint import Loaded
 from dgemma_core.generation import Chat, Generation, drain, generate, prompt_ids
+from dgemma_core.generation.settings import MODES, AutoregressiveSettings, ModeSettings, Settings
 from dgemma_core.observe import Observe
 from dgemma_core.request import Request
 from dgemma_core.samplers import BlockRefinement, EntropyBound, StopRule
-from dgemma_core.settings import MODES, AutoregressiveSettings, ModeSettings, Settings
 from tests.core import tiny
 
 EOS, TURN_END, THOUGHT, THOUGHT_END = 1, tiny.TURN_END, 6, 7

@@ -14,15 +14,15 @@ import torch
 import dgemma_core as dg
 from dgemma_core.errors import RequestError
 from dgemma_core.events import Mode
-from dgemma_core.request import Request
-from dgemma_core.samplers import BlockRefinement, DiscreteDDIM, EntropyBound, StopRule
-from dgemma_core.settings import (
+from dgemma_core.generation.settings import (
     MODES,
     AutoregressiveSettings,
     DiffusionSettings,
     ModeSettings,
     settings_from,
 )
+from dgemma_core.request import Request
+from dgemma_core.samplers import BlockRefinement, DiscreteDDIM, EntropyBound, StopRule
 
 
 def test_every_mode_has_settings_and_every_settings_a_mode() -> None:

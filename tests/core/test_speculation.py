@@ -15,10 +15,10 @@ from dgemma_core.errors import RequestError
 from dgemma_core.events import DraftEvent, Event, FinishEvent, TokenEvent
 from dgemma_core.files.checkpoint import Loaded, load
 from dgemma_core.generation import Chat, generate
+from dgemma_core.generation.settings import AutoregressiveSettings, SpeculativeSettings
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.nano import families
 from dgemma_core.request import Request
-from dgemma_core.settings import AutoregressiveSettings, SpeculativeSettings
 from dgemma_core.speculation import AdaptiveDraft, DraftPlan, FixedDraft, decode_speculative
 from tests.core import tiny
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dgemma_core.backends import Backend
-    from dgemma_core.cache import Row, RowCache
+    from dgemma_core.cache import RowCache
     from dgemma_core.head import Prediction
     from dgemma_core.model import DiffusionGemma
 
@@ -38,9 +38,6 @@ class Modules:
 
     def __init__(self, model: DiffusionGemma) -> None:
         self.model = model
-
-    def adopt(self, row: Row) -> RowCache:
-        return row.plain()
 
     def forward(
         self, ids: Tensor, rows: Sequence[RowCache], lengths: Sequence[int], **options: Any

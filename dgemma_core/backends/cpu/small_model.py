@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dgemma_core.backends.cpu import bindings, checks
 from dgemma_core.backends.cpu.online_softmax import row_top
-from dgemma_core.cache import Buffer, Row, RowCache
+from dgemma_core.cache import Buffer, RowCache
 from dgemma_core.config import ModelConfig
 from dgemma_core.draws import filtered, inverse_cdf
 from dgemma_core.errors import RequestError
@@ -240,9 +240,6 @@ class SmallModel:
             self.positions = grown
 
     name = "cpu"
-
-    def adopt(self, row: Row) -> RowCache:
-        return row.plain()
 
     def refresh(self) -> None:
         """The guard in front asks `unchanged`."""

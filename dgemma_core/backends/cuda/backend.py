@@ -28,7 +28,7 @@ from dgemma_core.backends.cuda.head import Folded, Wanted, fold
 from dgemma_core.backends.cuda.passes import Pass
 from dgemma_core.backends.cuda.recording import Replay
 from dgemma_core.backends.cuda.rows import Held, HeldRow, Reserve
-from dgemma_core.cache import PrefixCache, Row, RowCache
+from dgemma_core.cache import PrefixCache, RowCache
 from dgemma_core.errors import RequestError
 from dgemma_core.head import Asked, Prediction, VocabularyHead
 from dgemma_core.model import DiffusionGemma
@@ -179,9 +179,6 @@ class CudaBackend:
         with self.lock, torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             yield
 
-    def adopt(self, row: Row) -> RowCache:
-        return row.plain()
-
     def refresh(self) -> None:
         """Nothing is copied. Moved weights are noticed by `guard.Guarded`."""
 
@@ -267,9 +264,7 @@ class CudaBackend:
             )
         wanted = Wanted(sampled=not causal, two_distributions=False, soft=not causal, top_k=0)
         with self.alone():
-            rows = self.reserve(
-                [row.plain() for row in cache.rows], [tokens] * batch, causal=causal
-            )
+            rows = self.reserve(cache.rows, [tokens] * batch, causal=causal)
             layers = self._pass(causal, size, tokens)
             layers.load(ids.flatten(), rows, None if soft is None else soft.flatten(0, 1))
             head = self._head(size * tokens, wanted)

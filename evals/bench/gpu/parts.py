@@ -101,7 +101,7 @@ def parts(
     run = backend.passes[False]
     count, width = canvas.shape[1], model.config.text.hidden_size
     held = Held.empty(1, len(run.layers), device)
-    held.load(backend.reserve([row.plain() for row in cache.rows], [count], causal=False))
+    held.load(backend.reserve(cache.rows, [count], causal=False))
     x = torch.randn(count, width, device=device).to(model.dtype)
     small = (x.float() * width**-0.5).to(model.dtype)  # as the router's input is scaled
     k = model.config.text.top_k_experts
