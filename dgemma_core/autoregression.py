@@ -13,12 +13,12 @@ import torch
 
 from dgemma_core.cache import PrefixCache
 from dgemma_core.draws import CounterDraws, Draws, Filters, RowKey
-from dgemma_core.errors import RequestError, temperature_number
 from dgemma_core.events import Event, FinishEvent, PromptEvent, TokenEvent
 from dgemma_core.head import Prediction, not_finite
 from dgemma_core.loop import (
     Decode,
     Row,
+    causal_temperature,
     checked_batch_size,
     checked_eos,
     cut,
@@ -49,37 +49,21 @@ def decode_tokens(
     temperature 0 is greedy. filters: top-k and top-p, for a temperature above 0. The rest as in `denoise_canvases`;
     pins have no meaning here and are refused.
     """
-    temperature = temperature_number("temperature", temperature)
-    if temperature == 0 and filters is not None:
-        raise RequestError(
-            "top_k and top_p have no effect at temperature 0: set a temperature, or leave them out"
-        )
-    if observe is not None and (observe.router or observe.attention_positions):
-        raise RequestError(
-            "autoregressive runs observe top_k only; router and attention are of denoising passes"
-        )
+    temperature = causal_temperature(temperature, filters, observe)
     stops = checked_eos(model, eos)
-    return _decode_tokens(
-        model,
-        requests,
-        temperature,
-        filters,
-        checked_batch_size(batch_size),
-        stops,
-        decode,
-        draws or CounterDraws(),
-        observe,
-    )
+    size = checked_batch_size(batch_size)
+    how = (temperature, filters, draws or CounterDraws(), observe)
+    return _decode_tokens(model, requests, size, stops, decode, *how)
 
 
 def _decode_tokens(
     model: DiffusionGemma,
     requests: Iterable[Request],
-    temperature: float,
-    filters: Filters | None,
     batch_size: int,
     eos: frozenset[int],
     decode: Decode | None,
+    temperature: float,
+    filters: Filters | None,
     draws: Draws,
     observe: Observe | None,
 ) -> Iterator[Event]:

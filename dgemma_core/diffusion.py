@@ -73,17 +73,9 @@ def denoise_canvases(
         raise RequestError(
             f"soft_top_k must lie in 1 … {model.config.text.vocab_size} (the vocabulary), got {soft_top_k}"
         )
-    loop = _CanvasLoop(
-        model,
-        sampler or EntropyBound(),
-        steps,
-        stop_rule,
-        checked_eos(model, eos),
-        decode,
-        draws or CounterDraws(),
-        observe,
-        soft_top_k,
-    )
+    ends = checked_eos(model, eos)
+    sampler, draws = sampler or EntropyBound(), draws or CounterDraws()
+    loop = _CanvasLoop(model, sampler, steps, stop_rule, ends, decode, draws, observe, soft_top_k)
     return loop.run(requests, checked_batch_size(batch_size))
 
 

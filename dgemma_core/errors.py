@@ -71,3 +71,30 @@ def shown(value: Any) -> str:
     except ValueError:  # Python refuses to print whole numbers of more than 4,300 digits
         return "a number of thousands of digits"
     return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+# --- options of frozen dataclasses that have a `name`
+
+
+def check_count(owner: Any, option: str, *, low: int, high: int = 2**31 - 1) -> None:
+    """Makes the option Python's int. Raises RequestError unless it is a whole number within bounds."""
+    value = whole_number(f"{owner.name}: {option}", getattr(owner, option), low=low, high=high)
+    object.__setattr__(owner, option, value)
+
+
+def check_number(
+    owner: Any, option: str, *, low: float = 0.0, above: float = -math.inf, high: float = math.inf
+) -> None:
+    """Makes the option Python's float. Raises RequestError unless it is finite and within bounds."""
+    name, given = f"{owner.name}: {option}", getattr(owner, option)
+    value = finite_number(name, given, low=low)
+    if not above < value <= high:
+        bounds = f"above {above:g}" if above >= low else f"of at least {low:g}"
+        bounds += f" and at most {high:g}" if high < math.inf else ""
+        raise RequestError(f"{name} must be a number {bounds}, got {shown(given)}")
+    object.__setattr__(owner, option, value)
+
+
+def check_temperature(owner: Any, option: str) -> None:
+    value = temperature_number(f"{owner.name}: {option}", getattr(owner, option))
+    object.__setattr__(owner, option, value)

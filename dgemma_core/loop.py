@@ -11,9 +11,17 @@ from dataclasses import dataclass
 import torch
 
 from dgemma_core.cache import PrefixCache
-from dgemma_core.errors import DeviceError, RequestError, shown, whole_number
+from dgemma_core.draws import Filters
+from dgemma_core.errors import (
+    DeviceError,
+    RequestError,
+    shown,
+    temperature_number,
+    whole_number,
+)
 from dgemma_core.events import StopReason
 from dgemma_core.model import DiffusionGemma
+from dgemma_core.observe import Observe
 from dgemma_core.request import DecodeState, Request, TokenState, token_ids
 
 Decode = Callable[[Sequence[int]], str]
@@ -41,6 +49,25 @@ def checked_batch_size(batch_size: int) -> int:
 def checked_eos(model: DiffusionGemma, eos: Sequence[int] | None) -> frozenset[int]:
     """The end-of-sequence ids that were given, else the checkpoint's."""
     return frozenset(model.config.eos_token_ids if eos is None else token_ids("eos", eos))
+
+
+def causal_temperature(
+    temperature: float, filters: Filters | None, observe: Observe | None
+) -> float:
+    """The temperature of a causal mode, 0 for the most probable token.
+
+    Raises RequestError where it is none, or filters or what is to be observed do not go with it.
+    """
+    temperature = temperature_number("temperature", temperature)
+    if temperature == 0 and filters is not None:
+        raise RequestError(
+            "top_k and top_p have no effect at temperature 0: set a temperature, or leave them out"
+        )
+    if observe is not None and (observe.router or observe.attention_positions):
+        raise RequestError(
+            "the causal modes observe top_k only; router and attention are of denoising passes"
+        )
+    return temperature
 
 
 def queue(requests: Iterable[Request]) -> Iterator[Request]:

@@ -66,11 +66,8 @@ class DiffusionGemma(nn.Module):
         self._backend_name = "torch"
         self._backend: backends.Backend | None = None
         with torch.device(device or "cpu"):
-            self.embed_tokens = nn.Embedding(
-                text.vocab_size,
-                text.hidden_size,
-                _weight=torch.empty(text.vocab_size, text.hidden_size),
-            )
+            weight = torch.empty(text.vocab_size, text.hidden_size)
+            self.embed_tokens = nn.Embedding(text.vocab_size, text.hidden_size, _weight=weight)
             self.layers = nn.ModuleList(Layer(text, layer) for layer in text.layers)
             self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps)
             self.encoder_layer_scalars = nn.Parameter(torch.ones(len(text.layers)))
@@ -274,8 +271,7 @@ class DiffusionGemma(nn.Module):
                 raise RequestError(
                     f"{row.length + new} tokens are more than the model's {limit}: shorten the prompt"
                 )
-            if isinstance(row, RowCache):
-                check_row(row, self.config.text, self.norm.weight)
+            check_row(row, self.config.text, self.norm.weight)
         return cache.rows
 
     def _checked_ids(self, ids: Tensor) -> Tensor:

@@ -1,9 +1,8 @@
 """The rules that decide, pass by pass, which tokens stay on a canvas and which turn into noise.
 
-A rule is a frozen dataclass: `plan(N)` names the N passes of a canvas, and a pure `step` turns
-(canvas, prediction, random numbers) into the next canvas. Uniform diffusion has no mask token, so
-noise is a random token and the rule's memory of what it kept is `CanvasBatch.accepted`. The stop
-rule is a value of its own, beside them.
+A rule is a frozen dataclass: `plan(N)` names the N passes of a canvas, and a pure `step` turns (canvas, prediction,
+random numbers) into the next canvas. Uniform diffusion has no mask token, so noise is a random token and the rule's
+memory of what it kept is `CanvasBatch.accepted`. The stop rule is a value of its own, beside them.
 
 Axes: B rows, C canvas positions, V vocabulary, N passes, k positions that a sweep resamples.
 """
@@ -18,7 +17,13 @@ from torch import Tensor
 
 from dgemma_core.config import MAX_DENOISING_STEPS
 from dgemma_core.draws import StepDraws, upload
-from dgemma_core.errors import RequestError, finite_number, shown, temperature_number, whole_number
+from dgemma_core.errors import (
+    RequestError,
+    check_count,
+    check_number,
+    check_temperature,
+    whole_number,
+)
 from dgemma_core.head import Filters, Prediction, Reference
 
 Kind = Literal["predict", "correct"]
@@ -28,10 +33,10 @@ Kind = Literal["predict", "correct"]
 class PlannedStep:
     """One forward pass of a canvas's schedule.
 
-    A "predict" pass samples, steps, and feeds the next soft embedding and the stop rule. A
-    "correct" pass is a sweep of the corrector over the canvas that the predict pass before it left:
-    it draws no sample (temperature 0), needs the prediction's two likeliest tokens (`top_k` of at
-    least 2), and soft embedding and argmax history stay those of that predict pass.
+    A "predict" pass samples, steps, and feeds the next soft embedding and the stop rule. A "correct" pass is a sweep
+    of the corrector over the canvas that the predict pass before it left: it draws no sample (temperature 0), needs
+    the prediction's two likeliest tokens (`top_k` of at least 2), and soft embedding and argmax history stay those
+    of that predict pass.
     """
 
     index: int  # of the pass within the canvas, 0 … N-1
@@ -43,8 +48,7 @@ class PlannedStep:
 
 @dataclass(frozen=True)
 class CanvasBatch:
-    """What a rule knows of the canvases before a pass. All rows make the same kind of pass, each at
-    its own step."""
+    """What a rule knows of the canvases before a pass. All rows make the same kind of pass, each at its own step."""
 
     canvas: Tensor  # (B, C) int64, as the model just saw it
     accepted: Tensor  # (B, C) bool, positions that hold a token kept from the model; none at first
@@ -55,8 +59,8 @@ class CanvasBatch:
 
 
 class Sampler(Protocol):
-    """A rule. `reference` says which distribution entropy and soft embedding are taken from:
-    softmax of logits / T, or of the raw logits. `filters` cut the distribution of the sample."""
+    """A rule. `reference` says which distribution entropy and soft embedding are taken from: softmax of logits / T, or
+    of the raw logits. `filters` cut the distribution of the sample."""
 
     @property
     def name(self) -> str: ...
@@ -73,19 +77,19 @@ class Sampler(Protocol):
     def step(
         self, state: CanvasBatch, prediction: Prediction, draws: StepDraws
     ) -> tuple[CanvasBatch, Tensor]:
-        """The next state (its `plan` still names the pass just made) and its (B, C) `accepted`:
-        the positions that now hold a token kept from the model; all others but the pins are noise.
-        A position that was accepted and no longer is has re-melted."""
+        """The next state (its `plan` still names the pass just made) and its (B, C) `accepted`: the positions that now
+        hold a token kept from the model; all others but the pins are noise. A position that was accepted and no
+        longer is has re-melted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EntropyBound:
-    """Keeps the surest samples while their joint entropy stays under a bound; redraws all others,
-    also those kept before.
+    """Keeps the surest samples while their joint entropy stays under a bound; redraws all others, also those kept
+    before.
 
-    In order of entropy, a position is accepted if the entropies before it sum to at most
-    `entropy_bound` (nats), so at least one always is. The temperature falls linearly from `t_max`
-    at the first pass towards `t_min`. The model's own rule: spec §4, arXiv 2505.24857.
+    In order of entropy, a position is accepted if the entropies before it sum to at most `entropy_bound` (nats), so
+    at least one always is. The temperature falls linearly from `t_max` at the first pass towards `t_min`. The
+    model's own rule: spec §4, arXiv 2505.24857.
     """
 
     entropy_bound: float = 0.1
@@ -97,10 +101,10 @@ class EntropyBound:
     filters: ClassVar[Filters | None] = None
 
     def __post_init__(self) -> None:
-        _check_number(self, "entropy_bound", low=0.0)
-        _check_temperature(self, "t_min")
-        _check_number(self, "t_max", above=0.0)
-        _check_temperature(self, "t_max")
+        check_number(self, "entropy_bound", low=0.0)
+        check_temperature(self, "t_min")
+        check_number(self, "t_max", above=0.0)
+        check_temperature(self, "t_max")
         if self.t_min > self.t_max:
             raise RequestError(
                 f"entropy_bound: t_min {self.t_min} is above t_max {self.t_max}; "
@@ -131,12 +135,11 @@ class EntropyBound:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockRefinement:
-    """Keeps the likeliest samples by a quota, and every sample likelier than `threshold`; what is
-    kept stays kept.
+    """Keeps the likeliest samples by a quota, and every sample likelier than `threshold`; what is kept stays kept.
 
-    After pass i at least ⌈(i+1)·C/N⌉ positions are kept, pins not counted. With
-    `editing_threshold` a kept token gives way to another sample of higher probability than that.
-    `top_k` and `top_p` cut the distribution of the sample (temperature > 0). Spec §4.
+    After pass i at least ⌈(i+1)·C/N⌉ positions are kept, pins not counted. With `editing_threshold` a kept token
+    gives way to another sample of higher probability than that. `top_k` and `top_p` cut the distribution of the
+    sample (temperature > 0). Spec §4.
     """
 
     threshold: float = 0.95
@@ -149,14 +152,14 @@ class BlockRefinement:
     reference: ClassVar[Reference] = "raw"
 
     def __post_init__(self) -> None:
-        _check_number(self, "threshold", low=0.0, high=1.0)
-        _check_temperature(self, "temperature")
+        check_number(self, "threshold", low=0.0, high=1.0)
+        check_temperature(self, "temperature")
         if self.top_k is not None:
-            _check_count(self, "top_k", low=1)
+            check_count(self, "top_k", low=1)
         if self.top_p is not None:
-            _check_number(self, "top_p", above=0.0, high=1.0)
+            check_number(self, "top_p", above=0.0, high=1.0)
         if self.editing_threshold is not None:
-            _check_number(self, "editing_threshold", low=0.0, high=1.0)
+            check_number(self, "editing_threshold", low=0.0, high=1.0)
         if self.temperature == 0.0 and (self.top_k is not None or self.top_p is not None):
             raise RequestError(
                 "block_refinement: top_k and top_p have no effect at temperature 0; "
@@ -196,11 +199,11 @@ class BlockRefinement:
 class DiscreteDDIM:
     """Samples the exact posterior of uniform diffusion given the predicted token; can correct.
 
-    Each position takes the predicted token, stays, or turns into noise (D3PM, arXiv 2107.03006);
-    the last pass takes the predicted token everywhere. With `corrector_steps` = c > 0 each of the
-    first ⌊(N-1)/(1+c)⌋ predict passes is followed by c sweeps, which count among the N passes. A
-    sweep resamples at most `corrector_k` positions from their leave-one-out conditional, preferring
-    (the more so the smaller `corrector_selection_tau`) the least sure (arXiv 2605.22765). Spec §4.
+    Each position takes the predicted token, stays, or turns into noise (D3PM, arXiv 2107.03006); the last pass takes
+    the predicted token everywhere. With `corrector_steps` = c > 0 each of the first ⌊(N-1)/(1+c)⌋ predict passes is
+    followed by c sweeps, which count among the N passes. A sweep resamples at most `corrector_k` positions from
+    their leave-one-out conditional, preferring (the more so the smaller `corrector_selection_tau`) the least sure
+    (arXiv 2605.22765). Spec §4.
     """
 
     temperature: float = 0.0
@@ -213,10 +216,10 @@ class DiscreteDDIM:
     filters: ClassVar[Filters | None] = None
 
     def __post_init__(self) -> None:
-        _check_temperature(self, "temperature")
-        _check_count(self, "corrector_steps", low=0)
-        _check_count(self, "corrector_k", low=1)
-        _check_number(self, "corrector_selection_tau", above=0.0)
+        check_temperature(self, "temperature")
+        check_count(self, "corrector_steps", low=0)
+        check_count(self, "corrector_k", low=1)
+        check_number(self, "corrector_selection_tau", above=0.0)
         tuned = self.corrector_k != 1 or self.corrector_selection_tau != 1.0
         if tuned and self.corrector_steps == 0:
             raise RequestError(
@@ -311,12 +314,12 @@ class DiscreteDDIM:
 
 @dataclass(frozen=True)
 class StopRule:
-    """When a canvas is finished before its last pass: its argmax equals that of each of the last
-    `stability` predict passes, and its mean entropy is below `confidence` (nats). The earliest stop
-    is pass stability + 1; with stability 0 the entropy alone decides. Spec §4.
+    """When a canvas is finished before its last pass: its argmax equals that of each of the last `stability` predict
+    passes, and its mean entropy is below `confidence` (nats). The earliest stop is pass stability + 1; with
+    stability 0 the entropy alone decides. Spec §4.
 
-    The history is a (B, stability, C) int64 tensor of argmax canvases, the newest last, and starts
-    afresh with each canvas. The caller latches: a row once finished stays finished.
+    The history is a (B, stability, C) int64 tensor of argmax canvases, the newest last, and starts afresh with each
+    canvas. The caller latches: a row once finished stays finished.
     """
 
     stability: int = 1
@@ -325,8 +328,8 @@ class StopRule:
     name: ClassVar[str] = "stop rule"
 
     def __post_init__(self) -> None:
-        _check_count(self, "stability", low=0, high=MAX_DENOISING_STEPS)
-        _check_number(self, "confidence", above=0.0)
+        check_count(self, "stability", low=0, high=MAX_DENOISING_STEPS)
+        check_number(self, "confidence", above=0.0)
 
     def initial(
         self, canvas_length: int, *, rows: int = 1, device: torch.device | str = "cpu"
@@ -339,8 +342,8 @@ class StopRule:
     def update(
         self, history: Tensor, argmax: Tensor, entropy: Tensor, pinned: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """history (B, stability, C), argmax (B, C), entropy (B, C) nats and pinned (B, C) bool →
-        the next history and finished (B,) bool.
+        """history (B, stability, C), argmax (B, C), entropy (B, C) nats and pinned (B, C) bool → the next history and
+        finished (B,) bool.
 
         Pins count neither as change nor in the mean; a row of pins alone has mean entropy 0.
         """
@@ -385,8 +388,8 @@ def _next(
 
 
 def _posterior(alpha_t: float, alpha_s: float, vocab_size: int) -> Sequence[float]:
-    """The masses, not normalised, of the routes of q(x_s | x_t, x̂): clean, what clean gains where
-    x_t = x̂, stay, noise."""
+    """The masses, not normalised, of the routes of q(x_s | x_t, x̂): clean, what clean gains where x_t = x̂, stay,
+    noise."""
     survival = alpha_t / alpha_s
     return (
         alpha_s * (1 - survival) / vocab_size,
@@ -405,27 +408,3 @@ def _predict_only(steps: int, temperature: float) -> tuple[PlannedStep, ...]:
 
 def _check_steps(steps: int) -> int:
     return whole_number("steps", steps, low=1, high=MAX_DENOISING_STEPS)
-
-
-def _check_count(owner: Any, option: str, *, low: int, high: int = 2**31 - 1) -> None:
-    """Makes the option Python's int. Raises RequestError unless it is a whole number within bounds."""
-    value = whole_number(f"{owner.name}: {option}", getattr(owner, option), low=low, high=high)
-    object.__setattr__(owner, option, value)
-
-
-def _check_number(
-    owner: Any, option: str, *, low: float = 0.0, above: float = -math.inf, high: float = math.inf
-) -> None:
-    """Makes the option Python's float. Raises RequestError unless it is finite and within bounds."""
-    name, given = f"{owner.name}: {option}", getattr(owner, option)
-    value = finite_number(name, given, low=low)
-    if not above < value <= high:
-        bounds = f"above {above:g}" if above >= low else f"of at least {low:g}"
-        bounds += f" and at most {high:g}" if high < math.inf else ""
-        raise RequestError(f"{name} must be a number {bounds}, got {shown(given)}")
-    object.__setattr__(owner, option, value)
-
-
-def _check_temperature(owner: Any, option: str) -> None:
-    value = temperature_number(f"{owner.name}: {option}", getattr(owner, option))
-    object.__setattr__(owner, option, value)

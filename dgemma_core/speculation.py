@@ -31,11 +31,14 @@ from dgemma_core.head import Prediction, not_finite
 from dgemma_core.loop import (
     Decode,
     Row,
+    causal_temperature,
     checked_batch_size,
+    checked_eos,
     cut,
     encode_prompts,
     join,
     memory_advice,
+    queue,
 )
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.observe import Observe, Observed
@@ -182,20 +185,13 @@ def decode_speculative(
         raise RequestError(
             f"this checkpoint ({model.config.model_type}) has no denoiser to draft with: use mode='autoregressive'"
         )
-    if temperature < 0:
-        raise RequestError(f"temperature must be 0 (greedy) or above, got {temperature}")
-    if temperature == 0 and filters is not None:
-        raise RequestError(
-            "top_k and top_p have no effect at temperature 0: set a temperature, or leave them out"
-        )
-    if observe is not None and (observe.router or observe.attention_positions):
-        raise RequestError("speculative runs observe top_k only")
+    temperature = causal_temperature(temperature, filters, observe)
     loop = _SpeculativeLoop(
         model,
         draft or FixedDraft(),
         temperature,
         filters,
-        frozenset(model.config.eos_token_ids if eos is None else eos),
+        checked_eos(model, eos),
         decode,
         draws or CounterDraws(),
         observe,
@@ -216,7 +212,7 @@ class _SpeculativeLoop:
 
     def run(self, requests: Iterable[Request], batch_size: int) -> Iterator[Event]:
         self.model.backend.refresh()
-        waiting = iter(requests)
+        waiting = queue(requests)
         rows: list[_Row] = []
         while True:
             joining = join(self.model, waiting, batch_size - len(rows), self.decode, TokenState)

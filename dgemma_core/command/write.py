@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from dgemma_core.events import Event
     from dgemma_core.files.checkpoint import Loaded
     from dgemma_core.files.recording import TraceRecorder
+    from dgemma_core.files.text import Tokenizer
     from dgemma_core.generation import Generation
     from dgemma_core.generation.settings import ModeSettings
-    from dgemma_core.text import Tokenizer
 
 
 def generate(

@@ -30,7 +30,7 @@ from dgemma_core.files.tensors import StoredTensor, TensorFiles, check_finite, s
 from dgemma_core.model import DiffusionGemma
 
 if TYPE_CHECKING:
-    from dgemma_core.text import Tokenizer
+    from dgemma_core.files.text import Tokenizer
 
 CHECKED_MODEL, CHECKED_TENSOR = 4 * 2**30, 16 * 2**20
 """Bytes of a model, and of a single tensor, whose mapped weights are read at load to check them."""
@@ -61,7 +61,7 @@ def load(
     a text stays the same, bit for bit, whatever its batch.
     """
     from dgemma_core.backends.cpu.small_model import fits
-    from dgemma_core.text import load_tokenizer
+    from dgemma_core.files.text import load_tokenizer
 
     backends.check_name(backend)
     name = as_name(name_or_path)

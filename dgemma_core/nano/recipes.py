@@ -12,7 +12,7 @@ from random import Random
 
 from dgemma_core.config import GenerationDefaults, LayerConfig, ModelConfig, TextConfig
 from dgemma_core.errors import RequestError
-from dgemma_core.text import Tokenizer, load_tokenizer
+from dgemma_core.files.text import Tokenizer, load_tokenizer
 from dgemma_core.train.distillation import Teacher
 from dgemma_core.train.training import Recipe, Text
 

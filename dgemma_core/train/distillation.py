@@ -32,9 +32,9 @@ from dgemma_core.samplers import EntropyBound
 from dgemma_core.train.training import Look, Text
 
 if TYPE_CHECKING:
+    from dgemma_core.files.text import Tokenizer
     from dgemma_core.model import DiffusionGemma
     from dgemma_core.nano.families import Example
-    from dgemma_core.text import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

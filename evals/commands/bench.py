@@ -85,8 +85,8 @@ def write(
 ) -> None:
     """B: kept tokens a second on real prompts, with natural ends, and the share that is solved."""
     from dgemma_core.files.finding import find_folder
+    from dgemma_core.files.text import load_tokenizer
     from dgemma_core.nano.families import TASKS, examples, family
-    from dgemma_core.text import load_tokenizer
     from dgemma_evals.bench import interleaved, processes
 
     names = processes.check_peers(_split(peers))

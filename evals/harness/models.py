@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from dgemma_core import RequestError
 from dgemma_core.events import Mode
-from dgemma_core.text import Tokenizer
+from dgemma_core.files.text import Tokenizer
 from dgemma_evals.harness import likelihood
 from dgemma_evals.harness.processes import Processes
 from dgemma_evals.harness.records import Record, Records

@@ -21,9 +21,9 @@ from dgemma_core import FinishEvent, Generation, Loaded, Request, RequestError, 
 from dgemma_core.events import Event
 from dgemma_core.files.devices import available_memory
 from dgemma_core.files.quantised import held_sizes
+from dgemma_core.files.text import Tokenizer
 from dgemma_core.generation import drain
 from dgemma_core.generation.settings import ModeSettings
-from dgemma_core.text import Tokenizer
 from dgemma_evals.hashes import digest
 from dgemma_evals.writers.asked import Ignored
 from dgemma_evals.writers.base import Written

@@ -9,9 +9,9 @@ import sys
 import pytest
 
 from dgemma_core.errors import CheckpointError, RequestError
+from dgemma_core.files.text import Tokenizer, load_tokenizer, strip_thought
 from dgemma_core.nano import families
 from dgemma_core.nano import tokenizer as nano_tokenizer
-from dgemma_core.text import Tokenizer, load_tokenizer, strip_thought
 
 NANO = families.TEST_PROMPTS.parent / "weights"
 CHATS = [
@@ -336,7 +336,7 @@ def test_what_are_no_ids_is_refused(nano, ids):
 def test_loading_and_asking_imports_no_transformers():
     program = (
         "import sys\n"
-        "from dgemma_core.text import load_tokenizer\n"
+        "from dgemma_core.files.text import load_tokenizer\n"
         f"load_tokenizer({str(NANO)!r}).chat_ids('Hi')\n"
         "assert not {'transformers', 'reasoning_gym', 'pandas'} & set(sys.modules)\n"
     )

@@ -20,9 +20,9 @@ from dgemma_core.cache import PrefixCache, RowCache
 from dgemma_core.config import GenerationDefaults, LayerConfig, ModelConfig, TextConfig
 from dgemma_core.files.checkpoint import Loaded
 from dgemma_core.files.finding import NANO
+from dgemma_core.files.text import Tokenizer, load_tokenizer
 from dgemma_core.head import Prediction, VocabularyHead
 from dgemma_core.model import DiffusionGemma
-from dgemma_core.text import Tokenizer, load_tokenizer
 
 SLIDING = LayerConfig(False, num_key_value_heads=2, head_dim=4, rope_theta=1e4)
 FULL = LayerConfig(True, num_key_value_heads=1, head_dim=8, rope_theta=1e6, rotary_fraction=0.25)

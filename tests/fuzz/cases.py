@@ -26,10 +26,10 @@ from dgemma_core.files.checkpoint import Loaded, load
 from dgemma_core.files.saving import save_model
 from dgemma_core.files.template import ChatTemplate
 from dgemma_core.files.tensors import SINGLE
+from dgemma_core.files.text import load_tokenizer
 from dgemma_core.files.trace import Trace
 from dgemma_core.request import Request
 from dgemma_core.samplers import StopRule, sampler_from
-from dgemma_core.text import load_tokenizer
 from tests.core import tiny
 from tests.files.fake_events import diffusion_events
 from tests.fuzz.mutation import HUGE, NASTY, encoded, mutated, with_bytes

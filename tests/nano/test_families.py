@@ -10,10 +10,10 @@ from itertools import pairwise
 import pytest
 
 from dgemma_core.errors import RequestError
+from dgemma_core.files.text import load_tokenizer
 from dgemma_core.nano import families
 from dgemma_core.nano.families import NAMES, TASKS, example, examples, family, training_example
 from dgemma_core.nano.prose import SPLITS, passages
-from dgemma_core.text import load_tokenizer
 
 SLOW = {"futoshiki": 100, "mini_sudoku": 300}
 """Seeds to try where a generator takes milliseconds; 500 elsewhere."""
