@@ -37,7 +37,12 @@ _HOMES = {
     "request": ("DecodeState", "Request", "TokenState"),
     "speculation": ("AdaptiveDraft", "FixedDraft", "decode_speculative"),
     "samplers": ("BlockRefinement", "DiscreteDDIM", "EntropyBound", "StopRule", "sampler_from"),
-    "generation.settings": ("AutoregressiveSettings", "DiffusionSettings", "Settings"),
+    "generation.settings": (
+        "AutoregressiveSettings",
+        "DiffusionSettings",
+        "Settings",
+        "SpeculativeSettings",
+    ),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -29,6 +29,7 @@ from dgemma_core.generation import prompt_ids as prompt_ids
 from dgemma_core.generation.settings import AutoregressiveSettings as AutoregressiveSettings
 from dgemma_core.generation.settings import DiffusionSettings as DiffusionSettings
 from dgemma_core.generation.settings import Settings as Settings
+from dgemma_core.generation.settings import SpeculativeSettings as SpeculativeSettings
 from dgemma_core.head import Prediction as Prediction
 from dgemma_core.model import DiffusionGemma as DiffusionGemma
 from dgemma_core.observe import Observe as Observe

@@ -31,6 +31,8 @@ class ModeSettings(ABC):
     """What the settings of all modes share. None means the checkpoint's own value."""
 
     mode: ClassVar[Mode]
+    short: ClassVar[str]
+    """Names the mode in `nano:ar` and `dgemma-ar`; "" is the mode that a bare `nano` means."""
     max_new_tokens: int | None = None
     """The most tokens to keep."""
 
@@ -88,6 +90,7 @@ class DiffusionSettings(ModeSettings):
     """How canvases are written. None means the checkpoint's own value, save where a field says otherwise."""
 
     mode: ClassVar[Mode] = "diffusion"
+    short: ClassVar[str] = ""
     sampler: Sampler | None = None
     steps: int | None = None
     """The most denoising steps of a canvas."""
@@ -150,6 +153,7 @@ class AutoregressiveSettings(ModeSettings):
     """How tokens are written, one after the other."""
 
     mode: ClassVar[Mode] = "autoregressive"
+    short: ClassVar[str] = "ar"
     temperature: float | None = None
     """None or 0: the most probable token."""
     top_k: int | None = None
@@ -198,6 +202,7 @@ class SpeculativeSettings(AutoregressiveSettings):
     """How the denoiser drafts tokens that the causal mode verifies. The text is autoregression's."""
 
     mode: ClassVar[Mode] = "speculative"
+    short: ClassVar[str] = "spec"
     draft: DraftRule | str | None = None
     """How much to draft a round: a rule, or "fixed" or "adaptive"; None: "adaptive"."""
     draft_positions: int | None = None
@@ -226,6 +231,12 @@ class SpeculativeSettings(AutoregressiveSettings):
         if self.draft_steps is not None:
             raise RequestError("draft_steps has no effect on a rule: give the rule its steps")
         return self.draft
+
+    def resolved(self, loaded: Loaded) -> Self:
+        """The same with the checkpoint's values filled in, and the rule that the draft's options name."""
+        return replace(
+            super().resolved(loaded), draft=self.draft_rule, draft_positions=None, draft_steps=None
+        )
 
     def _loop(
         self, model: DiffusionGemma, requests: Iterable[Request], **options: Any

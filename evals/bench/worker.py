@@ -17,12 +17,15 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dgemma_core.errors import RequestError
+from dgemma_core.events import Mode
+from dgemma_core.generation.settings import MODES
 from dgemma_evals.resident import peak_bytes, restart_peak
 
 
@@ -55,8 +58,9 @@ def intervals(marks: Sequence[float]) -> list[float]:
 
 
 class Ours:
-    """This project."""
+    """This project, by diffusion."""
 
+    mode: ClassVar[Mode] = "diffusion"
     soft_top_k: int | None = None
 
     def load(self, folder: str, dtype: str, backend: str) -> None:
@@ -81,6 +85,7 @@ class Ours:
         from dgemma_core.events import PromptEvent, StepEvent
         from dgemma_core.request import Request
 
+        self._refuse_unless("diffusion")
         length = self.model.config.canvas_length
         requests = [Request(prompt, seed=seed, max_new_tokens=length) for prompt in prompts]
         marks, rows = [], len(prompts)
@@ -97,18 +102,21 @@ class Ours:
         return intervals(marks)
 
     def write(self, prompts: list[list[int]], batch: int, limit: int, seed: int) -> list[list[int]]:
-        from dgemma_core.diffusion import denoise_canvases
+        from dgemma_core.config import GenerationDefaults
         from dgemma_core.events import FinishEvent
+        from dgemma_core.files.checkpoint import Loaded
         from dgemma_core.request import Request
+        from dgemma_core.generation.settings import settings_from
 
         requests = [
             Request(prompt, seed=seed, max_new_tokens=limit, id=i)
             for i, prompt in enumerate(prompts)
         ]
         found: dict[Any, list[int]] = {}
-        for event in denoise_canvases(
-            self.model, requests, batch_size=batch, soft_top_k=self.soft_top_k,
-        ):  # fmt: skip
+        defaults = GenerationDefaults(eos_token_ids=self.model.config.eos_token_ids)
+        loaded = Loaded(self.model, None, defaults, "")
+        settings = settings_from(self.mode, soft_top_k=self.soft_top_k)
+        for event in settings.events(loaded, requests, batch_size=batch):
             if isinstance(event, FinishEvent):
                 found[event.request] = list(event.ids)
         return [found[i] for i in range(len(prompts))]
@@ -118,6 +126,7 @@ class Ours:
         from dgemma_core.events import PromptEvent, TokenEvent
         from dgemma_core.request import Request
 
+        self._refuse_unless("diffusion", "autoregressive")
         marks = []
         request = Request(prompt, max_new_tokens=count)
         for event in decode_tokens(self.model, [request], eos=()):
@@ -125,11 +134,30 @@ class Ours:
                 marks.append(time.perf_counter())
         return intervals(marks)
 
+    def _refuse_unless(self, *modes: Mode) -> None:
+        """Raises RequestError where what is asked for is not of this mode."""
+        if self.mode not in modes:
+            raise RequestError(
+                f"mode {self.mode!r} has no such step of its own: compare it with bench write"
+            )
+
 
 class OursTop8(Ours):
     """This project, self-conditioning on the 8 most probable tokens alone: other work than the others do."""
 
     soft_top_k = 8
+
+
+class OursByToken(Ours):
+    """This project, token by token."""
+
+    mode = "autoregressive"
+
+
+class OursSpeculative(Ours):
+    """This project, by drafts that are verified: the texts of `OursByToken`."""
+
+    mode = "speculative"
 
 
 class Transformers:
@@ -305,6 +333,7 @@ def kept(ids: Sequence[int], ends: set[int], limit: int) -> list[int]:
 IMPLEMENTATIONS: dict[str, type[Implementation]] = {
     "dgemma": Ours,
     "dgemma (soft_top_k=8)": OursTop8,
+    **{f"dgemma:{MODES[kind.mode].short}": kind for kind in (OursByToken, OursSpeculative)},
     "transformers": Transformers,
     "transformers (grouped experts)": TransformersGrouped,
     "diffusers": Diffusers,

@@ -78,7 +78,13 @@ def write(
     threads: Threads = CORES,
     rounds: Rounds = 3,
     backend: Backend = "auto",
-    peers: Peers = "transformers,transformers (grouped experts)",
+    peers: Annotated[
+        str,
+        typer.Option(
+            help="Implementations beside this project's diffusion, with commas; dgemma:ar and dgemma:spec are its"
+            " other modes."
+        ),
+    ] = "transformers,transformers (grouped experts)",
     limit: Annotated[int, typer.Option(min=1, help="Problems of each family.")] = 4,
     batches: Annotated[str, typer.Option(help="Batch sizes, with commas.")] = "1,8",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Limit of a text.")] = 96,

@@ -19,7 +19,6 @@ from dgemma_evals.commands.options import (
     Unsafe,
     command,
     quiet,
-    samples,
     settings,
 )
 
@@ -32,7 +31,10 @@ def compare(
         list[str] | None, typer.Argument(metavar="[NAME=VALUES]...", help="More of --sweep.")
     ] = None,
     model: Annotated[
-        str, typer.Option(help="nano, a folder or a hub name (diffusion); with :ar token by token.")
+        str,
+        typer.Option(
+            help="nano, a folder or a hub name (diffusion); with :ar token by token, with :spec speculatively."
+        ),
     ] = "nano",
     baseline: Annotated[
         str,
@@ -49,7 +51,9 @@ def compare(
     out: Annotated[Path, typer.Option(help="Folder of records and report.")] = Path("comparison"),
     sweep: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUES", help="Sampler settings to try, e.g. steps=4,8,16."),
+        typer.Option(
+            metavar="NAME=VALUES", help="Settings of sampler or draft to try, e.g. steps=4,8,16."
+        ),
     ] = None,
     model_arg: ModelArg = None,
     chat: Annotated[
@@ -88,11 +92,14 @@ def compare(
     from dgemma_evals.comparison.questions import load_tasks
     from dgemma_evals.comparison.report import write
     from dgemma_evals.writers.named import writer
+    from dgemma_evals.writers.options import FOREIGN, split_mode
 
     quiet()
-    points = parse_sweep([*(sweep or ()), *(sweep_more or ())])
-    if points and not samples(model):
-        raise RequestError(f"--sweep is of samplers, which {model} has not")
+    _, mode = split_mode(model)
+    swept = [*(sweep or ()), *(sweep_more or ())]
+    if swept and (mode == "autoregressive" or model.startswith(FOREIGN)):
+        raise RequestError(f"--sweep is of samplers and drafts, which {model} has not")
+    points = parse_sweep(swept, mode)
     own = settings(model, model_arg or ())
     first, second = _run_as(
         model,

@@ -32,7 +32,7 @@ eval_app = typer.Typer()
 @eval_app.command(context_settings=_RAW, add_help_option=False)
 def evaluate(ctx: typer.Context) -> None:
     """Evaluate with lm-eval's own command line (run, ls, validate), which then knows the models
-    dgemma and dgemma-ar and the tasks dgemma_nano."""
+    dgemma, dgemma-ar and dgemma-spec and the tasks dgemma_nano."""
     harness(ctx.args)
 
 
@@ -108,7 +108,7 @@ def _prepare(parsed: Namespace, ours: Mapping[str, str]) -> None:
     if asked.get("model") not in kinds:
         for name in ours:
             raise RequestError(
-                f"--{name} is of the models {' and '.join(kinds)}, not of {asked.get('model')}"
+                f"--{name} is of the models {', '.join(kinds)}, not of {asked.get('model')}"
             )
         return
     given = asked.get("model_args") or {}

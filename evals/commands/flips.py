@@ -27,7 +27,10 @@ flips_app = typer.Typer()
 @flips_app.command()
 def flips(
     model: Annotated[
-        str, typer.Option(help="nano, a folder or a hub name (diffusion); with :ar token by token.")
+        str,
+        typer.Option(
+            help="nano, a folder or a hub name (diffusion); with :ar token by token, with :spec speculatively."
+        ),
     ] = "nano",
     dtype: Annotated[
         str, typer.Option(help="One or more, separated by commas.")

@@ -42,18 +42,14 @@ Unsafe = Annotated[
 ]
 
 
-def samples(model: str) -> bool:
-    from dgemma_evals.writers.options import FOREIGN
-
-    return not model.endswith(":ar") and not model.startswith(FOREIGN)
-
-
 def settings(model: str, texts: Sequence[str]) -> dict[str, Any]:
     """NAME=VALUE texts, checked before a long load."""
-    from dgemma_evals.writers.options import Options
+    from dgemma_evals.writers.options import FOREIGN, Options, split_mode
 
-    if texts and not samples(model):
-        raise RequestError(f"--model-arg is of diffusion, which {model} is not")
+    if texts and model.startswith(FOREIGN):
+        raise RequestError(
+            f"--model-arg is of checkpoints that this project runs, which {model} is not"
+        )
     found = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -64,7 +60,8 @@ def settings(model: str, texts: Sequence[str]) -> dict[str, Any]:
                 f"--model-arg {name}: has an option of its own, or no effect on what is written here"
             )
         found[name] = value
-    Options.parse("diffusion", {"pretrained": model, **found})
+    checkpoint, mode = split_mode(model)
+    Options.parse(mode, {"pretrained": checkpoint, **found})
     return found
 
 

@@ -21,6 +21,7 @@ from lm_eval.api.task import Task
 from tqdm import tqdm
 
 from dgemma_core import DgemmaError, RequestError
+from dgemma_core.events import Mode
 from dgemma_evals.comparison.questions import (
     Document,
     documents,
@@ -88,8 +89,8 @@ def contestants(
     return [Contestant("model", model), Contestant("baseline", baseline), *swept]
 
 
-def parse_sweep(texts: Sequence[str]) -> dict[str, list[Any]]:
-    """`steps=4,8 entropy_bound=.05,.1` → values by name; each combination must be a valid sampler."""
+def parse_sweep(texts: Sequence[str], mode: Mode = "diffusion") -> dict[str, list[Any]]:
+    """`steps=4,8 entropy_bound=.05,.1` → values by name; each combination must be valid in the mode."""
     sweep: dict[str, list[Any]] = {}
     for text in texts:
         name, equals, values = text.partition("=")
@@ -97,7 +98,7 @@ def parse_sweep(texts: Sequence[str]) -> dict[str, list[Any]]:
             raise RequestError(f"--sweep {text}: expected NAME=VALUE,VALUE, e.g. steps=4,8,16")
         sweep[name] = [_number(value) for value in values.split(",")]
     for point in itertools.product(*sweep.values()):
-        Options.parse("diffusion", dict(zip(sweep, point, strict=True)))
+        Options.parse(mode, dict(zip(sweep, point, strict=True)))
     return sweep
 
 
@@ -226,6 +227,7 @@ def tabulate(
                     "steps_per_canvas": list(counts.steps_per_canvas),
                     "converged_canvases": sum(counts.converged),
                     "positions": counts.positions,
+                    "accepted": list(counts.accepted),
                     "seconds": counts.seconds,
                     "prompt_seconds": counts.prompt_seconds,
                     "first_tokens": first[0],

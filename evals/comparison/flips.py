@@ -18,10 +18,11 @@ from lm_eval.api.task import Task
 from dgemma_core import RequestError
 from dgemma_evals.comparison.questions import documents, load_tasks, score
 from dgemma_evals.comparison.stats import Interval, share
-from dgemma_evals.harness.models import DGemma, DGemmaAR
+from dgemma_evals.harness.models import DGemma, models
 from dgemma_evals.harness.records import sole_writer
 from dgemma_evals.machine import environment, machine
 from dgemma_evals.saving import write_json
+from dgemma_evals.writers.options import split_mode
 
 RESULTS = "flips.json"
 
@@ -172,9 +173,9 @@ def check(dtypes: Sequence[str], batches: Sequence[int]) -> None:
 
 
 def _load(model: str, **arguments: Any) -> DGemma:
-    if model.endswith(":ar"):
-        return DGemmaAR(pretrained=model.removesuffix(":ar"), **arguments)
-    return DGemma(pretrained=model, **arguments)
+    checkpoint, mode = split_mode(model)
+    (kind,) = (kind for _, kind in models() if kind.mode == mode)
+    return kind(pretrained=checkpoint, **arguments)
 
 
 def _answers(

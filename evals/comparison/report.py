@@ -343,6 +343,7 @@ def _speed_table(summary: Summary) -> str:
         line("kept tokens for each pass of any kind", "tokens_per_pass"),
         line("milliseconds a pass", "milliseconds_per_pass"),
         line("denoising steps a canvas, mean", "steps_per_canvas"),
+        line("drafted tokens accepted a round, mean", "accepted_per_round"),
         (
             "canvases that converged",
             _percent(first.get("converged_canvases")),

@@ -25,7 +25,7 @@ from dgemma_evals.comparison.stats import (
     ratio_of_rates,
     sign_flip,
 )
-from dgemma_evals.writers.counting import histogram
+from dgemma_evals.writers.counting import acceptance, histogram
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -139,13 +139,16 @@ def _side(table: pd.DataFrame) -> Summary:
     }
     if table.passes.notna().all():
         passes = float(table.passes.sum())
-        forwards = float(table.denoising_steps.sum()) or passes
+        forwards = float(table.denoising_steps[table.positions > 0].sum()) or passes
         found |= {
             "passes": int(passes),
             "tokens_per_forward": kept / forwards,
             "tokens_per_pass": kept / passes,
             "milliseconds_per_pass": 1000 * seconds / passes,
         }
+    rounds = [int(count) for counts in table.accepted for count in counts]
+    if rounds:
+        found |= acceptance(rounds)
     steps = [int(count) for counts in table.steps_per_canvas for count in counts]
     if steps:
         found |= {

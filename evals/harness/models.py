@@ -1,8 +1,10 @@
-"""DiffusionGemma as lm-eval models: `dgemma` writes by diffusion, `dgemma-ar` token by token.
+"""DiffusionGemma as lm-eval models, one a mode.
+
+`dgemma` writes by diffusion, `dgemma-ar` token by token, `dgemma-spec` by drafts that are verified.
 
 Notable:
 - texts are a writer's (writers/own.py), likelihoods are likelihood.py's; this module answers lm-eval's requests;
-- likelihoods are the causal mode's and exact, for both models, unless `likelihood=nelbo`;
+- likelihoods are the causal mode's and exact, for all models, unless `likelihood=nelbo`;
 - answers are recorded as they are known (records.py), and a later run takes them from there.
 """
 
@@ -24,6 +26,7 @@ from tqdm import tqdm
 from dgemma_core import RequestError
 from dgemma_core.events import Mode
 from dgemma_core.files.text import Tokenizer
+from dgemma_core.generation.settings import MODES
 from dgemma_evals.harness import likelihood
 from dgemma_evals.harness.processes import Processes
 from dgemma_evals.harness.records import Record, Records
@@ -305,6 +308,12 @@ class DGemmaAR(DGemma):
     mode: ClassVar[Mode] = "autoregressive"
 
 
+class DGemmaSpec(DGemma):
+    """lm-eval model `dgemma-spec`: the texts of `dgemma-ar`, drafted by the denoiser and verified."""
+
+    mode: ClassVar[Mode] = "speculative"
+
+
 def check_response_cache(path: str, identity: str, options: Options) -> None:
     """Raises RequestError unless `path` of lm-eval's response cache may serve this model."""
     if options.records is not None:
@@ -326,4 +335,5 @@ def _hash(prompt: Any) -> str:
 
 def models() -> Iterable[tuple[str, type[DGemma]]]:
     """The names that lm-eval knows them by."""
-    return (("dgemma", DGemma), ("dgemma-ar", DGemmaAR))
+    kinds = (DGemma, DGemmaAR, DGemmaSpec)
+    return [("-".join(filter(None, ("dgemma", MODES[kind.mode].short))), kind) for kind in kinds]

@@ -2,24 +2,26 @@
 
 The rules (they are those of the loops): the end-of-sequence token is kept, for it cost a pass; a
 stop string, what follows the end, and what exceeds the limit are not. passes = prefill + denoising
-steps + commits, or prefill + further tokens. A thought is kept: it was written, and paid for.
+steps + commits, or prefill + further tokens, or prefill + denoising steps + verifications. A thought
+is kept: it was written, and paid for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 from dgemma_core import (
     CanvasEvent,
     DgemmaError,
+    DraftEvent,
     FinishEvent,
     PromptEvent,
     StepEvent,
     TokenEvent,
 )
-from dgemma_core.events import Event
+from dgemma_core.events import Event, Mode
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,9 @@ class Counts:
     """One text. Fields that a source cannot know (a server's passes) are None.
 
     steps_per_canvas: denoising steps of each canvas, in order. positions: canvas positions that
-    were denoised. milestones: (kept tokens so far, seconds), one a canvas or one a token. Seconds
-    run from the request's joining the batch; `seconds` is to the end of the text.
+    were denoised and committed. accepted: drafted tokens that each round of speculation accepted.
+    milestones: (kept tokens so far, seconds), one a canvas or one a token. Seconds run from the
+    request's joining the batch; `seconds` is to the end of the text.
     """
 
     mode: str
@@ -43,6 +46,7 @@ class Counts:
     seconds: float
     milestones: tuple[tuple[int, float], ...]
     stop_reason: str
+    accepted: tuple[int, ...] = ()
 
     @property
     def wasted_fraction(self) -> float | None:
@@ -51,8 +55,8 @@ class Counts:
 
     @property
     def tokens_per_forward(self) -> float | None:
-        """Kept tokens for each denoising step; without denoising, for each pass."""
-        forwards = self.denoising_steps or self.passes
+        """Kept tokens for each denoising step; in the other modes for each pass."""
+        forwards = self.denoising_steps if self.positions else self.passes
         return self.kept_tokens / forwards if forwards else None
 
     @property
@@ -77,19 +81,22 @@ class Counts:
     def from_json(cls, values: dict[str, Any]) -> Counts:
         """Raises DgemmaError where a field is missing."""
         names = {field.name for field in fields(cls)}
-        if names - values.keys():
-            raise DgemmaError(f"no counts: {', '.join(sorted(names - values.keys()))} is missing")
-        given = {name: values[name] for name in names}
+        needed = {field.name for field in fields(cls) if field.default is MISSING}
+        if needed - values.keys():
+            raise DgemmaError(f"no counts: {', '.join(sorted(needed - values.keys()))} is missing")
+        given = {name: values[name] for name in names & values.keys()}
         given["milestones"] = tuple((int(kept), float(at)) for kept, at in given["milestones"])
         given["steps_per_canvas"] = tuple(given["steps_per_canvas"])
         given["converged"] = tuple(given["converged"])
+        given["accepted"] = tuple(given.get("accepted", ()))
         return cls(**given)
 
 
 class Counter:
-    """Listens to a stream of events and counts each request; `pop` hands a finished one out."""
+    """Listens to a stream of one mode's events and counts each request; `pop` hands a finished one out."""
 
-    def __init__(self) -> None:
+    def __init__(self, mode: Mode) -> None:
+        self._mode = mode
         self._open: dict[Hashable, _Running] = {}
         self._done: dict[Hashable, Counts] = {}
 
@@ -105,8 +112,10 @@ class Counter:
             case TokenEvent():
                 running = self._open[event.request]
                 running.milestones.append((event.index + 1, event.seconds))
+            case DraftEvent():
+                self._open[event.request].accepted.append(event.accepted)
             case FinishEvent():
-                self._done[event.request] = self._open.pop(event.request).counts(event)
+                self._done[event.request] = self._open.pop(event.request).counts(event, self._mode)
 
     def pop(self, request: Hashable) -> Counts:
         """The counts of a request whose FinishEvent has been seen."""
@@ -120,6 +129,7 @@ class _Running:
         self.steps: list[int] = []
         self.converged: list[bool] = []
         self.positions = 0
+        self.accepted: list[int] = []
         self.milestones: list[tuple[int, float]] = []
 
     def step(self, event: StepEvent) -> None:
@@ -133,12 +143,12 @@ class _Running:
         self.positions += len(event.ids)
         self.milestones.append((before + event.kept, event.seconds))
 
-    def counts(self, event: FinishEvent) -> Counts:
+    def counts(self, event: FinishEvent, mode: Mode) -> Counts:
         kept = len(event.ids)
         # A stop string may begin in an earlier canvas or token, which shortens what was kept there.
         milestones = [(min(count, kept), at) for count, at in self.milestones]
         return Counts(
-            mode="diffusion" if self.positions else "autoregressive",
+            mode=mode,
             prompt_tokens=self.prompt_tokens,
             kept_tokens=kept,
             passes=event.passes,
@@ -150,6 +160,7 @@ class _Running:
             seconds=event.seconds,
             milestones=tuple(milestones),
             stop_reason=event.stop_reason,
+            accepted=tuple(self.accepted),
         )
 
 
@@ -171,7 +182,7 @@ def summary(counts: Sequence[Counts]) -> dict[str, Any]:
     }
     if all(c.passes is not None for c in counts):
         passes = sum(c.passes or 0 for c in counts)
-        forwards = sum(c.denoising_steps or 0 for c in counts) or passes
+        forwards = sum(c.denoising_steps or 0 for c in counts if c.positions) or passes
         found |= {
             "passes": passes,
             "tokens_per_forward": kept / forwards,
@@ -185,7 +196,19 @@ def summary(counts: Sequence[Counts]) -> dict[str, Any]:
             "converged_canvases": sum(sum(c.converged) for c in counts) / len(steps),
             "wasted_fraction": 1 - kept / positions,
         }
+    rounds = [n for c in counts for n in c.accepted]
+    if rounds:
+        found |= acceptance(rounds)
     return found
+
+
+def acceptance(rounds: Sequence[int]) -> dict[str, Any]:
+    """How many rounds of speculation there were, and how many drafted tokens they accepted."""
+    return {
+        "rounds": len(rounds),
+        "accepted_per_round": sum(rounds) / len(rounds),
+        "accepted_histogram": histogram(rounds),
+    }
 
 
 def histogram(values: Iterable[int]) -> dict[int, int]:

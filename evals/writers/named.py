@@ -1,8 +1,8 @@
 """Writers by the names that a command line gives them.
 
-`nano`, a folder or hub name (diffusion), the same with `:ar` (token by token), `hf:NAME` (any causal model of
-transformers), `gguf:FILE` or `gguf:gemma3-270m` (likewise, from a GGUF file), `http://HOST/v1#MODEL` (an
-OpenAI-compatible server).
+`nano`, a folder or hub name (diffusion), the same with `:ar` (token by token) or `:spec` (drafted, then verified),
+`hf:NAME` (any causal model of transformers), `gguf:FILE` or `gguf:gemma3-270m` (likewise, from a GGUF file),
+`http://HOST/v1#MODEL` (an OpenAI-compatible server).
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from typing import Any
 
 from dgemma_core import RequestError
 from dgemma_core.backends import AUTO
-from dgemma_core.events import Mode
 from dgemma_evals.writers.base import Writer
 from dgemma_evals.writers.hf import HFWriter
-from dgemma_evals.writers.options import FOREIGN, Options
+from dgemma_evals.writers.options import FOREIGN, Options, split_mode
 from dgemma_evals.writers.own import OwnWriter
 from dgemma_evals.writers.server import ServerWriter
 
@@ -44,11 +43,11 @@ def writer(spec: str, *, chat: bool = True, **arguments: Any) -> Writer:
 
 
 def own_writer(spec: str, **arguments: Any) -> OwnWriter:
-    """A checkpoint of this project, with `:ar` at its end token by token."""
+    """A checkpoint of this project, in the mode that its end names (`split_mode`)."""
     backend = arguments.get("backend", AUTO)
     name = " ".join(
         filter(None, [spec, arguments.get("quantize"), backend if backend != AUTO else ""])
     )
-    mode: Mode = "autoregressive" if spec.endswith(":ar") else "diffusion"
-    options = Options.parse(mode, {"pretrained": spec.removesuffix(":ar"), **arguments})
+    checkpoint, mode = split_mode(spec)
+    options = Options.parse(mode, {"pretrained": checkpoint, **arguments})
     return OwnWriter(options, name=name)

@@ -22,7 +22,7 @@ from dgemma_core import (
 from dgemma_core.backends import check_name
 from dgemma_core.events import Mode
 from dgemma_core.files.quantised import scheme
-from dgemma_core.generation.settings import ModeSettings, settings_from
+from dgemma_core.generation.settings import MODES, ModeSettings, settings_from
 from dgemma_core.samplers import SAMPLERS
 from dgemma_evals.hashes import digest, fingerprint
 from dgemma_evals.writers.asked import FOREIGN_ARGUMENTS, LIMITS, Asked
@@ -41,6 +41,8 @@ _WRITING = (
 )  # fmt: skip
 _INTEGERS = (
     "steps",
+    "draft_positions",
+    "draft_steps",
     "soft_top_k",
     "stability_threshold",
     "top_k",
@@ -105,7 +107,7 @@ class Options:
         if self.likelihood not in LIKELIHOODS:
             choices = ", ".join(LIKELIHOODS)
             raise RequestError(f"likelihood: choose one of {choices}, not {self.likelihood}")
-        if self.mode == "autoregressive" and self.likelihood != "ar_encoder":
+        if self.mode != "diffusion" and self.likelihood != "ar_encoder":
             raise RequestError(f"{self.likelihood} is of the denoiser: use --model dgemma for it")
         if self.likelihood == "ar_encoder" and self.likelihood_samples != 64:
             raise RequestError("likelihood_samples has an effect with likelihood=nelbo only")
@@ -129,7 +131,7 @@ class Options:
                 continue
             if name in own:
                 values[name] = _typed(name, value, str(own[name].type))
-            elif name in _WRITING:
+            elif any(name in _allowed(other) for other in MODES):
                 writing[name] = value
             else:
                 valid = ", ".join((*own, *_allowed(mode)))
@@ -141,7 +143,7 @@ class Options:
     ) -> ModeSettings:
         """How to write, with the checkpoint's defaults; `more` are a task's `gen_kwargs`."""
         writing = {**self.writing, **_checked(self.mode, more or {})}
-        if self.mode == "autoregressive":
+        if self.mode != "diffusion":
             return settings_from(self.mode, **writing)
         name = str(writing.pop("sampler", "entropy_bound"))
         steps, soft_top_k = writing.pop("steps", None), writing.pop("soft_top_k", None)
@@ -165,7 +167,7 @@ class Options:
         """Settings of one request, what else it asks (its limit set), and what is ignored of it.
 
         do_sample=False and temperature 0 are what the harness puts into every request: greedy for
-        `dgemma-ar`, and for diffusion "the sampler as it is". Raises RequestError for an argument
+        `dgemma-ar` and `dgemma-spec`, and for diffusion "the sampler as it is". Raises RequestError for an argument
         that is nobody's.
         """
         asked = Asked.of(gen_kwargs)
@@ -173,7 +175,7 @@ class Options:
         given, ignored = dict(asked.rest), {}
         if not asked.do_sample and (asked.do_sample is False or not given.get("temperature")):
             given.pop("temperature", None)
-        elif asked.do_sample and self.mode == "autoregressive":
+        elif asked.do_sample and self.mode != "diffusion":
             given.setdefault("temperature", 1.0)
         elif asked.do_sample:
             ignored["do_sample"] = True  # a diffusion sampler always draws
@@ -185,7 +187,7 @@ class Options:
 
     def _meant(self, given: Mapping[str, Any]) -> tuple[str, ...]:
         """Which of the sampling arguments of other libraries this model's sampler has, too."""
-        if self.mode == "autoregressive":
+        if self.mode != "diffusion":
             return ("temperature",)
         writing = {**self.writing, **given}
         rule = SAMPLERS.get(str(writing.get("sampler", "entropy_bound")))
@@ -233,7 +235,19 @@ def _is_folder(name: str) -> bool:
 
 
 def _allowed(mode: Mode) -> tuple[str, ...]:
-    return ("temperature", "top_k", "top_p") if mode == "autoregressive" else _WRITING
+    """Sampler settings by name: diffusion's are those of its samplers, the others' those of their dataclass."""
+    if mode == "diffusion":
+        return _WRITING
+    return tuple(f.name for f in fields(MODES[mode]) if f.name != "max_new_tokens")
+
+
+def split_mode(spec: str) -> tuple[str, Mode]:
+    """A checkpoint's name and the mode that it is to write in: `nano:ar` → ("nano", "autoregressive")."""
+    name, _, short = spec.rpartition(":")
+    for mode, kind in MODES.items():
+        if name and kind.short == short != "":
+            return name, mode
+    return spec, "diffusion"
 
 
 def _checked(mode: Mode, writing: Mapping[str, Any]) -> dict[str, Any]:
@@ -241,10 +255,11 @@ def _checked(mode: Mode, writing: Mapping[str, Any]) -> dict[str, Any]:
     values = {}
     for name, value in writing.items():
         if name not in _allowed(mode):
-            kind = "no meaning in autoregression" if name in _WRITING else "no meaning here"
+            known = any(name in _allowed(other) for other in MODES)
+            kind = f"no meaning in mode {mode!r}" if known else "no meaning here"
             valid = ", ".join((*_HARNESS, *_allowed(mode)))
             raise RequestError(f"{name} has {kind}: valid are {valid}")
-        if name == "sampler" or value is None:
+        if name in ("sampler", "draft") or value is None:
             values[name] = value
         else:
             values[name] = _typed(name, value, "int" if name in _INTEGERS else "float")

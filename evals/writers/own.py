@@ -23,7 +23,7 @@ from dgemma_core.files.devices import available_memory
 from dgemma_core.files.quantised import held_sizes
 from dgemma_core.files.text import Tokenizer
 from dgemma_core.generation import drain
-from dgemma_core.generation.settings import ModeSettings
+from dgemma_core.generation.settings import AutoregressiveSettings, ModeSettings
 from dgemma_evals.hashes import digest
 from dgemma_evals.writers.asked import Ignored
 from dgemma_evals.writers.base import Written
@@ -64,13 +64,15 @@ class OwnWriter:
         )
         if loaded.tokenizer is None:
             raise RequestError(f"{folder}: no tokenizer.json: the harness needs one")
-        if options.mode == "diffusion" and not loaded.model.config.can_denoise:
+        if options.mode != "autoregressive" and not loaded.model.config.can_denoise:
             raise RequestError(f"{folder}: this checkpoint has no denoiser: use --model dgemma-ar")
         self.name = options.pretrained if name is None else name
         self.loaded: Loaded = replace(loaded, name=options.pretrained)
         self.text: Tokenizer = loaded.tokenizer
         self.settings = options.settings(loaded.generation).resolved(loaded)
-        self.deterministic = options.mode == "autoregressive"
+        self.deterministic = (
+            isinstance(self.settings, AutoregressiveSettings) and not self.settings.temperature
+        )
         self.template = self.render if self.text.template is not None else None
         self.tokenizer_name = (
             f"{options.pretrained}-{digest(self.text.template, options.enable_thinking)}"
@@ -169,7 +171,7 @@ class OwnWriter:
     def _stream_group(
         self, settings: ModeSettings, jobs: Mapping[int, Job]
     ) -> Iterator[tuple[int, Written]]:
-        counter = Counter()
+        counter = Counter(settings.mode)
         ended: list[Any] = []
 
         def hear(event: Event) -> None:

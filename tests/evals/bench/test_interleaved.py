@@ -18,7 +18,7 @@ from dgemma_evals.bench import processes, random_model
 from dgemma_evals.bench import start as bench_start
 from dgemma_evals.bench.interleaved import row
 from dgemma_evals.bench.processes import Measured, Setting, Worker, check_peers, settings
-from dgemma_evals.bench.worker import intervals, kept
+from dgemma_evals.bench.worker import IMPLEMENTATIONS, intervals, kept
 from dgemma_evals.commands.bench import bench_app
 
 TINY = {
@@ -89,6 +89,19 @@ def test_whole_texts_are_judged(folder: Path) -> None:
     assert [i for i, _ in seen] == [0, 1, 2, 0, 1, 2]
     assert found.extra == {"solved": 2, "texts": 6, "kept_tokens": sum(n for _, n in seen)}
     assert len(found.rounds) == 2
+
+
+def test_modes_are_sides_of_whole_texts(folder: Path) -> None:
+    """Drafted texts are those of the causal mode, token for token."""
+    texts: dict[str, list[list[int]]] = {}
+    for name in ("dgemma:ar", "dgemma:spec"):
+        kind = IMPLEMENTATIONS[name]()
+        kind.load(str(folder), "float32", "cpu")
+        texts[name] = kind.write([[20, 21], [22], [23]], batch=2, limit=7, seed=0)
+        with pytest.raises(RequestError, match="bench write"):
+            kind.steps([[20]], count=1, seed=0)
+    assert texts["dgemma:ar"] == texts["dgemma:spec"] and len(texts["dgemma:ar"]) == 3
+    assert check_peers(["dgemma:spec"]) == ["dgemma", "dgemma:spec"]
 
 
 def test_a_worker_that_dies_says_why(tmp_path: Path) -> None:

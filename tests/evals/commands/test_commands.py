@@ -113,7 +113,10 @@ def test_a_quantised_model_by_command_line(dgemma, checkpoint, tmp_path):
             ("--backend=torch", "--model_args", "backend=cpu"),
             "--backend torch and the model argument",
         ),
-        (("--quantize=int4", "--model", "hf"), "--quantize is of the models dgemma and dgemma-ar"),
+        (
+            ("--quantize=int4", "--model", "hf"),
+            "--quantize is of the models dgemma, dgemma-ar, dgemma-spec",
+        ),
     ):
         code, _, err = dgemma(*asked, *own[: 0 if "--model_args" in given else 2], *given)
         (line,) = [line for line in err.splitlines() if line.startswith("dgemma: ")]

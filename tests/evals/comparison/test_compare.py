@@ -275,8 +275,10 @@ def test_tasks_that_cannot_be_compared(monkeypatch, task, says):
         (("--baseline", "hf:x", "--baseline-backend", "torch"), "which hf:x is not"),
         (("--backend", "fast"), "unknown backend 'fast': choose one of auto, torch"),
         (("--model", "hf:x", "--baseline", "hf:x", "--quantize", "int4"), "neither is one"),
-        (("--model", "nano:ar", "--model-arg", "steps=2"), "is not"),
+        (("--model", "nano:ar", "--model-arg", "steps=2"), "no meaning in mode"),
         (("--model", "nano:ar", "--sweep", "steps=2"), "has not"),
+        (("--model", "nano:spec", "--sweep", "steps=2"), "no meaning in mode 'speculative'"),
+        (("--model", "nano:spec", "--model-arg", "draft=bold"), "choose fixed or adaptive"),
         (("--sweep", "temperature=1,2"), "no option"),
         (("--tasks", "dgemma_nano_x"), "no task dgemma_nano_x"),
         (("--baseline", "http://127.0.0.1:9/v1", "--tasks", TASK), "no server there"),
@@ -308,6 +310,28 @@ def test_both_modes_of_a_checkpoint_by_command_line(checkpoint, tmp_path, capsys
     assert (table.kept_tokens <= 128).all() and (table.seconds > 0).all()
     plain = table[(table.side == "model") & ~table.swept]
     assert (plain.passes == 1 + plain.denoising_steps + plain.steps_per_canvas.map(len) - 1).all()
+
+
+def test_speculation_against_the_causal_mode_by_command_line(
+    checkpoint, tmp_path, capsys, monkeypatch
+):
+    """The same texts, each once; every pass is counted, and the report says what a round accepts."""
+    monkeypatch.setattr("sys.argv", ["dgemma", "compare"])
+    with pytest.raises(SystemExit) as ended:
+        app(["compare", "--model", f"{checkpoint}:spec", "--baseline", f"{checkpoint}:ar", "--tasks",
+             TASK, "--limit", "2", "--seeds", "2", "--out", str(tmp_path), "--device", "cpu",
+             "--model-arg", "draft=fixed", "--sweep", "draft_positions=2,5"])  # fmt: skip
+    assert not ended.value.code, capsys.readouterr().err
+    table = pd.read_parquet(tmp_path / "generations.parquet")
+    assert len(table) == 2 * 4, "both sides and both points of the sweep, once a document"
+    assert (table.groupby("doc_id").text.nunique() == 1).all()
+    spec = table[table["mode"] == "speculative"]
+    assert (
+        len(spec) == 6 and (spec.passes == 1 + spec.denoising_steps + spec.accepted.map(len)).all()
+    )
+    side = json.loads((tmp_path / "results.json").read_text())["sides"]["model"]
+    assert side["tokens_per_forward"] == side["tokens_per_pass"] and side["rounds"] > 0
+    assert "accepted a round" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_an_answer_that_depends_on_the_batch_is_found(checkpoint, tmp_path, monk
     assert all(line["texts"][0] != line["texts"][1] for line in changed)
 
 
-@pytest.mark.parametrize("mode", ["", ":ar"])
+@pytest.mark.parametrize("mode", ["", ":ar", ":spec"])
 def test_by_command_line(checkpoint, tmp_path, capsys, monkeypatch, mode):
     monkeypatch.setattr("sys.argv", ["dgemma", "flips"])
     with pytest.raises(SystemExit) as ended:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import tomllib
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from lm_eval.api.instance import Instance
 
 from dgemma_core import DgemmaError, GenerationDefaults, RequestError, sampler_from
+from dgemma_core.generation.settings import MODES
 from dgemma_evals.harness.likelihood import causal_logprobs
-from dgemma_evals.harness.models import DGemma, DGemmaAR
+from dgemma_evals.harness.models import DGemma, DGemmaAR, DGemmaSpec, models
 from dgemma_evals.writers.options import Options
 
 PROMPTS = ("one", "Sort: 3, 1, 2", "a longer prompt than the others", "b", "Reverse the list:")
@@ -30,7 +33,7 @@ def model(checkpoint, kind=DGemma, **arguments):
     return kind(pretrained=str(checkpoint), device="cpu", **arguments)
 
 
-@pytest.mark.parametrize("kind", [DGemma, DGemmaAR])
+@pytest.mark.parametrize("kind", [DGemma, DGemmaAR, DGemmaSpec])
 def test_the_answers_are_those_of_any_batch(checkpoint, kind):
     requests = [writing(prompt, doc) for doc, prompt in enumerate(PROMPTS)]
     alone = model(checkpoint, kind).generate_until(requests, disable_tqdm=True)
@@ -40,6 +43,25 @@ def test_the_answers_are_those_of_any_batch(checkpoint, kind):
         assert lm.generate_until(requests, disable_tqdm=True) == alone
     backwards = model(checkpoint, kind).generate_until(requests[::-1], disable_tqdm=True)
     assert backwards == alone[::-1]
+
+
+def test_drafts_are_of_the_texts_of_the_causal_mode(checkpoint):
+    requests = [writing(prompt, doc) for doc, prompt in enumerate(PROMPTS)]
+    plain = model(checkpoint, DGemmaAR).generate_until(requests, disable_tqdm=True)
+    lm = model(checkpoint, DGemmaSpec, batch_size="3", draft="fixed", draft_positions="4")
+    assert lm.generate_until(requests, disable_tqdm=True) == plain
+    info = lm.get_model_info()
+    assert info["mode"] == "speculative" and info["draft"]["positions"] == 4
+    assert info["written"]["rounds"] > 0 and "canvases" not in info["written"]
+    assert lm.writer.deterministic
+    assert not model(checkpoint, DGemmaSpec, temperature="0.5").writer.deterministic
+
+
+def test_entry_points_name_every_mode():
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
+    declared = project["project"]["entry-points"]["lm_eval.models"]
+    assert declared == {name: f"{kind.__module__}:{kind.__name__}" for name, kind in models()}
+    assert [kind.mode for _, kind in models()] == list(MODES)
 
 
 def test_counts_are_gathered(checkpoint):
@@ -161,10 +183,14 @@ def test_arguments_as_a_command_line_holds_them():
         ("diffusion", {"steps": 0}, "at least 1"),
         ("diffusion", {"steps": 2.5}, "steps: expected int"),
         ("diffusion", {"soft_top_k": 0}, "soft_top_k must be at least 1"),
-        ("autoregressive", {"soft_top_k": 8}, "soft_top_k has no meaning in autoregression"),
+        ("autoregressive", {"soft_top_k": 8}, "soft_top_k has no meaning in mode 'autoregressive'"),
         ("diffusion", {"threshold": 0.5}, "no option 'threshold'"),
-        ("autoregressive", {"steps": 8}, "steps has no meaning in autoregression"),
+        ("autoregressive", {"steps": 8}, "steps has no meaning in mode 'autoregressive'"),
         ("autoregressive", {"likelihood": "nelbo"}, "of the denoiser"),
+        ("speculative", {"steps": 8}, "steps has no meaning in mode 'speculative'"),
+        ("speculative", {"draft": "bold"}, "choose fixed or adaptive"),
+        ("speculative", {"draft_positions": "many"}, "draft_positions: expected int"),
+        ("diffusion", {"draft": "fixed"}, "draft has no meaning in mode 'diffusion'"),
         ("diffusion", {"likelihood": "exact"}, "choose one of"),
         ("diffusion", {"likelihood_samples": 8}, "likelihood=nelbo only"),
         ("diffusion", {"batch_size": "many"}, "a number or auto"),
@@ -190,7 +216,7 @@ def test_a_wrong_argument_is_one_clear_line(mode, given, says):
     [
         (DGemma, {"colour": 4}, "colour has no meaning"),
         (DGemmaAR, {"max_gen_toks": 0}, "a whole number from 1"),
-        (DGemmaAR, {"entropy_bound": 0.1}, "no meaning in autoregression"),
+        (DGemmaAR, {"entropy_bound": 0.1}, "no meaning in mode"),
         (DGemma, {"max_gen_toks": 5000}, "no room for a prompt"),
     ],
 )
@@ -208,14 +234,14 @@ def test_generation_arguments_have_an_effect(checkpoint):
     assert hot != warm.generate_until([writing("one")], True)
 
 
-@pytest.mark.parametrize("kind", [DGemma, DGemmaAR])
+@pytest.mark.parametrize("kind", [DGemma, DGemmaAR, DGemmaSpec])
 def test_arguments_of_public_tasks_do_not_end_a_run(checkpoint, kind):
     """They are honoured, or ignored and named in the results."""
     lm = model(checkpoint, kind)
     brought = {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "num_beams": 1}
     lm.generate_until([writing("one", **brought), writing("b", **brought)], True)
     ignored = lm.get_model_info()["ignored_arguments"]
-    honoured = {"do_sample", "temperature"} if kind is DGemmaAR else set()
+    honoured = {"do_sample", "temperature"} if kind is not DGemma else set()
     assert set(ignored) == brought.keys() - honoured and ignored["top_p"] == [0.95]
     plain = model(checkpoint, kind)
     short = plain.writer.write(writing("one", max_gen_toks=None, max_completion_tokens=2), 0, {})
@@ -241,7 +267,7 @@ def test_auto_batch_fits_the_memory(checkpoint):
     assert 1 <= model(checkpoint, batch_size="auto", max_batch_size="5").writer.batch <= 5
 
 
-@pytest.mark.parametrize("kind", [DGemma, DGemmaAR])
+@pytest.mark.parametrize("kind", [DGemma, DGemmaAR, DGemmaSpec])
 def test_the_backend_is_chosen_and_named(checkpoint, kind):
     answers, identities = set(), set()
     for name in ("torch", "cpu"):
@@ -252,7 +278,7 @@ def test_the_backend_is_chosen_and_named(checkpoint, kind):
     assert len(answers) == 1 and len(identities) == 2  # float32: the same ids
 
 
-@pytest.mark.parametrize("kind", [DGemma, DGemmaAR])
+@pytest.mark.parametrize("kind", [DGemma, DGemmaAR, DGemmaSpec])
 def test_a_quantised_model_says_so(checkpoint, kind):
     plain = model(checkpoint, kind)
     assert plain.get_model_info()["model_quantize"] is None

@@ -14,7 +14,7 @@ def count(answer, *, mode="diffusion", limit=32, stop=()):
     """Counts of a text that the model is sure of."""
     scripted = tiny.Scripted(answer, prompt=len(PROMPT))
     loaded = tiny.loaded(scripted)
-    counter = Counter()
+    counter = Counter(mode)
     request = Request(PROMPT, max_new_tokens=limit, stop=stop, id="r")
     for event in Settings(mode).events(loaded, [request]):
         counter(event)
@@ -42,6 +42,31 @@ def test_the_same_text_token_by_token():
     assert counts.steps_per_canvas == () and counts.positions == 0
     assert counts.wasted_fraction is None and counts.tokens_per_forward == 1
     assert [kept for kept, _ in counts.milestones] == [1, 2, 3, 4]
+
+
+def test_the_same_text_by_drafts():
+    """The scripted causal mode is sure of its text; its denoiser drafts the same."""
+    counts, _ = count([*words("12345678901"), tiny.TURN_END], mode="speculative")
+    plain, _ = count([*words("12345678901"), tiny.TURN_END], mode="autoregressive")
+    assert counts.mode == "speculative" and counts.kept_tokens == plain.kept_tokens == 12
+    assert [kept for kept, _ in counts.milestones] == list(range(1, 13))
+    assert counts.passes == 1 + counts.denoising_steps + len(counts.accepted)
+    # A round writes what it accepts and one token more; the last may be cut by the end.
+    assert sum(counts.accepted) + len(counts.accepted) >= 11 > 0
+    assert counts.tokens_per_forward == counts.tokens_per_pass == 12 / counts.passes
+    assert counts.wasted_fraction is None
+    total = summary([counts, counts])
+    assert total["tokens_per_forward"] == 12 / counts.passes
+    assert total["rounds"] == 2 * len(counts.accepted)
+    assert total["accepted_per_round"] == sum(counts.accepted) / len(counts.accepted)
+    assert sum(total["accepted_histogram"].values()) == total["rounds"]
+    assert Counts.from_json(counts.to_json()) == counts
+
+
+def test_records_of_before_know_no_rounds():
+    counts, _ = count([20, 21, 22, tiny.TURN_END], mode="autoregressive")
+    old = {name: value for name, value in counts.to_json().items() if name != "accepted"}
+    assert Counts.from_json(old) == counts
 
 
 def test_stop_string_across_canvases():
