@@ -105,8 +105,8 @@ class Ours:
         from dgemma_core.config import GenerationDefaults
         from dgemma_core.events import FinishEvent
         from dgemma_core.files.checkpoint import Loaded
-        from dgemma_core.request import Request
         from dgemma_core.generation.settings import settings_from
+        from dgemma_core.request import Request
 
         requests = [
             Request(prompt, seed=seed, max_new_tokens=limit, id=i)
