@@ -14,7 +14,8 @@ from dgemma_core.config import GenerationDefaults, LayerConfig, ModelConfig, Tex
 from dgemma_core.errors import RequestError
 from dgemma_core.files.text import Tokenizer, load_tokenizer
 from dgemma_core.train.distillation import Teacher
-from dgemma_core.train.training import Recipe, Text
+from dgemma_core.train.recipe import Recipe
+from dgemma_core.train.texts import Text
 
 NANO = Path(__file__).parent / "weights"
 TURN_END = "<turn|>"
@@ -32,7 +33,7 @@ class NamedRecipe:
     teacher: Teacher | None = None
     """For distillation: how the model that the run begins with writes what is learnt from (distillation.py)."""
     own_steps: int = 0
-    """The most denoising steps that the model makes itself on a canvas before it learns from it (`training.walk`)."""
+    """The most denoising steps that the model makes on a canvas before it learns from it (train/own_steps.py)."""
 
     @property
     def mix(self) -> tuple[str, ...]:
@@ -371,7 +372,7 @@ class FamilyTexts:
         return Text(
             tuple(self.tokenizer.chat_ids(example.prompt)),
             tuple(self.tokenizer.encode(example.answer)),
-            steps=rng.randint(1, self.own_steps) if walked else 0,
+            own_steps=rng.randint(1, self.own_steps) if walked else 0,
         )
 
 

@@ -2,8 +2,9 @@
 
 Notable:
 - the causal pass over the clean text keeps its keys; the canvas reads them, and its gradient flows back through them;
-- shapes recur: clean text is padded to a multiple of `ROUNDED` tokens and each expert's slice to one of `SLICE`, since
-  a CPU prepares its matrix products anew for every shape that it has not seen (a quarter of the time, measured);
+- shapes recur: clean text is padded to a multiple of `batches.ROUNDED` tokens and each expert's slice to one of
+  `SLICE`, since a CPU prepares its matrix products anew for every shape that it has not seen (a quarter of the time,
+  measured);
 - all of it is plain torch: torch.compile made one thread 1.4 times as fast and two threads no faster, after five
   minutes of compiling.
 
@@ -24,9 +25,8 @@ from dgemma_core.layers import Layer, working_dtype
 from dgemma_core.model import DiffusionGemma
 
 if TYPE_CHECKING:
-    from dgemma_core.train.training import Batch
+    from dgemma_core.train.batches import Batch
 
-ROUNDED = 16
 SLICE = 128
 
 
@@ -39,15 +39,20 @@ class DensePass:
         self.keys: list[tuple[Tensor, Tensor]] = []
         self.routings: list[Routing] = []
         window = model.config.text.sliding_window
-        rows, span = batch.clean.shape
-        # Canvas masks, one a kind of layer: the row's own prefix (on sliding layers its end), then the whole canvas.
+        span = batch.clean.shape[1]
+        # Canvas masks of every group, one a kind of layer: the row's own prefix (on sliding layers its end), then the
+        # whole canvas.
         position = torch.arange(span, device=model.device)
-        length = batch.prefix.to(model.device).unsqueeze(1)
-        canvas = torch.ones(rows, batch.canvas.shape[1], dtype=torch.bool, device=model.device)
-        inside = position < length
-        recent = inside & (position >= length - (window - 1))
-        self.full = _bias(torch.cat((inside, canvas), dim=1).unsqueeze(1))  # (B, 1, T + C)
-        self.sliding = _bias(torch.cat((recent, canvas), dim=1).unsqueeze(1))
+        self.full, self.sliding = [], []
+        for group in batch.canvases:
+            length = group.prefix.to(model.device).unsqueeze(1)
+            canvas = torch.ones(group.tokens.shape, dtype=torch.bool, device=model.device)
+            inside = position < length
+            recent = inside & (position >= length - (window - 1))
+            self.full.append(
+                _bias(torch.cat((inside, canvas), dim=1).unsqueeze(1))
+            )  # (B, 1, T + C)
+            self.sliding.append(_bias(torch.cat((recent, canvas), dim=1).unsqueeze(1)))
         behind = position.unsqueeze(1) - position
         self.causal = _bias(behind >= 0).unsqueeze(0)  # (1, T, T)
         self.banded = _bias((behind >= 0) & (behind < window)).unsqueeze(0)
@@ -63,16 +68,21 @@ class DensePass:
         )
 
     def denoise(
-        self, canvas: Tensor, soft_embedding: Tensor | None, rows: slice = slice(None)
+        self,
+        canvas: Tensor,
+        soft_embedding: Tensor | None,
+        group: int = 0,
+        rows: slice = slice(None),
     ) -> Tensor:
-        """The bidirectional mode over noised canvases (rows, C) → hidden (rows, C, D)."""
+        """The bidirectional mode over noised canvases (rows, C) of a group → hidden (rows, C, D)."""
         model = self.model
         assert model.self_conditioning is not None
-        prefix = self.batch.prefix.to(canvas.device)[rows].unsqueeze(1)
+        prefix = self.batch.canvases[group].prefix.to(canvas.device)[rows].unsqueeze(1)
         positions = prefix + torch.arange(canvas.shape[1], device=canvas.device)
         x = model.self_conditioning(model.embed(canvas), soft_embedding)
         scalars = model.decoder_scalars()
-        return self._run(x, positions, scalars, self.full[rows], self.sliding[rows], rows)
+        full, sliding = self.full[group][rows], self.sliding[group][rows]
+        return self._run(x, positions, scalars, full, sliding, rows)
 
     def _run(
         self,
@@ -143,17 +153,17 @@ def run_experts(experts: Experts, x: Tensor, chosen: Tensor) -> Tensor:
     flat, pairs = x.reshape(-1, x.shape[-1]), chosen.flatten()
     order = pairs.argsort(stable=True)
     counts = torch.bincount(pairs, minlength=count)
-    room = -(-int(counts.max()) // SLICE) * SLICE
+    size = -(-int(counts.max()) // SLICE) * SLICE
     sorted_experts = pairs[order]
     starts = counts.cumsum(0) - counts
     place = torch.arange(len(pairs), device=x.device) - starts[sorted_experts]
-    place = place + sorted_experts * room  # of the sorted pairs, in (E · room)
+    place = place + sorted_experts * size  # of the sorted pairs, in (E · size)
     slot = torch.empty_like(pairs).index_copy_(0, order, place)
-    token = pairs.new_full((count * room,), len(flat)).index_copy_(0, place, order // k)
-    pair = pairs.new_full((count * room,), len(pairs)).index_copy_(0, place, order)
+    token = pairs.new_full((count * size,), len(flat)).index_copy_(0, place, order // k)
+    pair = pairs.new_full((count * size,), len(pairs)).index_copy_(0, place, order)
     dtype = working_dtype(x)
     rows = cast(Tensor, _Rearranged.apply(flat.to(dtype), token, slot.view(-1, k)))
-    hidden = torch.bmm(rows.view(count, room, -1), experts.gate_up_proj.to(dtype).mT)
+    hidden = torch.bmm(rows.view(count, size, -1), experts.gate_up_proj.to(dtype).mT)
     gate, up = hidden.chunk(2, dim=-1)
     inner = F.gelu(gate, approximate="tanh") * up
     outputs = torch.bmm(inner, experts.down_proj.to(dtype).mT).flatten(0, 1)

@@ -29,7 +29,7 @@ from dgemma_core.events import FinishEvent, StepEvent
 from dgemma_core.facts.machine import cores
 from dgemma_core.request import Request
 from dgemma_core.samplers import EntropyBound
-from dgemma_core.train.training import Look, Text
+from dgemma_core.train.texts import Snapshot, Text
 
 if TYPE_CHECKING:
     from dgemma_core.files.text import Tokenizer
@@ -68,19 +68,18 @@ class Trajectory:
     canvases: tuple[tuple[tuple[int, ...], ...], ...]
     """Of each canvas, the tokens (C,) that each step read."""
 
-    def look(self, rng: Random) -> Text:
-        """The text, seen at one of its steps, all equally likely; without a look where it has no steps."""
+    def text(self, rng: Random) -> Text:
+        """The text, seen at one of its steps, all equally likely; without a snapshot where it has no steps."""
         places = [(j, k) for j, steps in enumerate(self.canvases) for k in range(len(steps))]
         if not places:
             return Text(self.prompt, self.answer)
         j, k = rng.choice(places)
         steps = self.canvases[j]
-        look = Look(j, steps[k], steps[k - 1] if k else None)
-        return Text(self.prompt, self.answer, look)
+        return Text(self.prompt, self.answer, Snapshot(j, steps[k], steps[k - 1] if k else None))
 
 
 class TeacherTexts:
-    """Training text number i: a look at one of the trajectories. A function of i alone, so a run resumes.
+    """Training text number i: a snapshot of one of the trajectories. A function of i alone, so a run resumes.
 
     first: number of the first problem, so that runs draw different ones.
     """
@@ -101,12 +100,12 @@ class TeacherTexts:
         self._block: tuple[int, list[Trajectory]] = (-1, [])
 
     def __call__(self, index: int) -> Text:
-        # A block is gone through once and again, so that a trajectory's uses lie apart.
+        # A block is gone through several times, so that the uses of a trajectory are far from each other.
         block, place = divmod(index, self.settings.block * self.settings.uses)
         if self._block[0] != block:
             self._block = (block, self._made(block))
         found = self._block[1]
-        return found[place % len(found)].look(Random(index))
+        return found[place % len(found)].text(Random(index))
 
     def _made(self, block: int) -> list[Trajectory]:
         """What is learnt from one block, in the order of its problems."""

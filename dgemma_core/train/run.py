@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
     from dgemma_core.model import DiffusionGemma
     from dgemma_core.nano.recipes import NamedRecipe
-    from dgemma_core.train.training import Progress, Text, Trainer
+    from dgemma_core.train.checkpoints import Progress
+    from dgemma_core.train.loop import Trainer
+    from dgemma_core.train.texts import Text
 
 TEACHER = "teacher"
 """Folder, within a distillation's, of the model that it began with."""
@@ -38,7 +40,8 @@ def make_trainer(
     from dgemma_core.model import DiffusionGemma
     from dgemma_core.nano.recipes import FamilyTexts, nano_tokenizer, turn_end
     from dgemma_core.train.distillation import TeacherTexts
-    from dgemma_core.train.training import Trainer, initialise
+    from dgemma_core.train.initial import initialise
+    from dgemma_core.train.loop import Trainer
 
     tokenizer = nano_tokenizer()
     model = DiffusionGemma(recipe.config)

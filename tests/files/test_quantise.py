@@ -419,7 +419,7 @@ def test_saving_a_quantised_model(folder: Path, tmp_path: Path) -> None:
 
 def test_training_a_quantised_model(folder: Path, tmp_path: Path) -> None:
     from dgemma_core.nano.recipes import FIRST
-    from dgemma_core.train.training import Trainer
+    from dgemma_core.train import Trainer
 
     model = load_model(folder, quantize="int4", device="cpu")
     line = r"^a quantised model cannot be trained: [^\n]+$"

@@ -18,6 +18,8 @@ from dgemma_core.model import DiffusionGemma
 from dgemma_core.nano.families import family, training_example
 from dgemma_core.nano.recipes import DISTIL, NANO, nano_tokenizer
 from dgemma_core.request import Request
+from dgemma_core.train import Recipe, Text
+from dgemma_core.train.batches import Place, collate
 from dgemma_core.train.distillation import (
     Teacher,
     TeacherTexts,
@@ -25,8 +27,10 @@ from dgemma_core.train.distillation import (
     corrected_trajectories,
     trajectories,
 )
+from dgemma_core.train.loss import loss
+from dgemma_core.train.noise import noisy_canvases
 from dgemma_core.train.run import make_trainer
-from dgemma_core.train.training import Look, Recipe, Text, collate, looks, loss
+from dgemma_core.train.texts import Snapshot
 from tests.core import tiny
 
 END = 1
@@ -63,15 +67,15 @@ def test_trajectories_are_the_samplers(teacher: DiffusionGemma) -> None:
         assert trajectory.canvases[0] == tuple(steps)
 
 
-def test_a_look_is_at_one_step() -> None:
+def test_a_snapshot_is_of_one_step() -> None:
     steps = (((5, 6), (7, 6)), ((8, 9),))
     trajectory = Trajectory((2, 3), (7, 6, 8), steps)
-    looks = [trajectory.look(Random(i)) for i in range(60)]
-    assert all(text.prompt == (2, 3) and text.answer == (7, 6, 8) for text in looks)
-    assert {text.look for text in looks} == {
-        Look(0, (5, 6), None),
-        Look(0, (7, 6), (5, 6)),
-        Look(1, (8, 9), None),
+    texts = [trajectory.text(Random(i)) for i in range(60)]
+    assert all(text.prompt == (2, 3) and text.answer == (7, 6, 8) for text in texts)
+    assert {text.snapshot for text in texts} == {
+        Snapshot(0, (5, 6), None),
+        Snapshot(0, (7, 6), (5, 6)),
+        Snapshot(1, (8, 9), None),
     }
 
 
@@ -99,7 +103,7 @@ def test_corrected_trajectories_lead_to_the_canonical_answer(teacher: DiffusionG
         assert trajectory.answer == tuple(tokenizer.encode(problems[i].answer))
         if problems[i].family == "prose":
             assert trajectory.canvases == ()
-            assert trajectory.look(Random(0)) == Text(trajectory.prompt, trajectory.answer)
+            assert trajectory.text(Random(0)) == Text(trajectory.prompt, trajectory.answer)
             continue
         place = len(trajectory.canvases) - 1
         places.add(place)
@@ -110,7 +114,7 @@ def test_corrected_trajectories_lead_to_the_canonical_answer(teacher: DiffusionG
             if isinstance(event, StepEvent)
         ]
         assert trajectory.canvases == ((),) * place + (tuple(steps),)
-        assert trajectory.look(Random(0)).look.canvas == place  # type: ignore[union-attr]
+        assert trajectory.text(Random(0)).snapshot.canvas == place  # type: ignore[union-attr]
     assert len(places) > 1, "answers of one canvas only prove little"
 
 
@@ -125,50 +129,53 @@ def test_a_teacher_that_solves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_collate_puts_conditioned_rows_first() -> None:
-    looks = [Look(0, (9, 9), None), Look(1, (8, 9), (9, 8)), Look(0, (7, 9), (9, 7))]
-    texts = [Text((2,), (4, 5, 6), look) for look in looks]
-    batch = collate(texts, 2, END, [0, 0, 0])
-    assert batch.noisy is not None and batch.before is not None
-    assert batch.noisy.tolist() == [[8, 9], [7, 9], [9, 9]]
+    snapshots = [
+        Snapshot(0, (9, 9), None),
+        Snapshot(1, (8, 9), (9, 8)),
+        Snapshot(0, (7, 9), (9, 7)),
+    ]
+    texts = [Text((2,), (4, 5, 6), each) for each in snapshots]
+    batch = collate(texts, 2, END, [[Place(0)]] * 3)
+    assert batch.snapshot is not None and batch.before is not None
+    assert batch.snapshot.tolist() == [[8, 9], [7, 9], [9, 9]]
     assert batch.before.tolist() == [[9, 8], [9, 7]]
-    assert batch.canvas.tolist() == [[6, 1], [4, 5], [4, 5]]
-    assert batch.prefix.tolist() == [3, 1, 1]
+    assert batch.canvases[0].tokens.tolist() == [[6, 1], [4, 5], [4, 5]]
+    assert batch.canvases[0].prefix.tolist() == [3, 1, 1]
 
 
 def test_rows_that_were_not_seen_are_noised_and_stand_between() -> None:
-    model = tiny.model(2)
-    looks_at = [None, Look(0, (9, 9), None), Look(0, (7, 9), (9, 7)), None]
-    texts = [Text((2,), (4, 5 + i, 6), look) for i, look in enumerate(looks_at)]
-    batch = collate(texts, 2, END, [0, 1, 1, 0])
-    assert batch.noisy is not None and batch.before is not None
-    assert batch.noisy.tolist() == [[7, 9], [-1, -1], [-1, -1], [9, 9]]
-    assert batch.canvas.tolist() == [[4, 7], [4, 5], [4, 8], [4, 6]]
+    snapshots = [None, Snapshot(0, (9, 9), None), Snapshot(0, (7, 9), (9, 7)), None]
+    texts = [Text((2,), (4, 5 + i, 6), each) for i, each in enumerate(snapshots)]
+    batch = collate(texts, 2, END, [[Place(2 * i)] * 2 for i in (0, 1, 1, 0)])
+    assert batch.snapshot is not None and batch.before is not None
+    assert batch.snapshot.tolist() == [[7, 9], [-1, -1], [-1, -1], [9, 9]]
+    assert batch.canvases[0].tokens.tolist() == [[4, 7], [4, 5], [4, 8], [4, 6]]
     recipe = Recipe(steps=1, warmup=0, noisings=2)
     generator = torch.Generator().manual_seed(0)
-    (first, before), (second, own) = looks(model, batch, recipe, generator)
+    (first, before), (second, own) = noisy_canvases(batch, recipe, 48, generator)
     assert first[[0, 3]].tolist() == [[7, 9], [9, 9]] and (first >= 0).all()
     assert before.tolist() == [[9, 7], first[1].tolist()], "half of what was not seen, as published"
     assert torch.equal(own, second[:2]), "the second noise is drawn for every row"
 
 
 def test_the_loss_is_of_the_teachers_last_canvas() -> None:
-    """Row by row through `encode` and `denoise`, conditioned on a look at the step before."""
+    """Row by row through `encode` and `denoise`, conditioned on the step before."""
     model = tiny.model(2)
     texts = [
-        Text((20, 21), (30, 31, 32), Look(0, (9, 40, 32, 1, 1, 2, 3, 4), None)),
-        Text((22,), (33, 34), Look(0, (33, 9, 9, 1, 5, 6, 7, 8), (1, 2, 3, 4, 5, 6, 7, 8))),
+        Text((20, 21), (30, 31, 32), Snapshot(0, (9, 40, 32, 1, 1, 2, 3, 4), None)),
+        Text((22,), (33, 34), Snapshot(0, (33, 9, 9, 1, 5, 6, 7, 8), (1, 2, 3, 4, 5, 6, 7, 8))),
     ]
-    batch = collate(texts, 8, END, [0, 0])
+    batch = collate(texts, 8, END, [[Place(0)]] * 2)
     with torch.no_grad():
         ours = loss(model, batch, Recipe(steps=1, warmup=0), torch.Generator())
     total = []
     for text in texts:
-        assert text.look is not None
+        assert text.snapshot is not None
         cache, soft = model.encode([text.prompt]), None
-        if text.look.before is not None:
-            p = model.logits(model.denoise(torch.tensor([text.look.before]), cache)).softmax(-1)
+        if text.snapshot.before is not None:
+            p = model.logits(model.denoise(torch.tensor([text.snapshot.before]), cache)).softmax(-1)
             soft = p @ model.embed_tokens.weight * 16**0.5
-        logits = model.logits(model.denoise(torch.tensor([text.look.tokens]), cache, soft))[0]
+        logits = model.logits(model.denoise(torch.tensor([text.snapshot.tokens]), cache, soft))[0]
         clean = torch.tensor(text.answer + (END,) * (8 - len(text.answer)))
         total.append(F.cross_entropy(logits, clean, reduction="none"))
     torch.testing.assert_close(ours.canvas, torch.cat(total).mean(), rtol=1e-5, atol=1e-5)

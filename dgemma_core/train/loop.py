@@ -1,0 +1,211 @@
+"""The training loop: one update a step, in a folder that a killed run resumes from to the same numbers.
+
+Notable:
+- micro-batches run side by side, one CPU thread each; their gradients are added up in one order, so the number of
+  workers changes no number;
+- where the device multiplies bfloat16 fast, passes run on a bfloat16 copy of the matrices that is refreshed once a
+  step; weights, gradients' sum and optimiser stay in float32;
+- batch, noise and order of step s are functions of (seed, s).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from dgemma_core.errors import RequestError
+from dgemma_core.facts.machine import bfloat16_multiplies
+from dgemma_core.model import DiffusionGemma
+from dgemma_core.train import checkpoints
+from dgemma_core.train.batches import Batch, batches, generator_of
+from dgemma_core.train.checkpoints import Progress
+from dgemma_core.train.loss import loss
+from dgemma_core.train.optimiser import MuonAdamW
+from dgemma_core.train.recipe import Recipe
+from dgemma_core.train.texts import Text
+
+Validate = Callable[[DiffusionGemma], dict[str, float]]
+"""Measures the model on held-out examples: figures by name."""
+
+
+class Trainer:
+    """A run in a folder (checkpoints.py says which files it writes)."""
+
+    def __init__(
+        self,
+        model: DiffusionGemma,
+        texts: Callable[[int], Text],
+        recipe: Recipe,
+        folder: Path,
+        *,
+        end: int,
+        workers: int = 1,
+        validate: Validate | None = None,
+        validate_every: int = 0,
+    ) -> None:
+        """end: the token that fills a canvas behind its text. workers: micro-batches that are run side by side, each on
+        one thread; the numbers stay the same. validate_every: steps between validations; 0: none."""
+        self.model = model
+        self.texts = texts
+        self.recipe = recipe
+        self.folder = folder
+        self.end = end
+        self.validate = validate
+        self.validate_every = validate_every
+        self.progress = Progress()
+        self.stopping = False
+        """Set by whoever wants the run to save and stop after the step at hand."""
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+        self.optimiser = MuonAdamW(
+            model,
+            lr=recipe.learning_rate,
+            matrix_lr=recipe.matrix_learning_rate,
+            betas=recipe.betas,
+            weight_decay=recipe.weight_decay,
+        )
+        self.half = bfloat16_multiplies(model.device)
+        self.working = _working_copy(model) if self.half else model
+        self.workers = None
+        if workers > 1:
+            self.workers = ThreadPoolExecutor(
+                workers, initializer=torch.set_num_threads, initargs=(1,)
+            )
+
+    def step(self, micro: Sequence[Batch]) -> dict[str, float]:
+        """One update from the gradients of all micro-batches; returns the figures of the learning curve."""
+        step = self.progress.step
+        self.optimiser.set_rate(self.recipe.rate_at(step))
+        if self.working is not self.model:
+            _refresh(self.working, self.model)
+        part = partial(self._part, step, len(micro))
+        # The longest come first, so that no worker is left with one at the end.
+        order = range(len(micro) - 1, -1, -1)
+        if self.workers is None:
+            done = {m: part(m, micro[m]) for m in order}
+        else:
+            running = {m: self.workers.submit(part, m, micro[m]) for m in order}
+            done = {m: future.result() for m, future in running.items()}
+        sums = torch.zeros(3)
+        parameters = list(self.model.parameters())
+        for m in range(len(micro)):  # added up in one order, whatever the workers
+            gradients, values = done[m]
+            sums += values
+            if m == 0:
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter.grad = gradient.float()
+            else:
+                totals = [cast(Tensor, parameter.grad) for parameter in parameters]
+                torch._foreach_add_(totals, [gradient.float() for gradient in gradients])
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.recipe.clip)
+        canvas, autoregressive, balance = sums.tolist()
+        figures = {
+            "canvas_loss": canvas,
+            "autoregressive_loss": autoregressive,
+            "balance": balance,
+            "gradient_norm": float(norm),
+        }
+        if not all(math.isfinite(value) for value in figures.values()):
+            raise RequestError(
+                f"training diverged at step {step} ({figures}); start anew with a lower learning rate"
+            )
+        self.optimiser.step()
+        return figures
+
+    def _part(
+        self, step: int, count: int, m: int, batch: Batch
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Micro-batch m's share of the gradients, and its three losses."""
+        generator = generator_of(self.recipe.seed, 2, step, m)
+        model = self.working
+        # Autocast's cache of weights is one for all threads, which would mix the workers' gradients.
+        with torch.autocast(
+            model.device.type, dtype=torch.bfloat16, enabled=self.half, cache_enabled=False
+        ):
+            parts = loss(model, batch, self.recipe, generator)
+        total = parts.total(self.recipe) / count
+        gradients = torch.autograd.grad(
+            total, list(model.parameters()), allow_unused=True, materialize_grads=True
+        )
+        values = torch.stack((parts.canvas, parts.autoregressive, parts.balance))
+        return gradients, values.detach().float().cpu() / count
+
+    def run(
+        self,
+        *,
+        minutes: float | None = None,
+        checkpoint_minutes: float = 5.0,
+        curve_every: int = 25,
+        report: Callable[[Progress, dict[str, float]], None] | None = None,
+    ) -> bool:
+        """Trains until the recipe's last step (True), or until `minutes` of this sitting are over or `stopping` is set
+        (False unless that was the last step). Saves at its end, and every `checkpoint_minutes`."""
+        begun = saved = time.monotonic()
+        before = self.progress.seconds
+        canvas_length = self.model.config.canvas_length
+        for micro in batches(self.texts, self.recipe, canvas_length, self.end, self.progress.step):
+            figures = self.step(micro)
+            progress = self.progress
+            progress.add(figures)
+            progress.seconds = before + time.monotonic() - begun
+            last = progress.step == self.recipe.steps
+            if progress.step % curve_every == 0:
+                progress.close_row(self.recipe.batch_size)
+            if report is not None:
+                report(progress, {**figures, "tokens": sum(batch.tokens for batch in micro)})
+            self._validate_if_due()
+            now = time.monotonic()
+            progress.seconds = before + now - begun
+            over = self.stopping or (minutes is not None and now - begun > minutes * 60)
+            if over or now - saved > checkpoint_minutes * 60:
+                self.save()
+                saved = now
+            if over:
+                return last
+        self.save()
+        return True
+
+    def _validate_if_due(self) -> None:
+        step = self.progress.step
+        due = self.validate_every and step % self.validate_every == 0
+        if self.validate is None or not (due or step == self.recipe.steps):
+            return
+        found = self.validate(self.model)
+        self.progress.validation.append({"step": step, **found})
+
+    def save(self) -> None:
+        """Writes a checkpoint atomically; CheckpointError where it cannot be written."""
+        checkpoints.save(self.folder, self.recipe, self.progress, self.model, self.optimiser)
+
+    def resume(self) -> bool:
+        """Takes up the folder's last checkpoint; False where there is none. Raises CheckpointError if it is damaged
+        or belongs to another recipe."""
+        found = checkpoints.load(self.folder, self.recipe, self.model, self.optimiser)
+        if found is None:
+            return False
+        self.progress = found
+        return True
+
+
+def _working_copy(model: DiffusionGemma) -> DiffusionGemma:
+    """A copy of the model with its matrices in bfloat16; vectors and scalars stay in float32."""
+    working = copy.deepcopy(model)
+    for parameter in working.parameters():
+        if parameter.dim() >= 2:
+            parameter.data = parameter.data.bfloat16()
+    return working
+
+
+@torch.no_grad()
+def _refresh(working: DiffusionGemma, model: DiffusionGemma) -> None:
+    """Copies the model's weights."""
+    torch._foreach_copy_(list(working.parameters()), list(model.parameters()))
