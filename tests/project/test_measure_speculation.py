@@ -1,0 +1,69 @@
+"""The script that measures speculation: rules from arguments, agreement by hand, and a whole small run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dgemma_core import RequestError
+from dgemma_core.events import DraftEvent
+from dgemma_core.speculation import AdaptiveDraft, FixedDraft
+from scripts import measure_speculation as script
+
+
+def test_rules_from_arguments() -> None:
+    assert script.parse_rule("adaptive") == AdaptiveDraft()
+    assert script.parse_rule("fixed:positions=16,steps=2") == FixedDraft(positions=16, steps=2)
+    assert script.parse_rule("fixed:least_probability=0.5").plan([], 8).least_probability == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("bold", "choose one of fixed, adaptive"),
+        ("fixed:size=3", "fixed has positions, steps, least_probability$"),
+        ("fixed:positions", "expected OPTION=NUMBER"),
+        ("fixed:positions=many", "expected OPTION=NUMBER"),
+        ("fixed:positions=1", "at least 2"),
+    ],
+)
+def test_a_wrong_rule_is_one_clear_line(text: str, says: str) -> None:
+    with pytest.raises(RequestError, match=says):
+        script.parse_rule(text)
+
+
+def test_agreement_is_of_positions_that_the_text_has() -> None:
+    draft = DraftEvent("r", 0, 1, (11, 12, 9, 14, 9), (1.0,) * 5, 1, 3, 1, 13, 0.0)
+    assert script.agreement(draft, [10, 11, 12, 13, 14]) == (2, 3)
+    assert script.agreement(draft, [10, 11]) == (0, 0)
+
+
+def test_a_small_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every text equals the causal mode's; times and tables name every rule; passes add up."""
+    out = tmp_path / "speculation" / "measured.json"
+    arguments = ["--draft", "adaptive", "--draft", "fixed:positions=8", "--families", "chain_sum",
+                 "json", "--count", "2", "--timed", "1", "--repeats", "2", "--batches", "1",
+                 "--batch", "2", "--out", str(out)]  # fmt: skip
+    monkeypatch.setattr("sys.argv", ["measure_speculation.py", *arguments])
+    script.main()
+    record = json.loads(out.read_text())
+    assert list(record["families"]) == ["chain_sum", "json"]
+    for row in record["families"].values():
+        for draft in row["drafts"].values():
+            assert draft["equal_texts"] == row["documents"] == 2 and draft["different"] == []
+            assert draft["solved"] == row["autoregressive"]["solved"]
+            agreed, of = draft["first_draft_agrees"]
+            assert 0 <= agreed <= of and of > 0
+            assert sum(draft["accepted_histogram"].values()) == draft["rounds"]
+            # the prompt's pass, then a draft of one step and a verification a round
+            assert draft["passes"] == row["documents"] + 2 * draft["rounds"]
+        assert 0.5 < row["autoregressive"]["tokens_per_pass"] <= 1
+    (speed,) = record["speed"]
+    assert list(speed["ways"]) == ["diffusion", "autoregressive", "adaptive", "fixed:positions=8"]
+    assert all(len(way["kept_tokens"]) == 2 for way in speed["ways"].values())
+    said = capsys.readouterr().out
+    assert "| adaptive | 4 of 4 |" in said and "| fixed:positions=8 | 4 of 4 |" in said
