@@ -343,7 +343,7 @@ def describe(trace: Trace) -> dict[str, Any]:
     facts = [
         _model(trace.metadata),
         str(sampler.get("name", "")) if isinstance(sampler, dict) else str(sampler or ""),
-        "autoregressive" if trace.mode == "autoregressive" else "",
+        trace.mode if trace.token_by_token else "",
         *counts,
         f"{trace.total_seconds:.2f} s",
         f"seed {trace.seed}" if trace.seed is not None else "",

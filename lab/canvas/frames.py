@@ -48,7 +48,7 @@ def frame(
     if len(trace) == 0:
         return []
     shades, states, positions = _shades(trace, colour_by), trace.states(), trace.positions()
-    if trace.mode == "autoregressive":
+    if trace.token_by_token:
         return [
             [
                 Cell(int(positions[r]), int(trace.tokens_out[r]), int(states[r]), shades[r])
@@ -107,7 +107,7 @@ def _shades(trace: Trace, colour_by: str) -> list[float | None]:
         raise DgemmaError(f"colour_by is confidence, entropy or settled, not {colour_by!r}")
     shades: list[float | None] = []
     settled = trace.settled_step()
-    if trace.mode == "autoregressive":
+    if trace.token_by_token:
         return [1 - r / max(1, len(trace) - 1) for r in range(len(trace))]
     for r in range(len(trace)):
         passes = trace.passes_of(int(trace.canvas[r]))

@@ -210,7 +210,7 @@ def pack_trace(trace: Trace, tokens: TokenTable, alternatives: int = 5) -> list[
     rows = []
     for r, now in enumerate(passes):
         before = passes[r - 1] if r and passes[r - 1].canvas == now.canvas else None
-        if trace.mode == "autoregressive":
+        if trace.token_by_token:
             before = None
         bits = marks(now, before, eos_ids)
         last = r + 1 == len(passes) or passes[r + 1].canvas != now.canvas

@@ -50,7 +50,7 @@ def orders(trace: Trace) -> list[Order]:
     for canvas, settled in trace.settled_step().items():
         kept = _kept(trace, canvas)
         passes = trace.passes_of(canvas)
-        if trace.mode == "autoregressive":
+        if trace.token_by_token:
             positions, when = np.arange(len(trace)), settled.astype(np.int64) + 1
             kept = kept & (positions < len(trace.ids))
         else:
@@ -72,7 +72,7 @@ def kendall(positions: NDArray[np.int64], settled: NDArray[np.int64]) -> float:
 
 def _kept(trace: Trace, canvas: int) -> NDArray[np.bool_]:
     """(C,) the positions of a canvas that were free and belong to the text; (R,) all in autoregression."""
-    if trace.mode == "autoregressive":
+    if trace.token_by_token:
         return np.ones(len(trace), np.bool_)
     last = trace.passes_of(canvas).stop - 1
     cut = slice(int(trace.offsets[last]), int(trace.offsets[last + 1]))
@@ -133,7 +133,7 @@ def settling(trace: Trace) -> Figure:
 
 
 def _final_tokens(trace: Trace, order: Order) -> list[str]:
-    if trace.mode == "autoregressive":
+    if trace.token_by_token:
         return [visible(trace.text(token), 16) for token in trace.tokens_out[order.positions]]
     final = trace.rows("argmax", order.canvas)[-1]
     return [visible(trace.text(final[at % trace.canvas_length]), 16) for at in order.positions]
@@ -212,8 +212,8 @@ def settled_fraction(trace: Trace, canvas: int = 0) -> NDArray[np.float64]:
 
 def convergence(trace: Trace, canvas: int = 0) -> Figure:
     """Pass by pass: how far the predictions are from the final ones, and how much of the canvas has settled."""
-    if trace.mode == "autoregressive":
-        raise DgemmaError("an autoregressive run predicts each position once: nothing converges")
+    if trace.token_by_token:
+        raise DgemmaError("a run that writes tokens predicts each position once: nothing converges")
     kept = _kept(trace, canvas)
     if not kept.any():
         raise DgemmaError(

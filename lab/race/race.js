@@ -65,7 +65,9 @@ export function standing(lane, seconds) {
       add(lane.texts[lane.ids[i]], lane.marks[i] === 1);
     }
   }
-  const passes = over ? lane.passes : (seconds >= lane.start ? 1 : 0) + made + Math.max(0, Math.min(done, lane.canvases - 1)) - lane.free * (made > 0);
+  const drafted = lane.rounds.reduce((sum, round) => sum + (round.seconds <= seconds ? round.passes : 0), 0);
+  const written = lane.rounds.length ? drafted : made + Math.max(0, Math.min(done, lane.canvases - 1)) - lane.free * (made > 0);
+  const passes = over ? lane.passes : (seconds >= lane.start ? 1 : 0) + written;
   return { kept: before, passes, live, over, pieces };
 }
 

@@ -1,11 +1,11 @@
-"""The race: diffusion and autoregression on one prompt, replayed on one clock from the times that were recorded.
+"""The race: modes of the same weights on one prompt, replayed on one clock from the times that were recorded.
 
     Race(record_race(loaded, "Sort ascending:\\n3,1,2"))      # play, scrub; no kernel needed
     Race({"48 steps": trace_a, "12 steps": trace_b})         # any runs of one prompt
 
-A lane shows what was written when: tokens are *kept* once their canvas is committed (one by one in autoregression);
+A lane shows what was written when: tokens are *kept* once their canvas is committed (elsewhere one by one);
 what is accepted on a canvas under way is shaded in the chart, the rest of the draft dotted in the text. Passes count
-as in a trace: prefill, denoising steps and commits, or prefill and tokens.
+as in a trace: prefill, denoising steps and commits, or prefill and tokens, or prefill, drafts and verifications.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import html
 import os
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ import numpy as np
 import traitlets
 from numpy.typing import NDArray
 
-from dgemma_core.errors import DgemmaError
+from dgemma_core.errors import DgemmaError, RequestError
+from dgemma_core.events import Mode
 from dgemma_core.files.checkpoint import Loaded
 from dgemma_core.files.trace import Trace
 from dgemma_core.generation import Prompt
+from dgemma_core.generation.settings import MODES
 from dgemma_lab.frontend.page import write_page
 from dgemma_lab.frontend.scripts import bundled, style
 from dgemma_lab.frontend.still import Still
@@ -75,18 +78,35 @@ class Race(Still, anywidget.AnyWidget):
         return still(self.traces)
 
 
-def record_race(loaded: Loaded, prompt: Prompt, **options: Any) -> dict[str, Trace]:
-    """Runs a prompt both ways and returns the traces by mode; each way is warmed up first.
+def record_race(
+    loaded: Loaded,
+    prompt: Prompt,
+    *,
+    modes: Sequence[Mode] = ("diffusion", "autoregressive"),
+    **options: Any,
+) -> dict[str, Trace]:
+    """Runs a prompt in each of `modes` and returns the traces by mode; each is warmed up first.
 
-    options as for `session.plan`; those of diffusion alone (sampler, steps, stop_rule, soft_top_k) go to it,
-    `temperature` to autoregression, so that the same limits hold for both.
+    options as for `session.plan`; a setting of some modes alone (steps, temperature, draft) goes to those, so that the
+    same limits hold for all. Raises RequestError for one that none of `modes` has.
     """
-    alone = ("sampler", "steps", "stop_rule", "soft_top_k")
-    own: dict[str, Any] = {name: options.pop(name) for name in alone if name in options}
-    causal = {"temperature": options.pop("temperature")} if "temperature" in options else {}
+    settings = {mode: {setting.name for setting in fields(kind)} for mode, kind in MODES.items()}
+    homes = {
+        name: [mode for mode in MODES if name in settings[mode]]
+        for name in options
+        if any(name in known for known in settings.values())
+    }
+    for name, having in homes.items():
+        if not set(having) & set(modes):
+            raise RequestError(
+                f"{name} is of mode {having[0]!r}, which does not race: add it to modes"
+            )
     ways: dict[str, dict[str, Any]] = {
-        "diffusion": {**options, **own},
-        "autoregressive": {**options, **causal, "mode": "autoregressive"},
+        mode: {
+            "mode": mode,
+            **{n: value for n, value in options.items() if mode in homes.get(n, modes)},
+        }
+        for mode in modes
     }
     for given in ways.values():
         record(loaded, prompt, **{**given, "max_new_tokens": 2})
@@ -105,14 +125,17 @@ def lane(name: str, trace: Trace) -> dict[str, Any]:
     tokens, marks = _draft(trace)
     occurring, local = np.unique(np.concatenate([tokens, trace.ids]), return_inverse=True)
     eos = trace.eos_ids()
-    causal = trace.mode == "autoregressive"
+    causal = trace.token_by_token
     return {
         "name": name,
         "total": trace.total_seconds,
         "start": trace.prompt_seconds,
         "passes": trace.passes,
         "canvases": trace.canvases,
-        "free": int(causal),  # the first token of an autoregressive run comes with the prefill
+        "free": int(causal),  # the first token of a run that writes tokens comes with the prefill
+        "rounds": [
+            {"seconds": made.seconds, "passes": made.steps + 1} for made in trace.rounds
+        ],  # of speculation: its passes write several tokens
         "seconds": trace.seconds.tolist(),
         "canvas": (trace.step if causal else trace.canvas).tolist(),
         "offsets": trace.offsets.tolist(),
@@ -135,8 +158,8 @@ def _draft(trace: Trace) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
 
 
 def _commits(trace: Trace) -> list[dict[str, Any]]:
-    """When tokens became kept: seconds, canvas (autoregressive: token), and how many are kept from then on."""
-    if trace.mode == "autoregressive":
+    """When tokens became kept: seconds, canvas (where a pass is a token: token), and how many are kept from then on."""
+    if trace.token_by_token:
         seconds = trace.seconds.tolist()
         return [
             {"seconds": seconds[i], "canvas": i, "kept": min(i + 1, len(trace.ids))}

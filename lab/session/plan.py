@@ -33,10 +33,8 @@ def plan(
     pins: answer position → token id, or text, whose tokens then hold the positions from there on. Raises RequestError.
     """
     settings = settings_from(mode, **options).resolved(loaded)
-    if pins and mode == "autoregressive":
-        raise RequestError(
-            "pins have no meaning in mode 'autoregressive': it writes from left to right"
-        )
+    if pins and mode != "diffusion":
+        raise RequestError(f"pins have no meaning in mode {mode!r}: it writes from left to right")
     held: dict[int, int] = {}
     for position, what in (pins or {}).items():
         tokens = [what] if isinstance(what, int) else token_ids(loaded, what)
@@ -81,6 +79,7 @@ def record(
     settings, request = plan(loaded, prompt, **options)
     return Trace.record(
         settings.events(loaded, [request], observe=observe),
+        mode=settings.mode,
         metadata=describe_run(loaded, settings, prompt, observe),
         decode=decoder(loaded),
     )

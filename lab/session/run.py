@@ -214,9 +214,9 @@ class Run:
         comes from its parent. RequestError where this run has no such state.
         """
         first, last = self.opening_passes, len(self._recorder)
-        if self.settings.mode == "autoregressive":
+        if self.settings.mode != "diffusion":
             raise RequestError(
-                "an autoregressive run has no canvas to branch from: use mode='diffusion'"
+                f"a run in mode {self.settings.mode!r} has no canvas to branch from: use mode='diffusion'"
             )
         if passes < first and self.parent is not None:
             return self.parent.state_at(passes)

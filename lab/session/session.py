@@ -72,7 +72,7 @@ class Session:
         """
         settings, request = plan(self.loaded, prompt, **options)
         seen = self.observe if observe == "session" else observe
-        if settings.mode == "autoregressive" and seen is not None:
+        if settings.mode != "diffusion" and seen is not None:
             seen = Observe(top_k=seen.top_k)
         return self.launch(settings, request, box=box, prompt=prompt, observe=seen, canvas=canvas)
 

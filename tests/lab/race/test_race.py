@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dgemma_core.errors import DgemmaError
+from dgemma_core.errors import DgemmaError, RequestError
 from dgemma_core.files.trace import Trace
+from dgemma_core.generation.settings import MODES
 from dgemma_lab.race.race import DRAFT, HIDDEN, STANDING, Race, lane, record_race
 from tests.files.fake_events import EOS, diffusion_events, token_events
 from tests.lab import runs
@@ -70,6 +71,21 @@ def test_recorded_ways_share_prompt_seed_and_limits() -> None:
     assert len(one.ids) == len(two.ids) == 10
     assert one.seed == two.seed == 4 and one.steps == 3 and two.metadata["temperature"] == 1.0
     assert Race(traces).title == PROMPT
+
+
+def test_three_modes_race_and_a_draft_is_passes_of_its_round() -> None:
+    loaded = runs.loaded(eos_token_ids=())
+    options = {"steps": 3, "draft": "fixed", "draft_positions": 4, "max_new_tokens": 10}
+    traces = record_race(loaded, PROMPT, modes=tuple(MODES), **options)
+    assert [trace.mode for trace in traces.values()] == list(MODES)
+    assert traces["speculative"].ids.tolist() == traces["autoregressive"].ids.tolist()
+    lanes = {made["name"]: made for made in Race(traces).lanes}
+    rounds = lanes["speculative"]["rounds"]
+    assert 1 + sum(made["passes"] for made in rounds) == lanes["speculative"]["passes"]
+    assert [made["seconds"] for made in rounds] == sorted(made["seconds"] for made in rounds)
+    assert lanes["diffusion"]["rounds"] == lanes["autoregressive"]["rounds"] == []
+    with pytest.raises(RequestError, match="draft is of mode 'speculative', which does not race"):
+        record_race(loaded, PROMPT, draft="fixed")
 
 
 def test_a_page_holds_everything_and_asks_for_nothing(

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dgemma_core.errors import DgemmaError, RequestError
+from dgemma_core.events import Mode
 from dgemma_core.observe import Observe
 from dgemma_core.samplers import BlockRefinement
 from dgemma_lab.canvas.packing import TokenTable, pack_trace
@@ -157,6 +158,8 @@ def test_bad_options_are_refused_before_a_thread_starts() -> None:
         session.run(PROMPT, temperature=0.5)
     with pytest.raises(RequestError, match="pins have no meaning"):
         session.run(PROMPT, mode="autoregressive", pins={0: 1})
+    with pytest.raises(RequestError, match="pins have no meaning in mode 'speculative'"):
+        session.run(PROMPT, mode="speculative", pins={0: 1})
     assert session.current is None and threading.active_count() == threads
 
 
@@ -193,9 +196,11 @@ def test_finish_callbacks_run_once_whenever_registered() -> None:
     assert heard == [run, run]
 
 
-def test_autoregressive_runs_live_too() -> None:
-    run = Session(runs.loaded(eos_token_ids=())).run(PROMPT, mode="autoregressive")
-    assert run.trace.mode == "autoregressive" and len(run.trace) == 16
+@pytest.mark.parametrize("mode", ["autoregressive", "speculative"])
+def test_runs_that_write_tokens_are_live_too(mode: Mode) -> None:
+    run = Session(runs.loaded(eos_token_ids=())).run(PROMPT, mode=mode)
+    assert run.trace.mode == mode and len(run.trace) == 16
+    assert (len(run.trace.rounds) > 0) == (mode == "speculative")
     with pytest.raises(RequestError, match="no canvas to branch from"):
         run.state_at(3)
 
