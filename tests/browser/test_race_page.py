@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from playwright.sync_api import Page, expect
 
 from dgemma_core.files.trace import Trace
 from dgemma_lab.race.race import Race
-from tests.files.fake_events import EOS, diffusion_events, token_events
+from tests.files.fake_events import EOS, diffusion_events, draft_events, token_events
 
 ANSWER = [*range(10, 32), EOS]
 
@@ -24,7 +25,11 @@ def test_the_page_replays_the_race_and_axe_finds_nothing(
 ) -> None:
     traces = [
         Trace.record(events, metadata={"prompt": "Count <i>up</i>"}, decode=" w{}".format)
-        for events in (diffusion_events(ANSWER), token_events(ANSWER))
+        for events in (
+            diffusion_events(ANSWER),
+            token_events(ANSWER),
+            draft_events(ANSWER, [3, 3, 3, 3, 3, 1]),
+        )
     ]
     page = open_page(Race(traces).to_html(tmp_path / "race.html"), color_scheme=scheme)
     assert page.title() == "Count <i>up</i>"
@@ -32,8 +37,12 @@ def test_the_page_replays_the_race_and_axe_finds_nothing(
     finish = page.locator(".dgr-text").all_inner_texts()
     assert all("w31" in text for text in finish)
     assert violations(page) == []
-    page.get_by_role("slider", name="Time").fill("300")
+    page.get_by_role("slider", name="Time").fill("150")
     assert page.locator(".dgr-text").all_inner_texts() != finish
+    # One pass for the prompt and its token, then a draft and a verification for every four tokens.
+    drafted = page.locator(".dgr-lane", has_text="speculative").inner_text()
+    kept, passes = map(int, re.search(r"(\d+) kept · (\d+) passes", drafted).groups())  # type: ignore[union-attr]
+    assert passes % 2 == 1 and kept == 1 + 4 * (passes - 1) // 2 and 1 < passes < 13
     assert violations(page) == []
     page.get_by_role("button", name="Play").click()
     expect(page.locator(".dgr-verdict")).to_contain_text("is first", timeout=60_000)
