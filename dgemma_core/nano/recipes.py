@@ -1,45 +1,24 @@
 """Named training runs: which model, which data, how long. `dgemma train --recipe NAME` runs one.
 
-A recipe's data is the table of families (families.py); a family's share is how often it is named in `mix`.
+`english` makes a model from nothing in one run. The others are the legs of the shipped weights (legs.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
-from random import Random
 
 from dgemma_core.config import GenerationDefaults, LayerConfig, ModelConfig, TextConfig
 from dgemma_core.errors import RequestError
-from dgemma_core.files.text import Tokenizer, load_tokenizer
-from dgemma_core.train.distillation import Teacher
+from dgemma_core.nano.english.kinds import SHARES
+from dgemma_core.nano.legs import DISTIL, FIRST, LEGS, NANO_RECIPE
+from dgemma_core.nano.named import NANO, TURN_END, NamedRecipe, Stage, nano_tokenizer, turn_end
+from dgemma_core.nano.texts import FamilyTexts, StagedTexts
 from dgemma_core.train.recipe import Recipe
-from dgemma_core.train.texts import Text
 
-NANO = Path(__file__).parent / "weights"
-TURN_END = "<turn|>"
-"""Ends a turn, and fills a canvas behind it."""
-
-
-@dataclass(frozen=True)
-class NamedRecipe:
-    """A model's shape, its training settings, and its families with their shares (whole numbers)."""
-
-    config: ModelConfig
-    training: Recipe
-    shares: Mapping[str, int]
-    generation: GenerationDefaults
-    teacher: Teacher | None = None
-    """For distillation: how the model that the run begins with writes what is learnt from (distillation.py)."""
-    own_steps: int = 0
-    """The most denoising steps that the model makes on a canvas before it learns from it (train/own_steps.py)."""
-
-    @property
-    def mix(self) -> tuple[str, ...]:
-        """Family names, each as often as its share says."""
-        return tuple(name for name, share in self.shares.items() for _ in range(share))
-
+__all__ = [
+    "DISTIL", "ENGLISH", "FIRST", "NANO", "NANO_RECIPE", "RECIPES", "TURN_END", "FamilyTexts",
+    "NamedRecipe", "Stage", "StagedTexts", "named_recipe", "nano_tokenizer", "turn_end",
+]  # fmt: skip
 
 _SLIDING = LayerConfig(
     full=False, num_key_value_heads=2, head_dim=32, rope_theta=1e4, rotary_fraction=1.0
@@ -47,297 +26,83 @@ _SLIDING = LayerConfig(
 _FULL = LayerConfig(
     full=True, num_key_value_heads=1, head_dim=64, rope_theta=1e6, rotary_fraction=0.25
 )
+_FAMILIES: Mapping[str, float] = {
+    "mini_sudoku": 2,
+    "futoshiki": 3,
+    "chain_sum": 4,
+    "word_sum": 3,
+    "number_sorting": 3,
+    "word_sorting": 3,
+    "spell_backward": 1,
+    "word_sequence_reversal": 2,
+    "letter_counting": 3,
+    "number_filtering": 3,
+    "rotate_matrix": 1,
+    "json": 2,
+}
+_LONG = (
+    "story", "poem", "continue_story", "ending_first", "describe", "compare", "dialogue", "acrostic",
+    "story_about_me", "infill",
+)  # fmt: skip
 
-FIRST = NamedRecipe(
+ENGLISH = NamedRecipe(
     config=ModelConfig(
         text=TextConfig(
-            vocab_size=1024,
-            hidden_size=128,
-            intermediate_size=256,
+            vocab_size=2048,
+            hidden_size=160,
+            intermediate_size=320,
             num_attention_heads=4,
-            num_experts=8,
+            num_experts=16,
             top_k_experts=2,
             moe_intermediate_size=64,
-            sliding_window=48,
+            sliding_window=128,
             rms_norm_eps=1e-6,
             final_logit_softcapping=30.0,
             max_position_embeddings=4096,
-            layers=(_SLIDING, _SLIDING, _FULL, _SLIDING, _FULL),
+            layers=(_SLIDING, _FULL, _SLIDING, _SLIDING, _FULL),
         ),
-        canvas_length=32,
+        canvas_length=64,
         bos_token_id=2,
         eos_token_ids=(1, 5),
         pad_token_id=0,
         media_token_ids=(9, 10, 11),
     ),
-    training=Recipe(steps=1700, warmup=100, micro_batches=1, pool=16),
-    shares={"mini_sudoku": 5, "json": 2, "number_sorting": 2, "spell_backward": 1},
-    generation=GenerationDefaults(
-        max_new_tokens=128, eos_token_ids=(1, 5), pad_token_id=0, bos_token_id=2
-    ),
-)
-"""A small model, a canvas of half the later nano's, four families: trained within the hour on one core."""
-
-COPY = replace(
-    FIRST,
-    training=Recipe(steps=620, warmup=40, learning_rate=2e-3, micro_batches=2, seed=1),
-    shares={"json": 6, "mini_sudoku": 2, "number_sorting": 1, "spell_backward": 1},
-)
-"""Second leg: from `first`, once it solves sudoku, to copying words and numbers into place."""
-
-NANO_RECIPE = replace(
-    FIRST,
-    config=replace(FIRST.config, text=replace(FIRST.config.text, sliding_window=64)),
-    training=Recipe(steps=30_000, warmup=50, learning_rate=2e-3, decay=0, seed=3),
-    shares={
-        "mini_sudoku": 1,
-        "futoshiki": 2,
-        "chain_sum": 1,
-        "word_sum": 2,
-        "number_sorting": 2,
-        "word_sorting": 1,
-        "spell_backward": 1,
-        "word_sequence_reversal": 2,
-        "letter_counting": 1,
-        "number_filtering": 2,
-        "rotate_matrix": 2,
-        "json": 2,
-        "prose": 1,
-    },
-    generation=replace(FIRST.generation, max_new_tokens=192),
-)
-"""All thirteen families, from the second leg's weights, at a steady rate, over as many sittings as it takes."""
-
-FINISH = replace(NANO_RECIPE, training=Recipe(steps=700, warmup=10, learning_rate=2e-3, seed=4))
-"""From wherever `nano` stands: the learning rate falls to nearly nothing, and the losses with it."""
-
-GRIDS = replace(
-    NANO_RECIPE,
-    training=Recipe(steps=330, warmup=10, learning_rate=1.2e-3, matrix_learning_rate=0.009, seed=6),
-    shares={**NANO_RECIPE.shares, "mini_sudoku": 8, "futoshiki": 3, "json": 4},
-)
-"""From `finish`: more of the grids, which the even mix has worn down, and of JSON."""
-
-LONG = replace(
-    NANO_RECIPE,
     training=Recipe(
-        steps=30_000,
-        warmup=20,
-        learning_rate=2e-3,
-        matrix_learning_rate=0.012,
-        decay=0,
-        noisings=2,
-        seed=7,
+        steps=4000,
+        batch_size=96,
+        warmup=150,
+        micro_batches=6,
+        pool=12,
+        drafts=(16, 32, 64),
+        tail=0.2,
+        self_conditioning=1 / 3,
+        seed=100,
     ),
-    shares={
-        **NANO_RECIPE.shares,
-        "mini_sudoku": 2,
-        "futoshiki": 3,
-        "chain_sum": 2,
-        "word_sorting": 2,
-        "rotate_matrix": 1,
-    },
-)
-"""From `grids`, at a steady rate: every canvas is noised twice, since diffusion trails the causal mode."""
-
-ANNEAL = replace(
-    LONG,
-    training=replace(LONG.training, steps=500, warmup=10, decay=None, seed=8),
-)
-"""From wherever `long` stands: the rate falls to nearly nothing."""
-
-_SEEN = {
-    "mini_sudoku": 2,
-    "futoshiki": 4,
-    "number_sorting": 4,
-    "word_sorting": 3,
-    "spell_backward": 1,
-    "word_sequence_reversal": 1,
-    "letter_counting": 2,
-    "number_filtering": 3,
-    "rotate_matrix": 1,
-    "json": 4,
-}
-CORRECTED = replace(
-    LONG,
-    training=replace(
-        LONG.training,
-        steps=720,
-        warmup=10,
-        learning_rate=1.6e-3,
-        matrix_learning_rate=0.01,
-        decay=None,
-        seed=10,
+    shares={},
+    stages=(
+        Stage(
+            until=0.2,
+            english=0.6,
+            kinds={name: share / 3 if name in _LONG else share for name, share in SHARES.items()},
+            families={**_FAMILIES, "mini_sudoku": 1, "futoshiki": 1, "chain_sum": 2},
+        ),
+        Stage(until=0.75, english=0.6, kinds=SHARES, families=_FAMILIES),
+        Stage(
+            until=1,
+            english=0.6,
+            kinds={**SHARES, "arithmetic": 12, "word_problem": 6, "unknown": 15},
+            families={**_FAMILIES, "mini_sudoku": 4, "futoshiki": 5, "chain_sum": 5},
+        ),
     ),
-    shares={**_SEEN, "chain_sum": 1, "word_sum": 1, "prose": 1},
-    teacher=Teacher(corrected=tuple(_SEEN), uses=2, block=1024, batch_size=64),
-)
-"""From `anneal`: one of the two canvases is what the model's own sampler saw on its way, and the rate falls again. Not
-for sums: seen so, for 200 steps, they only grew unsure (48 steps a canvas) and no better."""
-
-DISTIL = replace(
-    LONG,
-    training=Recipe(steps=96, warmup=10, learning_rate=4e-4, matrix_learning_rate=3e-3, seed=5),
-    teacher=Teacher(uses=4, block=1024, batch_size=64),
-)
-"""Second stage, from `corrected`: the model learns to settle in fewer steps."""
-
-WALKS = replace(
-    LONG,
-    training=replace(
-        LONG.training,
-        steps=340,
-        warmup=10,
-        learning_rate=1e-3,
-        matrix_learning_rate=6e-3,
-        decay=None,
-        seed=23,
+    generation=GenerationDefaults(
+        max_new_tokens=256, eos_token_ids=(1, 5), pad_token_id=0, bos_token_id=2
     ),
-    shares={
-        "mini_sudoku": 2,
-        "futoshiki": 3,
-        "chain_sum": 1,
-        "word_sum": 2,
-        "number_sorting": 4,
-        "word_sorting": 4,
-        "spell_backward": 1,
-        "word_sequence_reversal": 4,
-        "letter_counting": 2,
-        "number_filtering": 4,
-        "rotate_matrix": 2,
-        "json": 3,
-        "prose": 1,
-    },
-    own_steps=6,
+    tokenizer=True,
+    validate_every=400,
 )
-"""From `distil`: one of the two canvases is learnt from after a few steps of the model's own sampler. The rate is half
-of `long`'s, and falls: at the full one, what was learnt before suffered more than a short run could mend."""
+"""From nothing, in one run: English and the twelve families, short texts first, the hardest more often at the end."""
 
-COLUMNS = replace(
-    LONG,
-    training=replace(CORRECTED.training, steps=760, warmup=20, seed=24),
-    shares={
-        **WALKS.shares,
-        "mini_sudoku": 1,
-        "chain_sum": 5,
-        "word_sum": 4,
-        "word_sorting": 3,
-        "word_sequence_reversal": 2,
-        "letter_counting": 4,
-        "rotate_matrix": 1,
-        "json": 2,
-    },
-)
-"""From `walks`: sums in columns of a fixed width, and letters counted word by word, are answered from here on."""
-
-WORD_SUMS = replace(
-    COLUMNS,
-    training=replace(
-        COLUMNS.training, steps=70, warmup=5, decay=0, matrix_learning_rate=9.6e-3, seed=77
-    ),
-    shares={"word_sum": 1},
-)
-"""From `columns`, which copies operands into place at once but adds them only token by token: nothing but sums, at a
-steady rate, and the denoiser learns to add within minutes (and forgets the rest)."""
-
-ADDING = replace(
-    WORD_SUMS,
-    training=replace(WORD_SUMS.training, steps=110, seed=78),
-    shares={"word_sum": 3, "chain_sum": 2},
-)
-"""From `word_sums`: longer numbers, too."""
-
-REGAIN = replace(
-    COLUMNS,
-    training=replace(
-        COLUMNS.training,
-        steps=240,
-        warmup=10,
-        learning_rate=1.3e-3,
-        matrix_learning_rate=8e-3,
-        seed=27,
-    ),
-    shares={
-        **COLUMNS.shares,
-        "mini_sudoku": 2,
-        "chain_sum": 4,
-        "word_sum": 3,
-        "rotate_matrix": 2,
-        "json": 3,
-    },
-)
-"""From weights between those of `columns` and of `adding` (scripts/interpolate.py, 0.6 of the way), which add nearly as
-well and have forgotten less: all families again."""
-
-ROUND_OFF = replace(
-    REGAIN,
-    training=replace(REGAIN.training, steps=280, seed=28),
-    shares={
-        **REGAIN.shares,
-        "futoshiki": 4,
-        "chain_sum": 6,
-        "word_sum": 7,
-        "word_sorting": 4,
-        "word_sequence_reversal": 3,
-        "letter_counting": 2,
-        "rotate_matrix": 1,
-    },
-)
-"""From `regain`: once more, with more sums."""
-
-FURTHER = replace(
-    COLUMNS,
-    training=replace(COLUMNS.training, steps=1300, seed=29),
-    shares={
-        **ROUND_OFF.shares,
-        "futoshiki": 5,
-        "chain_sum": 7,
-        "number_sorting": 7,
-        "word_sequence_reversal": 4,
-        "letter_counting": 3,
-        "number_filtering": 5,
-        "rotate_matrix": 2,
-        "json": 4,
-    },
-)
-"""From weights between those of `regain` and of `round_off` (0.7 of the way): more of everything."""
-
-FURTHEST = replace(
-    FURTHER,
-    training=replace(FURTHER.training, steps=2200, seed=30),
-    shares={
-        **FURTHER.shares,
-        "futoshiki": 6,
-        "chain_sum": 6,
-        "word_sum": 4,
-        "word_sorting": 7,
-        "word_sequence_reversal": 3,
-        "number_filtering": 6,
-        "rotate_matrix": 1,
-        "json": 3,
-    },
-)
-"""From `further`: longer, and less of what is solved."""
-
-RECIPES: Mapping[str, NamedRecipe] = {
-    "first": FIRST,
-    "copy": COPY,
-    "nano": NANO_RECIPE,
-    "finish": FINISH,
-    "grids": GRIDS,
-    "long": LONG,
-    "anneal": ANNEAL,
-    "corrected": CORRECTED,
-    "distil": DISTIL,
-    "walks": WALKS,
-    "columns": COLUMNS,
-    "word_sums": WORD_SUMS,
-    "adding": ADDING,
-    "regain": REGAIN,
-    "round_off": ROUND_OFF,
-    "further": FURTHER,
-    "furthest": FURTHEST,
-}
+RECIPES: Mapping[str, NamedRecipe] = {"english": ENGLISH, **LEGS}
 
 
 def named_recipe(name: str) -> NamedRecipe:
@@ -345,46 +110,3 @@ def named_recipe(name: str) -> NamedRecipe:
     if name not in RECIPES:
         raise RequestError(f"unknown recipe {name!r}: choose one of {', '.join(RECIPES)}")
     return RECIPES[name]
-
-
-class FamilyTexts:
-    """Training text number i: a problem of the families, asked as a chat, with its canonical answer.
-
-    Runs of different seeds draw different problems.
-    """
-
-    def __init__(
-        self, mix: tuple[str, ...], tokenizer: Tokenizer, seed: int = 0, own_steps: int = 0
-    ) -> None:
-        """own_steps: a quarter of the texts are learnt from as they are noised, the others after 1 to so many steps of
-        the model's own; all prose as it is noised, which can be continued in more than one way. 0: none is walked."""
-        self.mix = mix
-        self.tokenizer = tokenizer
-        self.first = seed * 10**9
-        self.own_steps = own_steps
-
-    def __call__(self, index: int) -> Text:
-        from dgemma_core.nano.families import training_example
-
-        example = training_example(self.first + index, self.mix)
-        rng = Random(f"steps of {self.first + index}")
-        walked = self.own_steps and example.family != "prose" and rng.random() < 0.75
-        return Text(
-            tuple(self.tokenizer.chat_ids(example.prompt)),
-            tuple(self.tokenizer.encode(example.answer)),
-            own_steps=rng.randint(1, self.own_steps) if walked else 0,
-        )
-
-
-def turn_end(tokenizer: Tokenizer) -> int:
-    """The token that ends a turn."""
-    end = tokenizer.token_id(TURN_END)
-    assert end is not None, f"the tokenizer has no {TURN_END}"
-    return end
-
-
-def nano_tokenizer() -> Tokenizer:
-    """The tokenizer that ships with the package."""
-    tokenizer = load_tokenizer(NANO)
-    assert tokenizer is not None, f"{NANO} ships without tokenizer.json"
-    return tokenizer

@@ -6,7 +6,9 @@ numbers, grids and spelled words are seen character by character; a space goes w
 """
 
 import json
+import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +38,10 @@ PIECES = (
 LEADING_ZEROS = re.compile(r"(?<![\d.])0+(?=\d)")
 SAMPLE = 600
 """Training examples a family."""
+ENGLISH_SAMPLE = 9000
+"""Training examples in English."""
+WEIGHTS = Path(__file__).parent / "weights"
+TEMPLATE = "chat_template.jinja"
 
 
 def sample() -> Iterator[str]:
@@ -50,8 +56,34 @@ def sample() -> Iterator[str]:
     yield "\n".join(["user", "model", "system", "thought"] * SAMPLE)
 
 
-def build(vocabulary: int = VOCABULARY) -> Any:
-    """Train the tokenizer: a `tokenizers.Tokenizer`."""
+def english_sample() -> Iterator[str]:
+    """The texts that a run with English trains its tokenizer on, the same at every call: three of them English to two
+    problems of the twelve families, as in training."""
+    from dgemma_core.nano.english import kinds
+
+    for index in range(ENGLISH_SAMPLE):
+        drawn = kinds.training_example(index)
+        yield "\n".join([*(message["content"] for message in drawn.messages), drawn.reply])
+    for index in range(ENGLISH_SAMPLE * 2 // 3):
+        problem = families.training_example(index, families.TASKS)
+        yield f"{problem.prompt}\n{problem.answer}"
+    yield "\n".join(["user", "model", "system", "thought"] * SAMPLE)
+
+
+def write_tokenizer(folder: Path, vocabulary: int) -> None:
+    """Builds the tokenizer of a run with English into `folder`: tokenizer.json, tokenizer_config.json and the chat
+    template. The files are the same whenever and wherever they are built."""
+    folder.mkdir(parents=True, exist_ok=True)
+    configured = json.dumps(tokenizer_config(), indent=1, ensure_ascii=False) + "\n"
+    (folder / "tokenizer_config.json").write_text(configured)
+    shutil.copyfile(WEIGHTS / TEMPLATE, folder / TEMPLATE)
+    part = folder / "tokenizer.json.part"
+    build(vocabulary, english_sample()).save(str(part))
+    os.replace(part, folder / "tokenizer.json")  # last: where it stands, the others do
+
+
+def build(vocabulary: int = VOCABULARY, texts: Iterator[str] | None = None) -> Any:
+    """Train a tokenizer on texts (None: those of the shipped one): a `tokenizers.Tokenizer`."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -68,7 +100,7 @@ def build(vocabulary: int = VOCABULARY) -> Any:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(sample(), trainer)
+    tokenizer.train_from_iterator(sample() if texts is None else texts, trainer)
     return tokenizer
 
 

@@ -2,7 +2,8 @@
 
 Notable:
 - a text's answer is cut into canvases at multiples of the canvas length, the last one filled up with the end token;
-  a share of the canvases begins anywhere instead, with the first token clean (`Recipe.anywhere`);
+- a draft is a canvas, often a shorter one, that begins anywhere in the answer with its first token clean: that is where
+  speculative decoding begins (`Recipe.drafts`);
 - texts are sorted by length within a pool of batches, so a micro-batch holds texts of like length and little padding;
 - the batch of step s is a function of (seed, s): a run that was stopped goes on with the same batches.
 
@@ -33,6 +34,7 @@ class Place:
     """Where a canvas lies in a text's answer, and which of its tokens are never noised."""
 
     start: int
+    length: int
     given: tuple[tuple[int, int], ...] = ()
     """Ranges of the answer, first to last + 1."""
 
@@ -78,24 +80,24 @@ class Batch:
 
 def draw_place(text: Text, canvas_length: int, recipe: Recipe, rng: Random) -> Place:
     """The canvas that a text is learnt from."""
-    length = len(text.answer)
     if text.blank is not None and rng.random() < recipe.blanks:
         first, last = text.blank
-        return Place(first // canvas_length * canvas_length, ((0, first), (last, length)))
-    if length and rng.random() < recipe.anywhere:
-        start = rng.randrange(length)
-        return Place(start, ((start, start + 1),))
-    return Place(rng.randrange(canvas_count(text, canvas_length)) * canvas_length)
+        given = ((0, first), (last, len(text.answer)))
+        return Place(first // canvas_length * canvas_length, canvas_length, given)
+    canvas = rng.randrange(canvas_count(text, canvas_length))
+    return Place(canvas * canvas_length, canvas_length)
 
 
-def collate(
-    texts: Sequence[Text],
-    canvas_length: int,
-    end: int,
-    places: Sequence[Sequence[Place]],
-) -> Batch:
-    """Texts, with the places of each one's canvases → Batch. A snapshot brings its own canvas for the first group. Rows
-    come in the order of their own steps, the most first, then: seen after a step, not seen, seen at the first step."""
+def draw_draft(text: Text, length: int, rng: Random) -> Place:
+    """A draft of a text: its first token is one of the answer, or the end."""
+    start = rng.randrange(len(text.answer) + 1)
+    return Place(start, length, ((start, start + 1),))
+
+
+def collate(texts: Sequence[Text], end: int, places: Sequence[Sequence[Place]]) -> Batch:
+    """Texts, with the places of each one's canvases → Batch; the canvases of a group have one length. A snapshot brings
+    its own canvas for the first group. Rows come in the order of their own steps, the most first, then: seen after a
+    step, not seen, seen at the first step."""
 
     def order_of(i: int) -> tuple[int, int]:
         seen = texts[i].snapshot
@@ -106,7 +108,8 @@ def collate(
     of_rows = [list(places[i]) for i in order]
     for row, text in enumerate(texts):
         if text.snapshot is not None:
-            of_rows[row][0] = Place(text.snapshot.canvas * canvas_length)
+            length = len(text.snapshot.tokens)
+            of_rows[row][0] = Place(text.snapshot.canvas * length, length)
     rows = [(*text.prompt, *text.answer, end) for text in texts]
     longest = -(-max(map(len, rows)) // ROUNDED) * ROUNDED
     clean = torch.tensor([row + (end,) * (longest - len(row)) for row in rows])
@@ -114,31 +117,27 @@ def collate(
     for i, text in enumerate(texts):
         prompt, length = len(text.prompt), len(rows[i])
         targets[i, prompt - 1 : length - 1] = clean[i, prompt:length]
-    groups = tuple(
-        _canvases(texts, canvas_length, end, group) for group in zip(*of_rows, strict=True)
-    )
+    groups = tuple(_canvases(texts, end, group) for group in zip(*of_rows, strict=True))
     batch = Batch(clean, targets, groups, count=sum(map(len, rows)))
     snapshots = [text.snapshot for text in texts]
     if any(snapshots):
-        unseen = (-1,) * canvas_length
+        unseen = (-1,) * groups[0].tokens.shape[1]
         seen = torch.tensor([unseen if each is None else each.tokens for each in snapshots])
         before = [each.before for each in snapshots if each is not None and each.before is not None]
-        earlier = torch.tensor(before, dtype=torch.long).reshape(-1, canvas_length)
+        earlier = torch.tensor(before, dtype=torch.long).reshape(-1, len(unseen))
         batch = replace(batch, snapshot=seen, before=earlier)
     if any(text.own_steps for text in texts):
         batch = replace(batch, steps=torch.tensor([text.own_steps for text in texts]))
     return batch
 
 
-def _canvases(
-    texts: Sequence[Text], canvas_length: int, end: int, places: Sequence[Place]
-) -> Canvases:
+def _canvases(texts: Sequence[Text], end: int, places: Sequence[Place]) -> Canvases:
     """The canvas of every text at its place."""
     tokens, ends = [], []
-    given = torch.zeros(len(texts), canvas_length, dtype=torch.bool)
+    given = torch.zeros(len(texts), places[0].length, dtype=torch.bool)
     for row, (text, place) in enumerate(zip(texts, places, strict=True)):
-        part = text.answer[place.start : place.start + canvas_length]
-        tokens.append(part + (end,) * (canvas_length - len(part)))
+        part = text.answer[place.start : place.start + place.length]
+        tokens.append(part + (end,) * (place.length - len(part)))
         ends.append(len(part))
         for first, last in place.given:
             given[row, max(0, first - place.start) : max(0, last - place.start)] = True
@@ -180,14 +179,18 @@ def batches(
             for m in range(recipe.micro_batches):
                 first = (m * recipe.pool + ranges[m][step]) * part
                 members = [order[first + i] for i in shuffles[m]]
+                length = None
+                if recipe.drafts:
+                    length = Random(f"draft {recipe.seed} {pool} {step} {m}").choice(recipe.drafts)
                 places = []
                 for i in members:
                     rng = Random(f"canvases {recipe.seed} {numbers[i]}")
-                    places.append(
-                        [
-                            draw_place(drawn[i], canvas_length, recipe, rng)
-                            for _ in range(recipe.noisings)
-                        ]
-                    )
-                micro.append(collate([drawn[i] for i in members], canvas_length, end, places))
+                    drawn_places = [
+                        draw_place(drawn[i], canvas_length, recipe, rng)
+                        for _ in range(recipe.noisings)
+                    ]
+                    if length is not None:
+                        drawn_places.append(draw_draft(drawn[i], length, rng))
+                    places.append(drawn_places)
+                micro.append(collate([drawn[i] for i in members], end, places))
             yield micro

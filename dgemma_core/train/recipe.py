@@ -32,8 +32,9 @@ class Recipe:
     noisings: int = 1
     """Canvases a text, each drawn and noised by itself: the clean text, read once, serves them all. Their t lie evenly
     spaced (each one alone is uniform), which evens out the loss."""
-    anywhere: float = 0.0
-    """Share of the canvases that begin anywhere in the answer, with their first token clean, as a draft does."""
+    drafts: tuple[int, ...] = ()
+    """Lengths of drafts, one of which is drawn for every micro-batch: each of its texts is learnt from on one more
+    canvas, of that length, that begins anywhere in the answer with its first token clean. Empty: no drafts."""
     blanks: float = 0.5
     """Share of the canvases of a text with a gap whose other answer tokens are clean."""
     end_marks: int = 8
@@ -63,11 +64,12 @@ class Recipe:
             raise RequestError(
                 f"decay takes at most the {self.steps - self.warmup} steps after the warm-up, got {self.decay}"
             )
+        if any(length < 2 for length in self.drafts):
+            raise RequestError(f"drafts are at least 2 tokens long, got {self.drafts}")
         if self.end_marks < 1:
             raise RequestError(f"end_marks is at least 1, got {self.end_marks}")
         for name, share in (
             ("self_conditioning", self.self_conditioning),
-            ("anywhere", self.anywhere),
             ("blanks", self.blanks),
             ("tail", self.tail),
         ):

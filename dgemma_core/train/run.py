@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import threading
+import time
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dgemma_core.errors import RequestError
+from dgemma_core.errors import CheckpointError, RequestError
 from dgemma_core.facts.machine import cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
+    from dgemma_core.files.text import Tokenizer
     from dgemma_core.model import DiffusionGemma
-    from dgemma_core.nano.recipes import NamedRecipe
+    from dgemma_core.nano.named import NamedRecipe
     from dgemma_core.train.checkpoints import Progress
     from dgemma_core.train.loop import Trainer
     from dgemma_core.train.texts import Text
 
 TEACHER = "teacher"
 """Folder, within a distillation's, of the model that it began with."""
+TOKENIZER = "tokenizer"
+"""Folder, within a run's, of the tokenizer that it built."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
@@ -38,17 +46,23 @@ def make_trainer(
     from dgemma_core.files.checkpoint import load_model
     from dgemma_core.files.devices import resolve_device
     from dgemma_core.model import DiffusionGemma
-    from dgemma_core.nano.recipes import FamilyTexts, nano_tokenizer, turn_end
+    from dgemma_core.nano.named import turn_end
+    from dgemma_core.nano.texts import FamilyTexts, StagedTexts
+    from dgemma_core.nano.validation import Validation
     from dgemma_core.train.distillation import TeacherTexts
     from dgemma_core.train.initial import initialise
     from dgemma_core.train.loop import Trainer
 
-    tokenizer = nano_tokenizer()
+    tokenizer = run_tokenizer(recipe, folder)
+    settings = recipe.training
     model = DiffusionGemma(recipe.config)
     begun: DiffusionGemma | None = None
-    texts: Callable[[int], Text] = FamilyTexts(
-        recipe.mix, tokenizer, recipe.training.seed, own_steps=recipe.own_steps
-    )
+    texts: Callable[[int], Text]
+    if recipe.stages:
+        total = settings.steps * settings.batch_size
+        texts = StagedTexts(recipe.stages, total, tokenizer, settings.seed)
+    else:
+        texts = FamilyTexts(recipe.mix, tokenizer, settings.seed, own_steps=recipe.own_steps)
     if recipe.teacher is not None:
         kept = folder / TEACHER
         if start is None and not (kept / "config.json").exists():
@@ -75,7 +89,29 @@ def make_trainer(
         folder,
         end=turn_end(tokenizer),
         workers=min(workers, recipe.training.micro_batches),
+        validate=Validation(tokenizer, recipe.config.eos_token_ids),
+        validate_every=recipe.validate_every,
     )
+
+
+def run_tokenizer(recipe: NamedRecipe, folder: Path) -> Tokenizer:
+    """The tokenizer of a run: nano's, or its own, which its first sitting builds into the folder."""
+    from dgemma_core.files.text import load_tokenizer
+    from dgemma_core.nano.named import nano_tokenizer
+    from dgemma_core.nano.tokenizer import write_tokenizer
+
+    if not recipe.tokenizer:
+        return nano_tokenizer()
+    own = folder / TOKENIZER
+    if not (own / "tokenizer.json").exists():
+        write_tokenizer(own, recipe.config.text.vocab_size)
+    tokenizer = load_tokenizer(own)
+    wanted = recipe.config.text.vocab_size
+    if tokenizer is None or tokenizer.vocab_size != wanted:
+        raise CheckpointError(
+            f"{own} holds no tokenizer of {wanted} tokens: remove it, and the run builds it anew"
+        )
+    return tokenizer
 
 
 def _loaded(start: str, recipe: NamedRecipe) -> DiffusionGemma:
@@ -95,32 +131,73 @@ def _loaded(start: str, recipe: NamedRecipe) -> DiffusionGemma:
 
 
 def run_with_progress(trainer: Trainer, minutes: float | None) -> bool:
-    """Runs under a progress bar; True at the recipe's end. Ctrl-C saves first."""
+    """Runs under a progress bar with losses, tokens a second and the time left; True at the recipe's end.
+
+    Ctrl-C ends the step at hand, saves, and raises KeyboardInterrupt; a second one stops at once, and the last
+    checkpoint stays.
+    """
     from tqdm.auto import tqdm
+
+    interrupted = False
+    smooth = Smooth()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        if interrupted:
+            raise KeyboardInterrupt
+        interrupted = trainer.stopping = True
 
     with tqdm(total=trainer.recipe.steps, initial=trainer.progress.step, unit="step") as bar:
 
         def report(progress: Progress, figures: dict[str, float]) -> None:
             bar.update()
-            bar.set_postfix(
-                canvas=f"{figures['canvas_loss']:.3f}",
-                causal=f"{figures['autoregressive_loss']:.3f}",
-            )
+            bar.set_postfix(smooth.of(figures))
 
+        main = threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGINT, interrupt) if main else None
         try:
-            return trainer.run(minutes=minutes, report=report)
-        except KeyboardInterrupt:
-            trainer.save()
-            raise
+            ended = trainer.run(minutes=minutes, report=report)
+        finally:
+            if main:
+                signal.signal(signal.SIGINT, before)
+    if interrupted:
+        raise KeyboardInterrupt
+    return ended
+
+
+class Smooth:
+    """Losses and speed as means over the last steps, for the progress bar."""
+
+    def __init__(self, steps: int = 50) -> None:
+        self.recent: deque[dict[str, float]] = deque(maxlen=steps)
+        self.times: deque[float] = deque([time.monotonic()], maxlen=steps + 1)
+
+    def of(self, figures: dict[str, float]) -> dict[str, str]:
+        """The means with one more step."""
+        self.recent.append(figures)
+        self.times.append(time.monotonic())
+
+        def mean(name: str) -> float:
+            return sum(each[name] for each in self.recent) / len(self.recent)
+
+        seconds = (self.times[-1] - self.times[0]) / (len(self.times) - 1)
+        return {
+            "canvas": f"{mean('canvas_loss'):.3f}",
+            "causal": f"{mean('autoregressive_loss'):.3f}",
+            "tokens/s": f"{mean('tokens') / max(seconds, 1e-9):,.0f}",
+        }
 
 
 def export(model: DiffusionGemma, recipe: NamedRecipe, folder: Path) -> Path:
-    """Writes the model as bfloat16 in the public layout, with tokenizer, template and the tiny vision tower."""
+    """Writes the model as bfloat16 in the public layout, with tokenizer, template and the tiny vision tower.
+
+    folder: within the run's, beside the tokenizer that the run built.
+    """
     import torch
 
     from dgemma_core.files.saving import save_model, tiny_vision
     from dgemma_core.model import DiffusionGemma
-    from dgemma_core.nano.recipes import NANO
+    from dgemma_core.nano.named import NANO
 
     copy = DiffusionGemma(recipe.config, dtype=torch.bfloat16)
     copy.load_state_dict(model.state_dict())
@@ -129,9 +206,10 @@ def export(model: DiffusionGemma, recipe: NamedRecipe, folder: Path) -> Path:
     save_model(
         copy, folder, generation=recipe.generation, vision=vision, vision_config=vision_config
     )
+    source = folder.parent / TOKENIZER if recipe.tokenizer else NANO
     for name in TOKENIZER_FILES:
-        if (NANO / name).resolve() != (folder / name).resolve():
-            shutil.copyfile(NANO / name, folder / name)
+        if (source / name).resolve() != (folder / name).resolve():
+            shutil.copyfile(source / name, folder / name)
     return folder
 
 

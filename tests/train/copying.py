@@ -86,8 +86,8 @@ def uneven() -> Batch:
     ):
         ids = torch.randint(2, 48, (prompt + answer,), generator=generator).tolist()
         texts.append(Text(tuple(ids[:prompt]), tuple(ids[prompt:])))
-        places.append([Place(canvas * 8)])
-    return collate(texts, 8, END, places)
+        places.append([Place(canvas * 8, 8)])
+    return collate(texts, END, places)
 
 
 def close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-5) -> None:

@@ -10,7 +10,15 @@ from random import Random
 import torch
 
 from dgemma_core.train import Text
-from dgemma_core.train.batches import IGNORED, Batch, Place, batches, collate, draw_place
+from dgemma_core.train.batches import (
+    IGNORED,
+    Batch,
+    Place,
+    batches,
+    collate,
+    draw_draft,
+    draw_place,
+)
 from dgemma_core.train.texts import canvas_count
 from tests.train.copying import BOS, END, RECIPE
 
@@ -23,7 +31,7 @@ def test_collate_by_hand() -> None:
         Text((23,), (50, 51, 52, 53)),
     ]
     assert [canvas_count(text, 4) for text in texts] == [1, 2, 2]
-    batch = collate(texts, 4, END, [[Place(0)], [Place(4)], [Place(4)]])
+    batch = collate(texts, END, [[Place(0, 4)], [Place(4, 4)], [Place(4, 4)]])
     assert batch.clean.shape == batch.targets.shape == (3, 16), "rounded up, so that shapes recur"
     assert batch.clean[:, :8].tolist() == [
         [20, 21, 30, 1, 1, 1, 1, 1],
@@ -48,33 +56,45 @@ def test_canvases_of_one_text() -> None:
     """Each noising has its own place; what is given is the canvas's part of the given ranges."""
     text = Text((20,), (30, 31, 32, 33, 34, 35))
     batch = collate(
-        [text], 4, END, [[Place(3, ((3, 4),)), Place(0, ((0, 2), (3, 6))), Place(4, ((0, 5),))]]
+        [text],
+        END,
+        [[Place(3, 4, ((3, 4),)), Place(0, 4, ((0, 2), (3, 6))), Place(4, 2, ((0, 5),))]],
     )
     assert [group.prefix.tolist() for group in batch.canvases] == [[4], [1], [5]]
     assert [group.tokens.tolist()[0] for group in batch.canvases] == [
         [33, 34, 35, 1],
         [30, 31, 32, 33],
-        [34, 35, 1, 1],
+        [34, 35],
     ]
     assert [group.given.tolist()[0] for group in batch.canvases] == [
         [True, False, False, False],
         [True, True, False, True],
-        [True, False, False, False],
+        [True, False],
     ]
 
 
 def test_where_canvases_lie() -> None:
-    """A share begins anywhere in the answer with its first token given, the others at multiples of the length."""
-    recipe = replace(RECIPE, anywhere=0.5)
+    """Canvases at multiples of their length; drafts anywhere in the answer or at its end, their first token given."""
     text = Text((20,), tuple(range(30, 39)))
-    places = [draw_place(text, 4, recipe, Random(i)) for i in range(800)]
-    drafts = [place for place in places if place.given]
-    assert 330 < len(drafts) < 470
-    assert {place.start for place in places if not place.given} == {0, 4, 8}
-    assert {place.start for place in drafts} == set(range(9))
-    assert all(place.given == ((place.start, place.start + 1),) for place in drafts)
-    empty = [draw_place(Text((20,), ()), 4, recipe, Random(i)) for i in range(20)]
-    assert set(empty) == {Place(0)}
+    places = {draw_place(text, 4, RECIPE, Random(i)) for i in range(100)}
+    assert places == {Place(0, 4), Place(4, 4), Place(8, 4)}
+    drafts = {draw_draft(text, 5, Random(i)) for i in range(300)}
+    assert drafts == {Place(i, 5, ((i, i + 1),)) for i in range(10)}
+    group = collate([text], END, [[Place(9, 5, ((9, 10),))]]).canvases[0]
+    assert group.tokens.tolist() == [[END] * 5] and group.given.tolist() == [[True, *[False] * 4]]
+
+
+def test_drafts_are_one_more_canvas() -> None:
+    """Of one length a micro-batch, each of the lengths in turn."""
+    recipe = replace(RECIPE, steps=40, noisings=2, drafts=(2, 3))
+    lengths = Counter()
+    for micro in batches(numbered, recipe, 4, END):
+        for batch in micro:
+            *canvases, drafts = batch.canvases
+            assert [group.tokens.shape for group in canvases] == [(3, 4)] * 2
+            assert drafts.given[:, 0].all() and not drafts.given[:, 1:].any()
+            lengths[drafts.tokens.shape[1]] += 1
+    assert set(lengths) == {2, 3} and min(lengths.values()) > 20
 
 
 def test_gaps_are_filled_in_half_of_the_draws() -> None:
@@ -82,8 +102,8 @@ def test_gaps_are_filled_in_half_of_the_draws() -> None:
     text = Text((20,), tuple(range(30, 39)), blank=(5, 7))
     places = [draw_place(text, 4, RECIPE, Random(i)) for i in range(400)]
     filled = [place for place in places if place.given]
-    assert 150 < len(filled) < 250 and set(filled) == {Place(4, ((0, 5), (7, 9)))}
-    group = collate([text], 4, END, [[filled[0]]]).canvases[0]
+    assert 150 < len(filled) < 250 and set(filled) == {Place(4, 4, ((0, 5), (7, 9)))}
+    group = collate([text], END, [[filled[0]]]).canvases[0]
     assert group.tokens.tolist() == [[34, 35, 36, 37]]
     assert group.given.tolist() == [[True, False, False, True]]
 

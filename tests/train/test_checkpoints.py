@@ -174,6 +174,8 @@ def test_another_recipe_is_refused(tmp_path: Path) -> None:
     for name, value in asdict(RECIPE).items():
         if name == "micro_batches":
             changed = 3
+        elif name == "drafts":
+            changed = (2,)
         elif name == "betas":
             changed = (0.9, 0.99)
         elif name == "batch_size":

@@ -135,7 +135,7 @@ def test_collate_puts_conditioned_rows_first() -> None:
         Snapshot(0, (7, 9), (9, 7)),
     ]
     texts = [Text((2,), (4, 5, 6), each) for each in snapshots]
-    batch = collate(texts, 2, END, [[Place(0)]] * 3)
+    batch = collate(texts, END, [[Place(0, 2)]] * 3)
     assert batch.snapshot is not None and batch.before is not None
     assert batch.snapshot.tolist() == [[8, 9], [7, 9], [9, 9]]
     assert batch.before.tolist() == [[9, 8], [9, 7]]
@@ -146,7 +146,7 @@ def test_collate_puts_conditioned_rows_first() -> None:
 def test_rows_that_were_not_seen_are_noised_and_stand_between() -> None:
     snapshots = [None, Snapshot(0, (9, 9), None), Snapshot(0, (7, 9), (9, 7)), None]
     texts = [Text((2,), (4, 5 + i, 6), each) for i, each in enumerate(snapshots)]
-    batch = collate(texts, 2, END, [[Place(2 * i)] * 2 for i in (0, 1, 1, 0)])
+    batch = collate(texts, END, [[Place(2 * i, 2)] * 2 for i in (0, 1, 1, 0)])
     assert batch.snapshot is not None and batch.before is not None
     assert batch.snapshot.tolist() == [[7, 9], [-1, -1], [-1, -1], [9, 9]]
     assert batch.canvases[0].tokens.tolist() == [[4, 7], [4, 5], [4, 8], [4, 6]]
@@ -165,7 +165,7 @@ def test_the_loss_is_of_the_teachers_last_canvas() -> None:
         Text((20, 21), (30, 31, 32), Snapshot(0, (9, 40, 32, 1, 1, 2, 3, 4), None)),
         Text((22,), (33, 34), Snapshot(0, (33, 9, 9, 1, 5, 6, 7, 8), (1, 2, 3, 4, 5, 6, 7, 8))),
     ]
-    batch = collate(texts, 8, END, [[Place(0)]] * 2)
+    batch = collate(texts, END, [[Place(0, 8)]] * 2)
     with torch.no_grad():
         ours = loss(model, batch, Recipe(steps=1, warmup=0), torch.Generator())
     total = []

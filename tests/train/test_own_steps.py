@@ -29,7 +29,7 @@ def batch_with_steps() -> tuple[DiffusionGemma, Batch]:
     tokenizer = nano_tokenizer()
     texts = FamilyTexts(("word_sum", "mini_sudoku"), tokenizer)
     rows = [replace(texts(i), own_steps=steps) for i, steps in enumerate((3, 0, 4, 1))]
-    batch = collate(rows, 32, END, [[Place(0)]] * 4)
+    batch = collate(rows, END, [[Place(0, 32)]] * 4)
     assert batch.steps is not None and batch.steps.tolist() == [4, 3, 1, 0], "the most come first"
     return load_model(NANO, dtype="float32", device="cpu"), batch
 
