@@ -68,11 +68,11 @@ ENGLISH = NamedRecipe(
         media_token_ids=(9, 10, 11),
     ),
     training=Recipe(
-        steps=4000,
-        batch_size=96,
+        steps=2600,
+        batch_size=128,
         warmup=150,
-        micro_batches=6,
-        pool=12,
+        micro_batches=4,
+        pool=8,
         drafts=(16, 32, 64),
         tail=0.2,
         self_conditioning=1 / 3,
@@ -98,7 +98,7 @@ ENGLISH = NamedRecipe(
         max_new_tokens=256, eos_token_ids=(1, 5), pad_token_id=0, bos_token_id=2
     ),
     tokenizer=True,
-    validate_every=400,
+    validate_every=300,
 )
 """From nothing, in one run: English and the twelve families, short texts first, the hardest more often at the end."""
 

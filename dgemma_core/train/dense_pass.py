@@ -5,8 +5,8 @@ Notable:
 - shapes recur: clean text is padded to a multiple of `batches.ROUNDED` tokens and each expert's slice to one of
   `SLICE`, since a CPU prepares its matrix products anew for every shape that it has not seen (a quarter of the time,
   measured);
-- all of it is plain torch: torch.compile made one thread 1.4 times as fast and two threads no faster, after five
-  minutes of compiling.
+- a layer is written out here once more, for norms and gates whose gradients are single passes (functions.py);
+  torch.compile made one thread 1.4 times as fast and two threads no faster, after five minutes of compiling.
 
 Axes: B batch, T clean tokens, C canvas length, D hidden size, H query heads, G key/value heads, d head dimension,
 E experts, K experts a token, N tokens of all rows.
@@ -20,9 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dgemma_core.experts import Experts, Routing
-from dgemma_core.layers import Layer, working_dtype
+from dgemma_core.experts import Experts, Router, Routing
+from dgemma_core.layers import Attend, GatedMLP, Layer, Rotation, working_dtype
 from dgemma_core.model import DiffusionGemma
+from dgemma_core.train.functions import gated_gelu, norm
 
 if TYPE_CHECKING:
     from dgemma_core.train.batches import Batch
@@ -76,10 +77,15 @@ class DensePass:
     ) -> Tensor:
         """The bidirectional mode over noised canvases (rows, C) of a group → hidden (rows, C, D)."""
         model = self.model
-        assert model.self_conditioning is not None
+        conditioning = model.self_conditioning
+        assert conditioning is not None
         prefix = self.batch.canvases[group].prefix.to(canvas.device)[rows].unsqueeze(1)
         positions = prefix + torch.arange(canvas.shape[1], device=canvas.device)
-        x = model.self_conditioning(model.embed(canvas), soft_embedding)
+        x = model.embed(canvas)
+        if soft_embedding is not None:
+            fed = norm(soft_embedding, conditioning.pre_norm.weight, conditioning.eps)
+            x = x + _mlp(conditioning, fed)
+        x = norm(x, None, conditioning.eps)
         scalars = model.decoder_scalars()
         full, sliding = self.full[group][rows], self.sliding[group][rows]
         return self._run(x, positions, scalars, full, sliding, rows)
@@ -107,15 +113,47 @@ class DensePass:
                     v = torch.cat((self.keys[i][1][rows], v), dim=1)
                 return attention(q, k, v, bias)
 
-            x = layer(
-                x,
-                rotations[layer.config],
-                attend,
-                scalars[i],
-                observe=self.routings.append,
-                mixture=mixture,
-            )
-        return self.model.norm(x)
+            x = self._layer(layer, x, rotations[layer.config], attend, scalars[i])
+        return norm(x, self.model.norm.weight, self.model.norm.eps)
+
+    def _layer(
+        self, layer: Layer, x: Tensor, rotate: Rotation, attend: Attend, scalar: Tensor
+    ) -> Tensor:
+        """`Layer.forward` with the norms and gates of functions.py."""
+        attention_, eps = layer.self_attn, layer.input_layernorm.eps
+        normed = norm(x, layer.input_layernorm.weight, eps)
+        queries = attention_.q_proj(normed).unflatten(-1, (attention_.heads, -1))
+        keys = attention_.k_proj(normed).unflatten(-1, (attention_.groups, -1))
+        values = keys
+        if attention_.v_proj is not None:
+            values = attention_.v_proj(normed).unflatten(-1, (attention_.groups, -1))
+        queries = rotate(norm(queries, attention_.q_norm.weight, eps))
+        keys = rotate(norm(keys, attention_.k_norm.weight, eps))
+        mixed = attention_.o_proj(attend(queries, keys, norm(values, None, eps)).flatten(-2))
+        h = x + norm(mixed, layer.post_attention_layernorm.weight, eps)
+        routing = self._route(layer.router, h)
+        dense = _mlp(layer.mlp, norm(h, layer.pre_feedforward_layernorm.weight, eps))
+        dense = norm(dense, layer.post_feedforward_layernorm_1.weight, eps)
+        sparse = norm(h, layer.pre_feedforward_layernorm_2.weight, eps)
+        sparse = mixture(layer.experts, sparse, routing)
+        sparse = norm(sparse, layer.post_feedforward_layernorm_2.weight, eps)
+        return (h + norm(dense + sparse, layer.post_feedforward_layernorm.weight, eps)) * scalar
+
+    def _route(self, router: Router, x: Tensor) -> Routing:
+        """`Router.forward`; its choice is kept for the balance loss."""
+        scores = router.proj(norm(x, router.scale * x.shape[-1] ** -0.5, router.eps))
+        probabilities = scores.softmax(dim=-1, dtype=torch.float32)
+        weights, chosen = probabilities.topk(router.top_k, dim=-1)
+        weights = weights / weights.sum(dim=-1, keepdim=True)
+        routing = Routing(weights * router.per_expert_scale[chosen], chosen, probabilities)
+        self.routings.append(routing)
+        return routing
+
+
+def _mlp(mlp: GatedMLP, x: Tensor) -> Tensor:
+    """`GatedMLP.forward` with one product for gate and up."""
+    both = torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight))
+    return cast(Tensor, mlp.down_proj(gated_gelu(F.linear(x, both))))
 
 
 class _Rearranged(torch.autograd.Function):
@@ -131,7 +169,15 @@ class _Rearranged(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (back,) = ctx.saved_tensors
         found = _with_zeros(gradients[0]).index_select(0, back.flatten())
-        return found.view(*back.shape, -1).sum(dim=1), None, None
+        return _added(found.view(*back.shape, -1)), None, None
+
+
+def _added(x: Tensor) -> Tensor:
+    """x (…, K, D) → its sum over K, by additions: torch's own sum over so few takes five times as long."""
+    total, *rest = x.unbind(-2)
+    for each in rest:
+        total = total + each
+    return total
 
 
 def _with_zeros(x: Tensor) -> Tensor:
@@ -141,7 +187,8 @@ def _with_zeros(x: Tensor) -> Tensor:
 def mixture(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
     """x (…, D) → (…, D), the experts of all tokens by batched products."""
     outputs = run_experts(experts, x, routing.chosen)
-    return (outputs * routing.weights.unsqueeze(-1).to(outputs.dtype)).sum(dim=-2)
+    weighted = outputs * routing.weights.unsqueeze(-1).to(outputs.dtype)
+    return _added(weighted)
 
 
 def run_experts(experts: Experts, x: Tensor, chosen: Tensor) -> Tensor:
@@ -164,8 +211,7 @@ def run_experts(experts: Experts, x: Tensor, chosen: Tensor) -> Tensor:
     dtype = working_dtype(x)
     rows = cast(Tensor, _Rearranged.apply(flat.to(dtype), token, slot.view(-1, k)))
     hidden = torch.bmm(rows.view(count, size, -1), experts.gate_up_proj.to(dtype).mT)
-    gate, up = hidden.chunk(2, dim=-1)
-    inner = F.gelu(gate, approximate="tanh") * up
+    inner = gated_gelu(hidden)
     outputs = torch.bmm(inner, experts.down_proj.to(dtype).mT).flatten(0, 1)
     placed = cast(Tensor, _Rearranged.apply(outputs, slot, pair.unsqueeze(1)))
     return placed.view(*chosen.shape, -1)

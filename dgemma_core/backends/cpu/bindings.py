@@ -159,6 +159,28 @@ def with_norms_types(found: ctypes.CDLL) -> ctypes.CDLL:
     return found
 
 
+@cache
+def gradients() -> ctypes.CDLL | None:
+    """gradients.c, or None, after one warning, where it cannot be compiled."""
+    found = library("gradients", ("norm", "norm_gradient", "gated", "gated_gradient"))
+    return None if found is None else with_gradients_types(found)
+
+
+def with_gradients_types(found: ctypes.CDLL) -> ctypes.CDLL:
+    """Declares the arguments and results of gradients.c's functions."""
+    found.norm.argtypes = [
+        c_int64, c_int64, c_void_p, c_int64, c_void_p, c_float, c_void_p, c_int64, c_void_p,
+    ]  # fmt: skip
+    found.norm_gradient.argtypes = [
+        c_int64, c_int64, c_void_p, c_int64, c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_void_p,
+    ]  # fmt: skip
+    found.gated.argtypes = [c_int64, c_int64, c_void_p, c_int64, c_void_p]
+    found.gated_gradient.argtypes = [c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p]
+    for function in (found.norm, found.norm_gradient, found.gated, found.gated_gradient):
+        function.restype = None
+    return found
+
+
 def wrong_place(status: int) -> int | None:
     """What `forward` or `predict` returned → the place of a wrong input, or None. Raises RequestError for numbers that
     are not finite."""
