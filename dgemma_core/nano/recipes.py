@@ -68,7 +68,7 @@ ENGLISH = NamedRecipe(
         media_token_ids=(9, 10, 11),
     ),
     training=Recipe(
-        steps=2600,
+        steps=2400,
         batch_size=128,
         warmup=150,
         micro_batches=4,

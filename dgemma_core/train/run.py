@@ -104,7 +104,13 @@ def run_tokenizer(recipe: NamedRecipe, folder: Path) -> Tokenizer:
         return nano_tokenizer()
     own = folder / TOKENIZER
     if not (own / "tokenizer.json").exists():
-        write_tokenizer(own, recipe.config.text.vocab_size)
+        try:
+            write_tokenizer(own, recipe.config.text.vocab_size)
+        except Exception as error:  # the tokenizers library raises bare ones
+            raise CheckpointError(
+                f"{own}: the run's tokenizer cannot be written ({' '.join(str(error).split())}): make room, or make "
+                "the folder writable"
+            ) from error
     tokenizer = load_tokenizer(own)
     wanted = recipe.config.text.vocab_size
     if tokenizer is None or tokenizer.vocab_size != wanted:

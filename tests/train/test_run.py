@@ -144,3 +144,10 @@ def test_a_tokenizer_of_another_size(folder: Path) -> None:
     other: NamedRecipe = replace(RECIPE, config=config)
     with pytest.raises(CheckpointError, match=r"holds no tokenizer of 576 tokens: remove it"):
         run_tokenizer(other, folder)
+
+
+def test_a_folder_that_takes_no_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer").write_text("in the way")
+    with pytest.raises(CheckpointError, match="tokenizer cannot be written") as caught:
+        run_tokenizer(RECIPE, tmp_path)
+    assert "\n" not in str(caught.value)

@@ -335,7 +335,7 @@ COMPILERS = [
 
 @pytest.mark.subprocess
 @pytest.mark.parametrize("compiler", COMPILERS)
-@pytest.mark.parametrize("name", ("small_model", "online_softmax", "norms"))
+@pytest.mark.parametrize("name", ("small_model", "online_softmax", "norms", "gradients"))
 def test_every_compiler_that_is_installed(
     compiler: str, name: str, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

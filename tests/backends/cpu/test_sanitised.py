@@ -30,7 +30,8 @@ EIGHT_LANES = pytest.param(
 @pytest.mark.subprocess
 @pytest.mark.parametrize(
     ("name", "processor", "cases"),
-    (("small_model", NATIVE, 150), EIGHT_LANES, ("online_softmax", NATIVE, 400), ("norms", NATIVE, 400)),
+    (("small_model", NATIVE, 150), EIGHT_LANES, ("online_softmax", NATIVE, 400), ("norms", NATIVE, 400),
+     ("gradients", NATIVE, 400)),
 )  # fmt: skip
 def test_no_bits_break_the_c_code(name: str, processor: str, cases: int, tmp_path: Path) -> None:
     driver = tmp_path / name
