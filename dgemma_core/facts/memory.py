@@ -90,8 +90,9 @@ def encoding(
         for index, layer in enumerate(text.layers):
             heads, groups, d = text.num_attention_heads, layer.num_key_value_heads, layer.head_dim
             before = row.buffers[index]
-            project = (cache(), line("projections", tokens, 6 * (heads + 2 * groups) * d,
-                                     f"6 × {heads + 2 * groups} heads × {d}"))  # fmt: skip
+            kept = groups if layer.full else 2 * groups  # keys, and values where they are others
+            most = max(6 * heads + kept, 2 * heads + 5 * groups + kept)  # queries, then keys rotate
+            project = (cache(), line("projections", tokens, most * d, f"{most} heads × {d}"))
             new = torch.empty(tokens, groups, d, dtype=dtype, device="meta")
             seen = row.append(index, new, new)[0].shape[1]
             after = cache()
@@ -100,7 +101,12 @@ def encoding(
             moved = 0 if row.buffers[index] is before else bytes_of(before)
             grow = (
                 after,
-                attends,
+                line(
+                    "attention",
+                    tokens,
+                    (heads + 3 * groups) * d,
+                    f"({heads} + 3 × {groups} heads) × {d}",
+                ),
                 Line("buffer that grows", moved, f"of layer {index}, the old one"),
             )
             window = row.windows[index]

@@ -127,7 +127,7 @@ def test_passes_hold_at_most_what_was_planned(
     """And the bound is no wild guess: where one term outweighs the others, it cannot be spared."""
     plain = tiny.model(0, torch.bfloat16, max_position_embeddings=1024, **changes)
     save_model(plain, tmp_path, generation=GenerationDefaults())
-    model = load_model(tmp_path, device="cpu", quantize=quantize)
+    model = load_model(tmp_path, device="cpu", quantize=quantize).use("auto")
     config = model.config
     length = config.canvas_length
     cache = sum(line.bytes for line in cache_lines(config.text, prefix, length))
@@ -137,8 +137,8 @@ def test_passes_hold_at_most_what_was_planned(
     with LiveBytes() as live:
         held = model.encode([[index % 48 for index in range(prefix)]])
         canvas = torch.zeros(1, length, dtype=torch.long)
-        first = model.head.predict(model.denoise(canvas, held), 0.0)
-        model.head.predict(model.denoise(canvas, held, first.soft_embedding), 0.0)
+        first = model.predict(model.denoise(canvas, held), 0.0)
+        model.predict(model.denoise(canvas, held, first.soft_embedding), 0.0)
     bound = cache + sum(working.values())
     assert bound - working[term] < live.peak <= bound
 
@@ -148,8 +148,8 @@ def test_passes_hold_at_most_what_was_planned(
     [
         (4096, "mask", {"layers": (SHORT,) * 4 + (FULL,) * 12}),
         (5000, "mask", {"layers": (SHORT,) * 4 + (FULL,) * 12}),
-        (4096, "projections", {"layers": (WIDE,), "num_attention_heads": 8}),
-        (5000, "buffer that grows", {"layers": (WIDE,), "num_attention_heads": 8}),
+        (4096, "attention", {"layers": (WIDE,), "num_attention_heads": 8}),
+        (5000, "attention", {"layers": (WIDE,), "num_attention_heads": 8}),
         (4096, "experts", {"num_experts": 16, "top_k_experts": 16, "hidden_size": 128}),
     ],
 )

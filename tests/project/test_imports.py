@@ -39,7 +39,6 @@ def test_no_imports_are_circular(package: str) -> None:
     TopologicalSorter(imports).prepare()  # raises CycleError, which names the circle
 
 
-@pytest.mark.xfail(strict=False, reason="the core is being shortened: remove this line then")
 def test_the_core_is_short() -> None:
     files = sorted(CORE.glob("*.py"))
     assert len(files) <= 20 and lines(*files) <= 4000

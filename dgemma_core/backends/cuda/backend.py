@@ -30,7 +30,7 @@ from dgemma_core.backends.cuda.recording import Replay
 from dgemma_core.backends.cuda.rows import Held, HeldRow, Reserve
 from dgemma_core.cache import PrefixCache, RowCache
 from dgemma_core.errors import RequestError
-from dgemma_core.head import Asked, Prediction, VocabularyHead
+from dgemma_core.head import Asked, Prediction, VocabularyHead, check_finite
 from dgemma_core.model import DiffusionGemma
 
 if TYPE_CHECKING:
@@ -218,7 +218,9 @@ class CudaBackend:
     @torch.inference_mode()
     def predict(self, hidden: Tensor, *arguments: Any, **options: Any) -> Prediction:
         positions = hidden.shape[1] if hidden.dim() == 3 else 0
-        return CudaHead(self, positions).predict(hidden, *arguments, **options)
+        found = CudaHead(self, positions).predict(hidden, *arguments, **options)
+        check_finite(hidden, found.logsumexp)
+        return found
 
     def folded(self, hidden: Tensor, asked: Asked, positions: int) -> Folded:
         """hidden (N, D) of rows of so many positions → what `asked` asks for."""
