@@ -96,22 +96,23 @@ def encoding(
             new = torch.empty(tokens, groups, d, dtype=dtype, device="meta")
             seen = row.append(index, new, new)[0].shape[1]
             after = cache()
-            attends = line("attention", tokens, (3 * heads + 4 * groups) * d,
-                           f"(3 × {heads} + 4 × {groups} heads) × {d}")  # fmt: skip
             moved = 0 if row.buffers[index] is before else bytes_of(before)
             grow = (
                 after,
                 line(
-                    "attention",
+                    "heads",
                     tokens,
-                    (heads + 3 * groups) * d,
-                    f"({heads} + 3 × {groups} heads) × {d}",
+                    (2 * heads + 3 * groups) * d,
+                    f"(2 × {heads} + 3 × {groups}) × {d}",
                 ),
                 Line("buffer that grows", moved, f"of layer {index}, the old one"),
             )
             window = row.windows[index]
             masked = tokens > 1 and (seen > tokens or (window is not None and seen > window + 1))
             pairs = masked * tokens * seen
+            copies = 3 if masked else 2  # of the queries: a masked kernel wants them side by side
+            attends = line("attention", tokens, (copies * heads + 4 * groups) * d,
+                           f"({copies} × {heads} + 4 × {groups} heads) × {d}")  # fmt: skip
             attend = (after, attends, Line("mask", pairs, f"{tokens:,} × {seen:,}"),
                       Line(KERNEL, pairs * size, f"{tokens:,} × {seen:,} × {size}"))  # fmt: skip
             for moment in (project, grow, attend, (after, experts)):

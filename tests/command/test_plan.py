@@ -148,8 +148,8 @@ def test_passes_hold_at_most_what_was_planned(
     [
         (4096, "mask", {"layers": (SHORT,) * 4 + (FULL,) * 12}),
         (5000, "mask", {"layers": (SHORT,) * 4 + (FULL,) * 12}),
-        (4096, "attention", {"layers": (WIDE,), "num_attention_heads": 8}),
-        (5000, "attention", {"layers": (WIDE,), "num_attention_heads": 8}),
+        (1000, "attention", {"layers": (WIDE,), "num_attention_heads": 8}),
+        (5000, "buffer that grows", {"layers": (WIDE,), "num_attention_heads": 8}),
         (4096, "experts", {"num_experts": 16, "top_k_experts": 16, "hidden_size": 128}),
     ],
 )
