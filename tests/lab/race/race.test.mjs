@@ -12,14 +12,14 @@ const diffusion = race.unpack({
   name: "diffusion", total: 1.0, start: 0.1, passes: 6, canvases: 2, free: 0,
   seconds: [0.2, 0.3, 0.7, 0.8], canvas: [0, 0, 1, 1], offsets: [0, 2, 4, 6, 8],
   ids: base64(new Uint32Array([0, 3, 0, 1, 2, 4, 2, 4])), marks: base64(new Uint8Array([2, 1, 2, 2, 1, 0, 2, 0])),
-  kept: [0, 1, 2], commits: [{ seconds: 0.3, canvas: 0, kept: 2 }, { seconds: 0.8, canvas: 1, kept: 3 }],
+  rounds: [], kept: [0, 1, 2], commits: [{ seconds: 0.3, canvas: 0, kept: 2 }, { seconds: 0.8, canvas: 1, kept: 3 }],
   texts: ["a", "b", "c", "x", ""],
 });
 const causal = race.unpack({
   name: "autoregressive", total: 0.5, start: 0.1, passes: 2, canvases: 0, free: 1,
   seconds: [0.2, 0.4], canvas: [0, 1], offsets: [0, 1, 2],
   ids: base64(new Uint32Array([0, 1])), marks: base64(new Uint8Array([2, 2])),
-  kept: [0, 1], commits: [{ seconds: 0.2, canvas: 0, kept: 1 }, { seconds: 0.4, canvas: 1, kept: 2 }], texts: ["a", "b"],
+  rounds: [], kept: [0, 1], commits: [{ seconds: 0.2, canvas: 0, kept: 1 }, { seconds: 0.4, canvas: 1, kept: 2 }], texts: ["a", "b"],
 });
 
 test("a lane at each moment: drafts, kept tokens, passes", () => {
@@ -41,6 +41,13 @@ test("an autoregressive lane: the first token comes with the prefill", () => {
     return [kept, passes, pieces.map(({ text }) => text).join("")];
   };
   assert.deepEqual([0, 0.1, 0.2, 0.4].map(at), [[0, 0, ""], [0, 1, ""], [1, 1, "a"], [2, 2, "ab"]]);
+});
+
+test("a drafted lane counts the passes of its rounds", () => {
+  const drafted = { ...causal, rounds: [{ seconds: 0.2, passes: 2 }, { seconds: 0.4, passes: 2 }] };
+  const passes = (seconds) => race.standing(drafted, seconds).passes;
+  assert.equal(passes(0.2) - passes(0.15), 2);
+  assert.equal(passes(0.4) - passes(0.2), 2);
 });
 
 test("the chart's steps end with all that is kept", () => {
