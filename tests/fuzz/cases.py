@@ -188,7 +188,7 @@ def changed(values: np.ndarray[Any, Any], choice: int) -> Any:
     rng = np.random.default_rng(choice)
     match choice % 10:
         case 0:
-            return values.astype(np.float64)
+            return values.astype(np.float64) if values.dtype.kind in "biuf" else values[:0]
         case 1:
             return values[None]
         case 2:
