@@ -13,7 +13,7 @@ import torch
 
 from dgemma_core.cache import PrefixCache
 from dgemma_core.draws import CounterDraws, Draws, Filters, RowKey
-from dgemma_core.events import Event, FinishEvent, PromptEvent, TokenEvent
+from dgemma_core.events import Event, FinishEvent, TokenEvent
 from dgemma_core.head import Prediction, not_finite
 from dgemma_core.loop import (
     Decode,
@@ -22,10 +22,10 @@ from dgemma_core.loop import (
     checked_batch_size,
     checked_eos,
     cut,
-    encode_prompts,
     join,
     memory_advice,
     queue,
+    start_tokens,
 )
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.observe import Observe, Watcher
@@ -72,7 +72,7 @@ def _decode_tokens(
     rows: list[Row] = []
     while True:
         joining = join(model, waiting, batch_size - len(rows), decode, TokenState)
-        yield from _start_tokens(model, joining)
+        yield from start_tokens(model, joining)
         rows += joining
         if not rows:
             return
@@ -126,22 +126,6 @@ def _decode_tokens(
                     hidden=cache.hidden[i, 0],
                     passes=state.passes + 1,
                 )
-
-
-def _start_tokens(model: DiffusionGemma, rows: Sequence[Row]) -> Iterator[Event]:
-    fresh = [row for row in rows if row.request.state is None]
-    for row in rows:
-        state = row.request.state
-        if isinstance(state, TokenState):
-            row.state = replace(state, cache=state.cache.copy())
-            yield PromptEvent(row.request.id, state.ids, state.seed, row.seconds)
-    if not fresh:
-        return
-    for row, cache in zip(fresh, encode_prompts(model, fresh), strict=True):
-        ids = tuple(row.request.ids)
-        assert cache.hidden is not None
-        row.state = TokenState(ids, (), cache, cache.hidden[0], row.request.seed, 1)
-        yield PromptEvent(row.request.id, ids, row.request.seed, row.seconds)
 
 
 def _read(prediction: Prediction) -> tuple[list[int], list[float], list[float]]:

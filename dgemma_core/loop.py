@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -19,7 +19,7 @@ from dgemma_core.errors import (
     temperature_number,
     whole_number,
 )
-from dgemma_core.events import StopReason
+from dgemma_core.events import Event, PromptEvent, StopReason
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.observe import Observe
 from dgemma_core.request import DecodeState, Request, TokenState, token_ids
@@ -107,8 +107,6 @@ def _check(model: DiffusionGemma, request: Request, decode: Decode | None) -> No
     config = model.config
     if not len(request.ids):
         raise RequestError("the prompt is empty: give at least one token")
-    if request.max_new_tokens < 1:
-        raise RequestError(f"max_new_tokens must be at least 1, got {request.max_new_tokens}")
     room = config.text.max_position_embeddings - len(request.ids)
     if request.max_new_tokens > room:
         raise RequestError(
@@ -169,6 +167,24 @@ def encode_prompts(model: DiffusionGemma, rows: Sequence[Row]) -> list[PrefixCac
         PrefixCache([row], cache.hidden[i, len(new) - 1].unsqueeze(0))
         for i, (row, new) in enumerate(zip(cache.rows, tokens, strict=True))
     ]
+
+
+def start_tokens(model: DiffusionGemma, rows: Sequence[Row]) -> Iterator[Event]:
+    """Gives new rows of a causal mode their first state: the one they continue, or their prompt, encoded together."""
+    fresh = [row for row in rows if row.request.state is None]
+    for row in rows:
+        state = row.request.state
+        if isinstance(state, TokenState):
+            row.state = replace(state, cache=state.cache.copy())
+            yield PromptEvent(row.request.id, state.ids, state.seed, row.seconds)
+    if not fresh:
+        return
+    for row, cache in zip(fresh, encode_prompts(model, fresh), strict=True):
+        assert cache.hidden is not None
+        row.state = TokenState(
+            tuple(row.request.ids), (), cache, cache.hidden[0], row.request.seed, 1
+        )
+        yield PromptEvent(row.request.id, tuple(row.request.ids), row.request.seed, row.seconds)
 
 
 @dataclass(frozen=True)

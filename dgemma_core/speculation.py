@@ -26,7 +26,7 @@ from torch import Tensor
 from dgemma_core.cache import PrefixCache
 from dgemma_core.draws import CounterDraws, Draws, Filters, RowKey, upload
 from dgemma_core.errors import RequestError, whole_number
-from dgemma_core.events import DraftEvent, Event, FinishEvent, PromptEvent, TokenEvent
+from dgemma_core.events import DraftEvent, Event, FinishEvent, TokenEvent
 from dgemma_core.head import Prediction, not_finite
 from dgemma_core.loop import (
     Decode,
@@ -35,10 +35,10 @@ from dgemma_core.loop import (
     checked_batch_size,
     checked_eos,
     cut,
-    encode_prompts,
     join,
     memory_advice,
     queue,
+    start_tokens,
 )
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.observe import Observe, Observed
@@ -230,20 +230,8 @@ class _SpeculativeLoop:
         """Encodes the prompts of new rows, together; the causal mode chooses each one's first token."""
         if not joining:
             return []
-        fresh = [row for row in joining if row.request.state is None]
-        caches = iter(encode_prompts(self.model, fresh) if fresh else [])
-        states = []
-        for row in joining:
-            state = row.request.state
-            if isinstance(state, TokenState):
-                state = replace(state, cache=state.cache.copy())
-            else:
-                cache = next(caches)
-                assert cache.hidden is not None
-                ids = tuple(row.request.ids)
-                state = TokenState(ids, (), cache, cache.hidden[0], row.request.seed, 1)
-            states.append(state)
-            yield PromptEvent(row.request.id, state.ids, state.seed, row.seconds)
+        yield from start_tokens(self.model, joining)
+        states = [row.state for row in joining if isinstance(row.state, TokenState)]
         hidden = torch.stack([state.hidden for state in states]).unsqueeze(1)  # (B, 1, D)
         choices = self._choose(hidden, states, after=0)
         return [
