@@ -68,9 +68,10 @@ ENGLISH = NamedRecipe(
         media_token_ids=(9, 10, 11),
     ),
     training=Recipe(
-        steps=2400,
+        steps=7000,
         batch_size=128,
         warmup=150,
+        decay=1400,
         micro_batches=4,
         pool=8,
         drafts=(16, 32, 64),
@@ -81,12 +82,12 @@ ENGLISH = NamedRecipe(
     shares={},
     stages=(
         Stage(
-            until=0.2,
+            until=0.08,
             english=0.6,
             kinds={name: share / 3 if name in _LONG else share for name, share in SHARES.items()},
             families={**_FAMILIES, "mini_sudoku": 1, "futoshiki": 1, "chain_sum": 2},
         ),
-        Stage(until=0.75, english=0.6, kinds=SHARES, families=_FAMILIES),
+        Stage(until=0.8, english=0.6, kinds=SHARES, families=_FAMILIES),
         Stage(
             until=1,
             english=0.6,
@@ -98,7 +99,7 @@ ENGLISH = NamedRecipe(
         max_new_tokens=256, eos_token_ids=(1, 5), pad_token_id=0, bos_token_id=2
     ),
     tokenizer=True,
-    validate_every=300,
+    validate_every=500,
 )
 """From nothing, in one run: English and the twelve families, short texts first, the hardest more often at the end."""
 
