@@ -25,9 +25,6 @@ from dgemma_core.experts import Experts, Router, Routing
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(q (…, H, d), k (…, G, d), v (…, G, d)) → (…, H, d), over whatever keys the caller holds."""
 
-Mixture = Callable[[Experts, Tensor, Routing], Tensor]
-"""(experts, x (…, D), routing) → (…, D): another way to run a layer's experts."""
-
 
 def working_dtype(x: Tensor) -> torch.dtype:
     """The dtype of x, or the one that autocast (in training) works in."""
@@ -184,12 +181,10 @@ class Layer(nn.Module):
         scalar: Tensor,
         *,
         observe: Callable[[Routing], None] | None = None,
-        mixture: Mixture | None = None,
     ) -> Tensor:
         """x (…, D) → (…, D).
 
-        scalar: the layer scalar of the mode. observe: told the router's choice. mixture: runs the experts in place of
-        their own loop (in training).
+        scalar: the layer scalar of the mode. observe: told the router's choice.
         """
         h = x + self.post_attention_layernorm(
             self.self_attn(self.input_layernorm(x), rotate, attend)
@@ -199,9 +194,6 @@ class Layer(nn.Module):
             observe(routing)
         dense = self.post_feedforward_layernorm_1(self.mlp(self.pre_feedforward_layernorm(h)))
         sparse = self.pre_feedforward_layernorm_2(h)
-        if mixture is None:
-            sparse = self.experts(sparse, routing.weights, routing.chosen)
-        else:
-            sparse = mixture(self.experts, sparse, routing)
+        sparse = self.experts(sparse, routing.weights, routing.chosen)
         sparse = self.post_feedforward_layernorm_2(sparse)
         return (h + self.post_feedforward_layernorm(dense + sparse)) * scalar

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -156,41 +157,58 @@ def generator_of(seed: int, *counters: int) -> torch.Generator:
 def batches(
     texts: Callable[[int], Text], recipe: Recipe, canvas_length: int, end: int, start: int = 0
 ) -> Iterator[list[Batch]]:
-    """The micro-batches of every step from `start` on. texts(i) is example i; each is used once."""
+    """The micro-batches of every step from `start` on. texts(i) is example i; each is used once. While one pool is
+    learnt from, a thread draws the next one."""
     per_pool = recipe.pool * recipe.batch_size
+
+    def draw(pool: int) -> list[Text]:
+        return [texts(number) for number in range(pool * per_pool, (pool + 1) * per_pool)]
+
+    pools = range(start // recipe.pool, math.ceil(recipe.steps / recipe.pool))
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(draw, pools.start) if pools else None
+        for pool in pools:
+            assert following is not None
+            drawn = following.result()
+            following = thread.submit(draw, pool + 1) if pool + 1 in pools else None
+            yield from _steps(drawn, pool, recipe, canvas_length, end, start)
+
+
+def _steps(
+    drawn: Sequence[Text], pool: int, recipe: Recipe, canvas_length: int, end: int, start: int
+) -> Iterator[list[Batch]]:
+    """The micro-batches of the steps of one pool, from step `start` on."""
+    per_pool = len(drawn)
     part = recipe.batch_size // recipe.micro_batches
-    for pool in range(start // recipe.pool, math.ceil(recipe.steps / recipe.pool)):
-        generator = generator_of(recipe.seed, 1, pool)
-        numbers = range(pool * per_pool, (pool + 1) * per_pool)
-        drawn = [texts(number) for number in numbers]
-        order = sorted(range(per_pool), key=lambda i: len(drawn[i].prompt) + len(drawn[i].answer))
-        # Micro-batch m of a step comes from the m-th range of lengths, at a random place in it.
-        ranges = [
-            torch.randperm(recipe.pool, generator=generator).tolist()
-            for _ in range(recipe.micro_batches)
-        ]
-        shuffles = [
-            torch.randperm(part, generator=generator).tolist() for _ in range(recipe.micro_batches)
-        ]
-        for step in range(recipe.pool):
-            if not start <= pool * recipe.pool + step < recipe.steps:
-                continue
-            micro = []
-            for m in range(recipe.micro_batches):
-                first = (m * recipe.pool + ranges[m][step]) * part
-                members = [order[first + i] for i in shuffles[m]]
-                length = None
-                if recipe.drafts:
-                    length = Random(f"draft {recipe.seed} {pool} {step} {m}").choice(recipe.drafts)
-                places = []
-                for i in members:
-                    rng = Random(f"canvases {recipe.seed} {numbers[i]}")
-                    drawn_places = [
-                        draw_place(drawn[i], canvas_length, recipe, rng)
-                        for _ in range(recipe.noisings)
-                    ]
-                    if length is not None:
-                        drawn_places.append(draw_draft(drawn[i], length, rng))
-                    places.append(drawn_places)
-                micro.append(collate([drawn[i] for i in members], end, places))
-            yield micro
+    generator = generator_of(recipe.seed, 1, pool)
+    numbers = range(pool * per_pool, (pool + 1) * per_pool)
+    order = sorted(range(per_pool), key=lambda i: len(drawn[i].prompt) + len(drawn[i].answer))
+    # Micro-batch m of a step comes from the m-th range of lengths, at a random place in it.
+    ranges = [
+        torch.randperm(recipe.pool, generator=generator).tolist()
+        for _ in range(recipe.micro_batches)
+    ]
+    shuffles = [
+        torch.randperm(part, generator=generator).tolist() for _ in range(recipe.micro_batches)
+    ]
+    for step in range(recipe.pool):
+        if not start <= pool * recipe.pool + step < recipe.steps:
+            continue
+        micro = []
+        for m in range(recipe.micro_batches):
+            first = (m * recipe.pool + ranges[m][step]) * part
+            members = [order[first + i] for i in shuffles[m]]
+            length = None
+            if recipe.drafts:
+                length = Random(f"draft {recipe.seed} {pool} {step} {m}").choice(recipe.drafts)
+            places = []
+            for i in members:
+                rng = Random(f"canvases {recipe.seed} {numbers[i]}")
+                drawn_places = [
+                    draw_place(drawn[i], canvas_length, recipe, rng) for _ in range(recipe.noisings)
+                ]
+                if length is not None:
+                    drawn_places.append(draw_draft(drawn[i], length, rng))
+                places.append(drawn_places)
+            micro.append(collate([drawn[i] for i in members], end, places))
+        yield micro

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -54,6 +55,8 @@ class Trainer:
     ) -> None:
         """end: the token that fills a canvas behind its text. workers: micro-batches that are run side by side, each on
         one thread; the numbers stay the same. validate_every: steps between validations; 0: none."""
+        # oneDNN prepares a product anew for every shape that its cache does not hold; training meets some 2,000.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
         self.model = model
         self.texts = texts
         self.recipe = recipe
@@ -118,7 +121,10 @@ class Trainer:
             raise RequestError(
                 f"training diverged at step {step} ({figures}); start anew with a lower learning rate"
             )
-        self.optimiser.step()
+        if self.workers is None:
+            self.optimiser.step()
+        else:
+            list(self.workers.map(lambda update: update(), self.optimiser.updates()))
         return figures
 
     def _part(

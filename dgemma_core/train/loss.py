@@ -21,7 +21,8 @@ from torch import Tensor
 from dgemma_core.experts import Routing
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.train.batches import IGNORED, Batch, Canvases
-from dgemma_core.train.dense_pass import DensePass
+from dgemma_core.train.dense_pass import DensePass, Noised
+from dgemma_core.train.functions import capped_loss, capped_probabilities
 from dgemma_core.train.noise import noisy_canvases
 from dgemma_core.train.own_steps import take_steps
 from dgemma_core.train.recipe import Recipe
@@ -53,21 +54,24 @@ def loss(model: DiffusionGemma, batch: Batch, recipe: Recipe, generator: torch.G
     has made any, conditioned on its last."""
     device = model.device
     both = DensePass(model, batch)
-    causal = token_loss(model, both.encode().flatten(0, 1), batch.targets.to(device).flatten())
-    denoised = []
-    canvases = noisy_canvases(batch, recipe, model.config.text.vocab_size, generator)
-    for i, (canvas, before) in enumerate(canvases):
-        targets = canvas_targets(batch.canvases[i], recipe, generator).to(device)
-        canvas, before = canvas.to(device), before.to(device)
+    canvases = list(noisy_canvases(batch, recipe, model.config.text.vocab_size, generator))
+    walked = batch.steps is not None
+    softs = _first_passes(model, both, [before for _, before in canvases], skip_first=walked)
+    noised: list[Noised] = []
+    for i, ((canvas, _), soft) in enumerate(zip(canvases, softs, strict=True)):
+        canvas = canvas.to(device)
         if i == 0 and batch.steps is not None:
             canvas, soft = take_steps(model, both, canvas, batch.steps, generator)
-        else:
-            soft = _first_pass(model, both, before, i)
         if soft is not None:
             soft = F.pad(soft, (0, 0, 0, 0, 0, len(canvas) - len(soft)))
-        hidden = both.denoise(canvas, soft, i)
-        denoised.append(token_loss(model, hidden.flatten(0, 1), targets.flatten()))
-    return Losses(torch.stack(denoised).mean(), causal, balance_loss(both.routings))
+        noised.append((i, canvas, soft))
+    encoded, *denoised = both.run(noised)
+    causal = token_loss(model, encoded.flatten(0, 1), batch.targets.to(device).flatten())
+    losses = []
+    for group, hidden in zip(batch.canvases, denoised, strict=True):
+        targets = canvas_targets(group, recipe, generator).to(device)
+        losses.append(token_loss(model, hidden.flatten(0, 1), targets.flatten()))
+    return Losses(torch.stack(losses).mean(), causal, balance_loss(both.routings))
 
 
 def canvas_targets(group: Canvases, recipe: Recipe, generator: torch.Generator) -> Tensor:
@@ -93,28 +97,29 @@ def balance_loss(routings: Sequence[Routing]) -> Tensor:
 
 
 @torch.no_grad()
-def _first_pass(
-    model: DiffusionGemma, both: DensePass, canvas: Tensor, group: int
-) -> Tensor | None:
-    """The soft embedding (rows, C, D) after the canvases (rows, C) of the first rows; None for no rows."""
-    if not len(canvas):
-        return None
+def _first_passes(
+    model: DiffusionGemma, both: DensePass, canvases: Sequence[Tensor], *, skip_first: bool
+) -> list[Tensor | None]:
+    """Of each group the soft embedding (rows, C, D) after the canvases (rows, C) of its first rows; None for no rows.
+    Groups of as many rows share one pass."""
+    softs: list[Tensor | None] = [None] * len(canvases)
     kept = len(both.routings)
-    soft = _soft_embedding(model, both.denoise(canvas, None, group, slice(len(canvas))))
+    wanted = [i for i, canvas in enumerate(canvases) if len(canvas) and not (skip_first and i == 0)]
+    for rows in sorted({len(canvases[i]) for i in wanted}):
+        members = [i for i in wanted if len(canvases[i]) == rows]
+        noised = [(i, canvases[i].to(model.device), None) for i in members]
+        for i, hidden in zip(members, both.run(noised, slice(rows))[1:], strict=True):
+            softs[i] = _soft_embedding(model, hidden)
     del both.routings[kept:]
-    return soft
-
-
-def _raw_logits(model: DiffusionGemma, hidden: Tensor) -> Tensor:
-    cap = model.config.text.final_logit_softcapping
-    return cap * torch.tanh(F.linear(hidden, model.embed_tokens.weight).float() / cap)
+    return softs
 
 
 def _soft_embedding(model: DiffusionGemma, hidden: Tensor) -> Tensor:
     """The mean embedding under the raw prediction, times √D: what the samplers feed back at temperature 1."""
-    weight = model.embed_tokens.weight
-    probabilities = _raw_logits(model, hidden).softmax(dim=-1).to(hidden.dtype)
-    return (probabilities @ weight.to(hidden.dtype)) * hidden.shape[-1] ** 0.5
+    weight, cap = model.embed_tokens.weight, model.config.text.final_logit_softcapping
+    flat = hidden.flatten(0, -2)
+    mean = capped_probabilities(flat, weight.to(hidden.dtype), cap) @ weight.to(hidden.dtype)
+    return mean.view_as(hidden) * hidden.shape[-1] ** 0.5
 
 
 def token_loss(model: DiffusionGemma, hidden: Tensor, targets: Tensor) -> Tensor:
@@ -123,4 +128,5 @@ def token_loss(model: DiffusionGemma, hidden: Tensor, targets: Tensor) -> Tensor
     missing = -len(counted) % COUNTED
     hidden = F.pad(hidden[counted], (0, 0, 0, missing))
     targets = F.pad(targets[counted], (0, missing), value=IGNORED)
-    return F.cross_entropy(_raw_logits(model, hidden), targets)
+    cap = model.config.text.final_logit_softcapping
+    return capped_loss(hidden, model.embed_tokens.weight, targets, cap)

@@ -7,7 +7,9 @@ experts of this model are stacked, (E, rows, columns), and each expert is a matr
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -69,15 +71,22 @@ class MuonAdamW(torch.optim.Optimizer):
         for group in self.param_groups:
             group["lr"] = group["peak"] * share
 
-    @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update from the gradients that are there."""
-        for group in self.param_groups:
-            update = self._muon if group["muon"] else self._adamw
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    update(parameter, parameter.grad, group)
+        for update in self.updates():
+            update()
+
+    def updates(self) -> list[Callable[[], None]]:
+        """The parts of one step, one a parameter: they may run side by side, the largest come first."""
+        members = [(p, group) for group in self.param_groups for p in group["params"]]
+        members.sort(key=lambda member: -member[0].numel())
+        return [partial(self._update, *each) for each in members if each[0].grad is not None]
+
+    @torch.no_grad()
+    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        rule = self._muon if group["muon"] else self._adamw
+        rule(parameter, cast(Tensor, parameter.grad), group)
 
     def _muon(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]

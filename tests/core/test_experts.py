@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dgemma_core.experts import Experts, Router, Routing
-from dgemma_core.train.dense_pass import mixture
+from dgemma_core.train.mixture import mixture
 from tests.core import tiny
 
 

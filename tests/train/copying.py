@@ -72,8 +72,9 @@ def noise(canvas: Tensor, vocab: int, generator: torch.Generator) -> Tensor:
     return noised(canvas, torch.rand(len(canvas), 1, generator=generator), vocab, generator)
 
 
-def uneven() -> Batch:
-    """Prefixes from 1 to 20 tokens, around the window of 6 too, first and later canvases."""
+def uneven(*, drafts: bool = False) -> Batch:
+    """Prefixes from 1 to 20 tokens, around the window of 6 too, first and later canvases. drafts: with a second group
+    of canvases, five tokens long."""
     generator = torch.Generator().manual_seed(5)
     texts, places = [], []
     for prompt, answer, canvas in (
@@ -87,6 +88,9 @@ def uneven() -> Batch:
         ids = torch.randint(2, 48, (prompt + answer,), generator=generator).tolist()
         texts.append(Text(tuple(ids[:prompt]), tuple(ids[prompt:])))
         places.append([Place(canvas * 8, 8)])
+        if drafts:
+            start = min(canvas * 8 + 1, answer)
+            places[-1].append(Place(start, 5, ((start, start + 1),)))
     return collate(texts, END, places)
 
 

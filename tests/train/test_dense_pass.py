@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-import torch
+import copy
+from dataclasses import replace
 
-from dgemma_core.experts import Experts
-from dgemma_core.train.dense_pass import DensePass, run_experts
+import pytest
+import torch
+from torch import Tensor
+
+from dgemma_core.backends.cpu import bindings
+from dgemma_core.config import LayerConfig
+from dgemma_core.model import DiffusionGemma
+from dgemma_core.train import attention, functions, mixture
+from dgemma_core.train.batches import Batch
+from dgemma_core.train.dense_pass import DensePass
+from dgemma_core.train.initial import initialise
+from dgemma_core.train.loss import loss
+from dgemma_core.train.recipe import Recipe
 from tests.core import tiny
 from tests.train.copying import close, noise, uneven
 
@@ -29,25 +41,84 @@ def test_the_dense_pass_is_the_inference_path() -> None:
     close(some, plain[:2])
 
 
-def test_experts_in_padded_slices() -> None:
-    """Values and gradients of the padded product are those of the experts one by one."""
-    experts = tiny.model(2).layers[0].experts
-    assert isinstance(experts, Experts)
-    generator = torch.Generator().manual_seed(3)
-    x = torch.randn(3, 70, 16, generator=generator, requires_grad=True)
-    # Expert 0 takes more than a slice holds, expert 1 nothing at all.
-    chosen = torch.tensor([0, 2]).expand(3, 70, 2)
-    weights = torch.rand(3, 70, 2, generator=generator)
-    outputs = run_experts(experts, x, chosen)
-    padded = (outputs * weights.unsqueeze(-1)).sum(-2)
-    plain = experts(x, weights, chosen)
-    close(padded, plain)
-    parameters = [x, *experts.requires_grad_(True).parameters()]
-    upstream = torch.randn(3, 70, 16, generator=generator)
-    ours = torch.autograd.grad(
-        (run_experts(experts, x, chosen) * weights.unsqueeze(-1)).sum(-2), parameters, upstream
+def test_both_groups_in_one_pass() -> None:
+    """A row that holds two canvases is what it would be with each of them alone."""
+    model, batch = tiny.model(2), uneven(drafts=True)
+    both = DensePass(model, batch)
+    generator = torch.Generator().manual_seed(0)
+    canvases = [noise(group.tokens, 48, generator) for group in batch.canvases]
+    soft = torch.randn(*canvases[0].shape, 16, generator=generator)
+    with torch.no_grad():
+        clean, first, second = both.run(((0, canvases[0], soft), (1, canvases[1], None)))
+        close(clean, both.encode())
+        close(first, both.denoise(canvases[0], soft, 0))
+        close(second, both.denoise(canvases[1], None, 1))
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_c_and_torch_agree(half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses and every parameter's gradient, of a model whose widths C serves."""
+    if bindings.gradients() is None:
+        pytest.skip("no C compiler")
+    model, batch = wide_model(), uneven(drafts=True)
+    recipe = Recipe(steps=1, self_conditioning=0.5)
+    reference = gradients(model, batch, recipe, half=False)
+    found = gradients(model, batch, recipe, half=half)
+    called: list[str] = []
+    for name in ("_Attention", "_Mixture", "_AddedNorm", "_CappedLoss"):
+        for module in (attention, functions, mixture):
+            if hasattr(module, name):
+                forward = getattr(module, name).apply
+                spied = lambda *a, _f=forward, _n=name: called.append(_n) or _f(*a)  # noqa: E731
+                monkeypatch.setattr(getattr(module, name), "apply", spied)
+    gradients(model, batch, recipe, half=half)
+    assert set(called) == {"_Attention", "_Mixture", "_AddedNorm", "_CappedLoss"}
+    called.clear()
+    monkeypatch.setattr(functions.bindings, "gradients", lambda: None)
+    plain = gradients(model, batch, recipe, half=half)
+    assert not called
+    scale = max(float(g.norm()) for g in reference.values())
+    for name, wanted in reference.items():
+        off, plain_off = (float((each[name].float() - wanted).norm()) for each in (found, plain))
+        size = float(wanted.norm())
+        allowed = max(2 * plain_off, 0.05 * size) if half else 1e-4 * size
+        assert off <= allowed + 1e-4 * scale, (name, off, plain_off, size)
+
+
+def wide_model() -> DiffusionGemma:
+    """Widths that are multiples of 16, heads of 32 and 64; drawn weights, vectors included."""
+    sliding = LayerConfig(
+        full=False, num_key_value_heads=2, head_dim=32, rope_theta=1e4, rotary_fraction=1.0
     )
-    theirs = torch.autograd.grad(experts(x, weights, chosen), parameters, upstream)
-    for a, b in zip(ours, theirs, strict=True):
-        close(a, b, 1e-4)
-    experts.requires_grad_(False)
+    full = LayerConfig(
+        full=True, num_key_value_heads=1, head_dim=64, rope_theta=1e6, rotary_fraction=0.25
+    )
+    base = tiny.config()
+    text = replace(
+        base.text, hidden_size=48, intermediate_size=64, num_attention_heads=4, num_experts=5,
+        moe_intermediate_size=16, layers=(sliding, full, sliding),
+    )  # fmt: skip
+    model = DiffusionGemma(replace(base, text=text))
+    initialise(model, 3)
+    generator = torch.Generator().manual_seed(4)
+    for parameter in model.parameters():
+        if parameter.dim() < 2:
+            parameter.data.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+        parameter.requires_grad_(True)
+    return model
+
+
+def gradients(
+    model: DiffusionGemma, batch: Batch, recipe: Recipe, *, half: bool
+) -> dict[str, Tensor]:
+    """Of the loss: every parameter's gradient."""
+    if half:
+        model = copy.deepcopy(model)
+        for parameter in model.parameters():
+            if parameter.dim() >= 2:
+                parameter.data = parameter.data.bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half, cache_enabled=False):
+        total = loss(model, batch, recipe, torch.Generator().manual_seed(5)).total(recipe)
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    found = torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True)
+    return dict(zip(names, found, strict=True))

@@ -79,9 +79,9 @@ def test_the_loss_after_own_steps() -> None:
         ours = loss(model, batch, recipe, torch.Generator().manual_seed(3))
         generator = torch.Generator().manual_seed(3)
         both = DensePass(model, batch)
-        both.encode()
         parts = []
-        for i, (canvas, before) in enumerate(noisy_canvases(batch, recipe, 1024, generator)):
+        drawn = list(noisy_canvases(batch, recipe, 1024, generator))
+        for i, (canvas, before) in enumerate(drawn):
             if i == 0:
                 canvas, soft = take_steps(model, both, canvas, batch.steps, generator)
             else:

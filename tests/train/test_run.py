@@ -26,7 +26,14 @@ RECIPE = replace(
     ENGLISH,
     config=replace(ENGLISH.config, text=replace(ENGLISH.config.text, vocab_size=VOCABULARY)),
     training=replace(
-        ENGLISH.training, steps=3, batch_size=8, warmup=1, micro_batches=2, pool=1, seed=9
+        ENGLISH.training,
+        steps=3,
+        batch_size=8,
+        warmup=1,
+        decay=None,
+        micro_batches=2,
+        pool=1,
+        seed=9,
     ),
     validate_every=2,
 )

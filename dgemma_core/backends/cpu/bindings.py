@@ -159,24 +159,54 @@ def with_norms_types(found: ctypes.CDLL) -> ctypes.CDLL:
     return found
 
 
+class Packed(ctypes.Structure):
+    """gradients.c: Packed."""
+
+    _fields_ = [
+        *((name, c_int64) for name in (
+            "batch", "span", "clean", "parts", "heads", "groups", "width", "shared_values", "bf16",
+        )),
+        *((name, c_void_p) for name in (
+            "first", "count", "both", "query_weight", "key_weight", "cos", "sin", "factors",
+        )),
+        ("eps", c_float),
+    ]  # fmt: skip
+
+
+_N, _P, _F = c_int64, c_void_p, c_float
+_GRADIENTS: dict[str, tuple[object, ...]] = {
+    "norm": (_N, _N, _P, _N, _P, _F, _P, _N, _P),
+    "norm_gradient": (_N, _N, _P, _N, _P, _P, _P, _N, _P, _P),
+    "added_norm": (_N, _N, _P, _N, _P, _N, _P, _F, _P, _P, _P),
+    "added_norm_gradient": (_N, _N, _P, _N, _P, _N, _P, _P, _P, _P, _P, _P, _P, _P),
+    "gated": (_N, _N, _P, _N, _P),
+    "gated_gradient": (_N, _N, _P, _P, _N, _P),
+    "attention_inputs": (POINTER(Packed), _P, _P, _P),
+    "attention_inputs_gradient": (POINTER(Packed), _P, _P, _P, _P, _P, _P),
+    "visible_softmax": (_N, _N, _N, _N, _P, _P, _N, _P),
+    "softmax_gradient": (_N, _N, _P, _P, _N),
+    "expert_slots": (_N, _P, _P, _P),
+    "to_experts": (_N, _N, _N, _P, _N, _P, _P),
+    "from_experts": (_N, _N, _N, _P, _N, _P, _P, _P),
+    "from_experts_gradient": (_N, _N, _N, _P, _N, _P, _P, _P, _P, _P),
+    "capped_loss": (_N, _N, _P, _N, _P, _F, _P, _P),
+    "capped_softmax": (_N, _N, _P, _N, _F, _P),
+}  # fmt: skip
+"""gradients.c: the arguments of its functions, which return nothing."""
+
+
 @cache
 def gradients() -> ctypes.CDLL | None:
     """gradients.c, or None, after one warning, where it cannot be compiled."""
-    found = library("gradients", ("norm", "norm_gradient", "gated", "gated_gradient"))
+    found = library("gradients", tuple(_GRADIENTS))
     return None if found is None else with_gradients_types(found)
 
 
 def with_gradients_types(found: ctypes.CDLL) -> ctypes.CDLL:
     """Declares the arguments and results of gradients.c's functions."""
-    found.norm.argtypes = [
-        c_int64, c_int64, c_void_p, c_int64, c_void_p, c_float, c_void_p, c_int64, c_void_p,
-    ]  # fmt: skip
-    found.norm_gradient.argtypes = [
-        c_int64, c_int64, c_void_p, c_int64, c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_void_p,
-    ]  # fmt: skip
-    found.gated.argtypes = [c_int64, c_int64, c_void_p, c_int64, c_void_p]
-    found.gated_gradient.argtypes = [c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p]
-    for function in (found.norm, found.norm_gradient, found.gated, found.gated_gradient):
+    for name, arguments in _GRADIENTS.items():
+        function = getattr(found, name)
+        function.argtypes = arguments
         function.restype = None
     return found
 
