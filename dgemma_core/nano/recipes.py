@@ -68,10 +68,10 @@ ENGLISH = NamedRecipe(
         media_token_ids=(9, 10, 11),
     ),
     training=Recipe(
-        steps=7000,
+        steps=6000,
         batch_size=128,
         warmup=150,
-        decay=1400,
+        decay=1200,
         micro_batches=4,
         pool=8,
         drafts=(16, 32, 64),

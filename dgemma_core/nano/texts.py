@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from random import Random
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from dgemma_core.errors import RequestError
 from dgemma_core.nano import families
 from dgemma_core.nano.english import kinds
 from dgemma_core.nano.named import Stage
+from dgemma_core.nano.wordings import reworded
 from dgemma_core.train.texts import Text
 
 if TYPE_CHECKING:
@@ -19,6 +21,10 @@ if TYPE_CHECKING:
 
     from dgemma_core.files.text import Tokenizer
     from dgemma_core.nano.english.kind import Example
+
+
+REWORDED = 1 / 3
+"""Share of the problems that English runs ask for in other words than the families' own (wordings.py)."""
 
 
 class FamilyTexts:
@@ -86,7 +92,10 @@ class StagedTexts:
             name = _drawn(stage.kinds, rng)
             return kinds.draw(name, rng.randrange(kinds.TRAIN_SEEDS.stop), "train")
         name = _drawn(stage.families, rng)
-        return families.training_example(rng.randrange(10**15), (name,))
+        problem = families.training_example(rng.randrange(10**15), (name,))
+        if rng.random() < REWORDED:
+            problem = replace(problem, prompt=reworded(problem, rng))
+        return problem
 
     def __call__(self, index: int) -> Text:
         return as_text(self.example(index), self.tokenizer)
