@@ -1,11 +1,12 @@
-"""Measures a model on nano's families: the table and the "alive" figures of its model card.
+"""Measures nano on everything that it was taught: the tables of its model card, by one command.
 
-    python scripts/measure_nano.py [--model nano] [--count 500] [--seeds 3] [--out docs/nano/measured.json]
+    python -m scripts.measure_nano [--model nano] [--count 500] [--seeds 3] [--out docs/nano/measured.json]
 
-Diffusion with the checkpoint's own sampler settings, seeds averaged, beside greedy autoregression of the same weights,
-on the unseen problems of the test seeds (`--split validation` while developing). Prints the table as Markdown, and,
-with `--against`, how far both modes' accuracies lie from an earlier measurement's, problem by problem. What has been
-measured is kept in the file, so that a stopped run goes on.
+Subjects are the twelve families in their own wording and the kinds of English requests, half of these about what was
+never asked about in training and half in wordings that were never trained. Every subject is written by diffusion with
+the checkpoint's own sampler settings (seeds averaged), by greedy autoregression and by speculative decoding, and judged
+by its verifier; families also in the wording that is kept from training. What has been measured is kept in the file, so
+that a stopped run goes on. `--against` says how far both modes lie from an earlier file's, problem by problem.
 """
 
 from __future__ import annotations
@@ -13,176 +14,312 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
+import re
 import statistics
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm.auto import tqdm
 
 import dgemma_core as dg
 from dgemma_core.files.trace import Trace
-from dgemma_core.nano.families import TASKS, Example, examples, family
+from dgemma_core.nano import families
+from dgemma_core.nano.english import kinds
+from dgemma_core.nano.english.lexicon import BOYS, GIRLS
+from dgemma_core.nano.wordings import reworded
 from dgemma_evals.comparison.stats import mean_difference, paired_bootstrap
+from dgemma_evals.saving import write_json
 from dgemma_lab.charts.order import orders, remelt_counts
 
-TRACED, TIMED = 40, 10
-"""Problems of a family whose traces are read, and that are written alone for their time."""
+TRACED, TIMED, TOLD = 40, 10, 100
+"""Problems of a subject whose traces are read, that are written alone for their time, and stories that are compared."""
+TRAINED = 100_000
+"""Examples of the training stream that replies are looked for in."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request, a right reply, and the verdict on any other."""
+
+    prompt: dg.generation.Prompt
+    reply: str
+    accepts: Callable[[str], bool]
+    wording: str
+    """Which wordings it is asked in: "own", "slots" or "wordings" (never trained)."""
+
+
+def of_family(name: str, split: str, count: int) -> list[Asked]:
+    """A family's first problems, and a fifth as many of them in the wording that is kept from training."""
+    family = families.family(name)
+    problems = families.examples(name, split, count)  # type: ignore[arg-type]
+
+    def asked(problem: families.Example, prompt: str, wording: str) -> Asked:
+        judge = lambda text: family.solved(problem.entry, text)  # noqa: E731
+        return Asked(prompt, problem.answer, judge, wording)
+
+    own = [asked(problem, problem.prompt, "own") for problem in problems]
+    return own + [
+        asked(problem, reworded(problem, Random(problem.seed), "held_out"), "wordings")
+        for problem in problems[: count // 5]
+    ]
+
+
+def of_kind(name: str, split: str, count: int) -> list[Asked]:
+    """A kind's first requests: in a test half about unseen things, half in unseen wordings."""
+    splits = ("test_slots", "test_wordings") if split == "test" else ("validation",)
+    found = []
+    for part in splits:
+        for example in kinds.examples(name, part, count // len(splits)):  # type: ignore[arg-type]
+            judge = lambda text, example=example: kinds.accepts(example, text)  # noqa: E731
+            wording = "wordings" if part == "test_wordings" else "slots"
+            found.append(Asked(example.messages, example.reply, judge, wording))
+    return found
+
+
+SUBJECTS: dict[str, Callable[[str, int], list[Asked]]] = {
+    **{name: lambda split, count, name=name: of_family(name, split, count) for name in families.TASKS},
+    **{
+        f"english_{name}": lambda split, count, name=name: of_kind(name, split, count)
+        for name in kinds.NAMES
+    },
+}  # fmt: skip
 
 
 def written(
-    loaded: dg.Loaded,
-    problems: list[Example],
-    mode: str,
-    seed: int,
-    batch: int,
-    limit: int,
-    **options: Any,
+    loaded: dg.Loaded, asked: Sequence[Asked], mode: str, arguments: argparse.Namespace, seed: int
 ) -> list[dict[str, Any]]:
-    """What each problem's text came to."""
+    """What each request's text came to."""
     texts = dg.generate(
-        loaded, [p.prompt for p in problems], mode=mode, seed=seed, batch_size=batch,
-        max_new_tokens=limit, **options,
+        loaded, [each.prompt for each in asked], mode=mode, seed=seed, batch_size=arguments.batch,
+        max_new_tokens=arguments.max_new_tokens,
     )  # fmt: skip
     return [
         {
-            "solved": family(p.family).solved(p.entry, text.text),
+            "solved": bool(each.accepts(text.text)),
+            "text": text.text,
             "kept": text.kept_tokens,
             "steps": text.denoising_steps,
             "canvases": text.canvases,
             "passes": text.passes,
         }
-        for p, text in zip(problems, texts, strict=True)
+        for each, text in zip(asked, texts, strict=True)
     ]
 
 
 def milliseconds(
-    loaded: dg.Loaded, problems: list[Example], mode: str, limit: int, **options: Any
-) -> float:
-    """Median milliseconds of a whole text, one at a time."""
-    found = []
-    for problem in problems:
-        start = time.perf_counter()
-        dg.generate(loaded, problem.prompt, mode=mode, max_new_tokens=limit, **options)
-        found.append(1000 * (time.perf_counter() - start))
-    return statistics.median(found)
+    loaded: dg.Loaded, asked: Sequence[Asked], modes: Sequence[str], limit: int
+) -> dict[str, dict[str, float]]:
+    """Of each mode the median milliseconds of a whole text and the kept tokens a second, one text at a time; the modes
+    take turns at every request."""
+    spent: dict[str, list[tuple[float, int]]] = {mode: [] for mode in modes}
+    for i, each in enumerate(asked):
+        for mode in (*modes[i % len(modes) :], *modes[: i % len(modes)]):
+            start = time.perf_counter()
+            (text,) = dg.generate(loaded, [each.prompt], mode=mode, max_new_tokens=limit)
+            spent[mode].append((time.perf_counter() - start, text.kept_tokens))
+    return {
+        mode: {
+            "milliseconds": 1000 * statistics.median(seconds for seconds, _ in found),
+            "tokens_per_second": sum(kept for _, kept in found) / sum(s for s, _ in found),
+        }
+        for mode, found in spent.items()
+    }
 
 
-def alive(
-    loaded: dg.Loaded, problems: list[Example], limit: int, **options: Any
-) -> dict[str, float]:
+def alive(loaded: dg.Loaded, asked: Sequence[Asked], limit: int) -> dict[str, float]:
     """Kendall's τ of settling step and position (EOS tail dropped) and re-melts, means over canvases and texts."""
     taus, melts = [], []
-    for i, problem in enumerate(problems):
+    for i, each in enumerate(asked):
         events: list[Any] = []
-        dg.generate(
-            loaded, problem.prompt, seed=i, max_new_tokens=limit, listen=events.append, **options
-        )
-        trace = Trace.record(
-            events, metadata={"eos_token_ids": list(loaded.model.config.eos_token_ids)}
-        )
+        dg.generate(loaded, [each.prompt], seed=i, max_new_tokens=limit, listen=events.append)
+        end = {"eos_token_ids": list(loaded.model.config.eos_token_ids)}
+        trace = Trace.record(events, metadata=end)
         taus += [order.tau for order in orders(trace)]
         melts.append(int(remelt_counts(trace)[0].sum()))
     known = [tau for tau in taus if not math.isnan(tau)]
     return {
         "tau": float(np.mean(known)) if known else float("nan"),
         "canvases_with_an_order": len(known),
-        "canvases": len(taus),
         "remelts": float(np.mean(melts)),
         "texts_with_remelts": float(np.mean([melt > 0 for melt in melts])),
     }
 
 
+@torch.no_grad()
+def bits_per_byte(loaded: dg.Loaded, asked: Sequence[Asked]) -> float:
+    """The exact causal likelihood of the right replies and their ends, over the replies' bytes."""
+    assert loaded.tokenizer is not None
+    end, nats, size = loaded.model.config.eos_token_ids[-1], 0.0, 0
+    for each in asked:
+        prompt = dg.prompt_ids(loaded, each.prompt)
+        reply = [*loaded.tokenizer.encode(each.reply), end]
+        hidden = loaded.model.encode([[*prompt, *reply]]).hidden[0, len(prompt) - 1 : -1]
+        logits = loaded.model.logits(hidden)
+        nats += float(
+            torch.nn.functional.cross_entropy(logits, torch.tensor(reply), reduction="sum")
+        )
+        size += len(each.reply.encode())
+    return nats / math.log(2) / size
+
+
+def measured(
+    loaded: dg.Loaded, asked: Sequence[Asked], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """The figures of one subject."""
+    limit = arguments.max_new_tokens
+    runs = [
+        written(loaded, asked, "diffusion", arguments, 1000 * s) for s in range(arguments.seeds)
+    ]
+    causal = written(loaded, asked, "autoregressive", arguments, 0)
+    drafted = written(loaded, asked, "speculative", arguments, 0)
+    every = [text for run in runs for text in run]
+    own = [statistics.mean(run[i]["solved"] for run in runs) for i in range(len(asked))]
+    there = [float(text["solved"]) for text in causal]
+    row: dict[str, Any] = {
+        "documents": len(asked),
+        "by_wording": {
+            wording: {
+                "documents": len(members),
+                "diffusion": statistics.mean(own[i] for i in members),
+                "autoregressive": statistics.mean(there[i] for i in members),
+            }
+            for wording in dict.fromkeys(each.wording for each in asked)
+            if (members := [i for i, each in enumerate(asked) if each.wording == wording])
+        },
+        "drafted_texts_differ": sum(a["text"] != b["text"] for a, b in zip(drafted, causal, strict=True)),
+        "solved": own,
+        "solved_autoregressively": there,
+        "steps_per_canvas": sum(t["steps"] for t in every) / sum(t["canvases"] for t in every),
+        "canvases": statistics.mean(text["canvases"] for text in every),
+        "kept": statistics.mean(text["kept"] for text in every),
+        "tokens_per_pass": {
+            mode: sum(t["kept"] for t in texts) / sum(t["passes"] for t in texts)
+            for mode, texts in (("diffusion", every), ("autoregressive", causal), ("speculative", drafted))
+        },
+        "alone": milliseconds(loaded, asked[:TIMED], ("diffusion", "autoregressive", "speculative"), limit),
+        "bits_per_byte": bits_per_byte(loaded, asked),
+        **alive(loaded, asked[:TRACED], limit),
+    }  # fmt: skip
+    row["texts"] = [text["text"] for text in runs[0]] if asked[0].wording == "slots" else []
+    return row
+
+
+NAMES = re.compile(rf"\b({'|'.join(map(re.escape, (*GIRLS, *BOYS)))})\b")
+
+
+def originality(rows: dict[str, Any]) -> dict[str, float]:
+    """Of the first stories how many differ by more than names, and the share of all English replies that occur whole
+    in training."""
+    stories = [NAMES.sub("·", text) for text in rows["english_story"]["texts"][:TOLD]]
+    trained = {
+        kinds.training_example(i).reply for i in tqdm(range(TRAINED), desc="training stream")
+    }
+    copied = {
+        name: [text in trained for text in row["texts"]] for name, row in rows.items() if row["texts"]
+    }  # fmt: skip
+    long = [
+        found
+        for name in ("story", "poem", "describe")
+        for found in copied.get(f"english_{name}", [])
+    ]
+    every = [found for each in copied.values() for found in each]
+    return {
+        "distinct_stories": len(set(stories)),
+        "stories": len(stories),
+        "copied": statistics.mean(every),
+        "copied_stories_poems_descriptions": statistics.mean(long) if long else 0.0,
+    }
+
+
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """All families, one after the other; the file is written after each."""
+    """All subjects, one after the other; the file is written after each."""
     loaded = dg.load(arguments.model, dtype=arguments.dtype, quantize=arguments.quantize)
-    same = {"model": str(arguments.model), "dtype": arguments.dtype, "quantize": arguments.quantize,
-            "split": arguments.split, "count": arguments.count, "seeds": arguments.seeds}  # fmt: skip
-    few = {} if arguments.soft_top_k is None else {"soft_top_k": arguments.soft_top_k}
-    same.update(few)
-    record: dict[str, Any] = {"settings": same, "families": {}}
+    same = {name: getattr(arguments, name)
+            for name in ("dtype", "quantize", "split", "count", "seeds", "max_new_tokens")}  # fmt: skip
+    same |= {"model": str(arguments.model), "backend": loaded.model.backend.name}
+    record: dict[str, Any] = {"settings": same, "subjects": {}}
     if arguments.out.exists():
         kept = json.loads(arguments.out.read_text())
         if kept["settings"] == same:
             record = kept
-    rows: dict[str, Any] = record["families"]
-    batch, limit = arguments.batch, arguments.max_new_tokens
-    for name in tqdm([name for name in arguments.families if name not in rows]):
-        problems = examples(name, arguments.split, arguments.count)
-        runs = [
-            written(loaded, problems, "diffusion", 1000 * seed, batch, limit, **few)
-            for seed in range(arguments.seeds)
-        ]
-        every = [text for run in runs for text in run]
-        own = [statistics.mean(run[i]["solved"] for run in runs) for i in range(len(problems))]
-        causal = written(loaded, problems, "autoregressive", 0, batch, limit)
-        differences = np.array(own) - np.array([text["solved"] for text in causal])
-        rows[name] = {
-            "diffusion": statistics.mean(own),
-            "autoregressive": statistics.mean(text["solved"] for text in causal),
-            "difference_error": float(differences.std(ddof=1) / math.sqrt(len(problems))),
-            "solved": own,
-            "solved_autoregressively": [text["solved"] for text in causal],
-            "steps_per_canvas": sum(t["steps"] for t in every) / sum(t["canvases"] for t in every),
-            "canvases": statistics.mean(text["canvases"] for text in every),
-            "kept": statistics.mean(text["kept"] for text in every),
-            "tokens_per_forward": sum(t["kept"] for t in every) / sum(t["steps"] for t in every),
-            "tokens_per_pass": sum(t["kept"] for t in every) / sum(t["passes"] for t in every),
-            "milliseconds": milliseconds(loaded, problems[:TIMED], "diffusion", limit, **few),
-            "autoregressive_milliseconds": milliseconds(
-                loaded, problems[:TIMED], "autoregressive", limit
-            ),
-            **alive(loaded, problems[:TRACED], limit, **few),
-        }
+    rows: dict[str, Any] = record["subjects"]
+    for name in tqdm([name for name in arguments.subjects if name not in rows], desc="subjects"):
+        rows[name] = measured(loaded, SUBJECTS[name](arguments.split, arguments.count), arguments)
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        part = arguments.out.with_suffix(".part")
-        part.write_text(json.dumps(record, indent=1) + "\n")
-        os.replace(part, arguments.out)
+        write_json(arguments.out, record)
+    if "english_story" in rows and "originality" not in record:
+        record["originality"] = originality(rows)
+        write_json(arguments.out, record)
     return record
 
 
-def markdown(rows: dict[str, Any]) -> str:
-    """The table of the model card."""
-    head = ("family", "diffusion", "autoregressive", "steps a canvas", "tokens per forward", "kept tokens",
-            "ms, diffusion", "ms, autoregressive", "τ", "re-melts a text")  # fmt: skip
+def accuracy(row: dict[str, Any], mode: str) -> float:
+    """Of the wordings that a subject is headed by: its own, or both halves of the English test."""
+    parts = row["by_wording"]
+    if "own" in parts:
+        return float(parts["own"][mode])
+    total = sum(part["documents"] for part in parts.values())
+    return float(sum(part[mode] * part["documents"] for part in parts.values()) / total)
+
+
+def markdown(rows: dict[str, Any], english: bool) -> str:
+    """A table of the model card: the families', or the kinds'."""
+    head = ("kind" if english else "family", "diffusion", "autoregressive", "in new wordings", "steps a canvas",
+            "tokens a pass: diffusion", "speculative", "kept tokens", "tokens/s", "autoregressive", "speculative",
+            "bits a byte", "τ", "re-melts a text")  # fmt: skip
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    names = [name for name in TASKS if name in rows]
-    for name in names:
-        r = rows[name]
+    members = {name: row for name, row in rows.items() if name.startswith("english_") == english}
+    for name, row in members.items():
+        new = row["by_wording"].get("wordings")
+        speed = row["alone"]
         cells = (
-            name, f"{100 * r['diffusion']:.1f} %", f"{100 * r['autoregressive']:.1f} %",
-            f"{r['steps_per_canvas']:.1f}", f"{r['tokens_per_forward']:.1f}", f"{r['kept']:.1f}",
-            f"{r['milliseconds']:.0f}", f"{r['autoregressive_milliseconds']:.0f}",
-            "none" if math.isnan(r["tau"]) else f"{r['tau']:+.2f}", f"{r['remelts']:.1f}",
+            name.removeprefix("english_"),
+            *(f"{100 * accuracy(row, mode):.1f} %" for mode in ("diffusion", "autoregressive")),
+            "" if new is None else f"{100 * new['diffusion']:.0f} / {100 * new['autoregressive']:.0f} %",
+            f"{row['steps_per_canvas']:.1f}",
+            *(f"{row['tokens_per_pass'][mode]:.1f}" for mode in ("diffusion", "speculative")),
+            f"{row['kept']:.0f}",
+            *(f"{speed[mode]['tokens_per_second']:.0f}" for mode in ("diffusion", "autoregressive", "speculative")),
+            f"{row['bits_per_byte']:.2f}",
+            "none" if math.isnan(row["tau"]) else f"{row['tau']:+.2f}",
+            f"{row['remelts']:.1f}",
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
-    mean = {key: statistics.mean(rows[name][key] for name in names)
-            for key in ("diffusion", "autoregressive", "steps_per_canvas")}  # fmt: skip
-    lines.append(
-        f"| mean | {100 * mean['diffusion']:.1f} % | {100 * mean['autoregressive']:.1f} % "
-        f"| {mean['steps_per_canvas']:.1f} | | | | | | |"
-    )
+    if members:
+        means = [
+            statistics.mean(accuracy(row, mode) for row in members.values())
+            for mode in ("diffusion", "autoregressive")
+        ]
+        steps = statistics.mean(row["steps_per_canvas"] for row in members.values())
+        lines.append(
+            f"| mean | {100 * means[0]:.1f} % | {100 * means[1]:.1f} % | | {steps:.1f} {'| ' * 9}|"
+        )
     return "\n".join(lines)
 
 
 def change(rows: dict[str, Any], others: dict[str, Any]) -> str:
     """Points of accuracy more than the other measurement's, both of the same problems, and steps a canvas."""
+    shared = [name for name in rows if name in others and name in families.TASKS]
     said = []
     for mode, key in (("diffusion", "solved"), ("autoregressive", "solved_autoregressively")):
         pairs = [
-            (name, *pair)
-            for name in rows
-            for pair in zip(rows[name][key], others[name][key], strict=True)
+            (name, float(there), float(here))
+            for name in shared
+            for there, here in zip(others[name][key], rows[name][key], strict=False)
         ]
-        strata, here, there = zip(*pairs, strict=True)
-        found = paired_bootstrap([here, there], mean_difference, strata=strata)
+        strata, there, here = zip(*pairs, strict=True)
+        found = paired_bootstrap([there, here], mean_difference, strata=strata)
         points = [100 * number for number in (found.estimate, found.low, found.high)]
         said.append("{}: {:+.1f} points (95 % interval {:+.1f} to {:+.1f})".format(mode, *points))
     before, after = (
-        statistics.mean(found[name]["steps_per_canvas"] for name in rows)
-        for found in (others, rows)
+        statistics.mean(each[name]["steps_per_canvas"] for name in shared)
+        for each in (others, rows)
     )
     return "\n".join([*said, f"steps a canvas: {before:.1f} → {after:.1f}"])
 
@@ -193,20 +330,23 @@ def main() -> None:
     parser.add_argument("--model", default="nano")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--quantize", choices=("int8", "int4"))
-    parser.add_argument("--soft-top-k", type=int, help="self-condition on so many tokens alone")
     parser.add_argument("--split", choices=("test", "validation"), default="test")
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--max-new-tokens", type=int, default=192)
-    parser.add_argument("--families", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--subjects", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))
     parser.add_argument("--out", type=Path, default=Path("docs/nano/measured.json"))
     parser.add_argument("--against", type=Path, help="an earlier --out, of the same problems")
     arguments = parser.parse_args()
-    rows = measure(arguments)["families"]
-    print(markdown(rows))
+    record = measure(arguments)
+    print(markdown(record["subjects"], english=False), "\n")
+    print(markdown(record["subjects"], english=True))
+    if "originality" in record:
+        print("\n" + json.dumps(record["originality"], indent=1))
     if arguments.against:
-        print(change(rows, json.loads(arguments.against.read_text())["families"]))
+        earlier = json.loads(arguments.against.read_text())
+        print("\n" + change(record["subjects"], earlier.get("subjects", earlier.get("families"))))
 
 
 if __name__ == "__main__":
