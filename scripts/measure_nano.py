@@ -314,7 +314,7 @@ def change(rows: dict[str, Any], others: dict[str, Any]) -> str:
             for there, here in zip(others[name][key], rows[name][key], strict=False)
         ]
         strata, there, here = zip(*pairs, strict=True)
-        found = paired_bootstrap([there, here], mean_difference, strata=strata)
+        found = paired_bootstrap([here, there], mean_difference, strata=strata)
         points = [100 * number for number in (found.estimate, found.low, found.high)]
         said.append("{}: {:+.1f} points (95 % interval {:+.1f} to {:+.1f})".format(mode, *points))
     before, after = (

@@ -1,0 +1,96 @@
+"""The scripts that measure nano: their figures are what the texts came to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dgemma_core as dg
+from dgemma_core.nano import families
+from scripts import measure_minds, measure_nano, write_replies
+
+
+def run(script: Any, monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
+    monkeypatch.setattr("sys.argv", [script.__name__, *map(str, words)])
+    script.main()
+
+
+def test_families_and_kinds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(measure_nano, "TIMED", 1)
+    monkeypatch.setattr(measure_nano, "TRACED", 2)
+    out = tmp_path / "deep" / "measured.json"
+    words = (
+        "--count",
+        5,
+        "--seeds",
+        2,
+        "--max-new-tokens",
+        24,
+        "--subjects",
+        "spell_backward",
+        "english_greeting",
+    )
+    run(measure_nano, monkeypatch, *words, "--out", out)
+    record = json.loads(out.read_text())
+    spelt, greeted = record["subjects"].values()
+    problems = families.examples("spell_backward", "test", 5)
+    texts = dg.generate(
+        dg.load("nano", dtype="float32"), [p.prompt for p in problems], mode="autoregressive", max_new_tokens=24
+    )  # fmt: skip
+    own = [
+        families.family(p.family).solved(p.entry, text.text)
+        for p, text in zip(problems, texts, strict=True)
+    ]
+    assert spelt["solved_autoregressively"][:5] == own and spelt["drafted_texts_differ"] == 0
+    assert spelt["by_wording"]["own"]["documents"] == 5
+    assert spelt["by_wording"]["wordings"]["documents"] == 1
+    assert {part["documents"] for part in greeted["by_wording"].values()} == {2}
+    assert spelt["tokens_per_pass"]["autoregressive"] <= 1 < spelt["tokens_per_pass"]["diffusion"]
+    assert 0 < spelt["bits_per_byte"] < greeted["bits_per_byte"]
+    said = capsys.readouterr().out
+    assert "| spell_backward |" in said and "| greeting |" in said
+    # What has been measured is kept; against itself nothing changes.
+    marked = {**record}
+    marked["subjects"]["spell_backward"]["kept"] = 777
+    out.write_text(json.dumps(marked))
+    run(measure_nano, monkeypatch, *words, "--out", out, "--against", out)
+    said = capsys.readouterr().out
+    assert "777" in said and "diffusion: +0.0 points" in said
+
+
+def test_a_gain_is_positive() -> None:
+    row = {"steps_per_canvas": 2.0, "solved_autoregressively": [1.0, 1.0]}
+    better, worse = {**row, "solved": [1.0, 1.0]}, {**row, "solved": [0.0, 1.0]}
+    assert "diffusion: +50.0 points" in measure_nano.change({"json": better}, {"json": worse})
+
+
+def test_a_hundred_replies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both modes side by side; the same requests for the same seed."""
+    out = tmp_path / "replies.md"
+    run(write_replies, monkeypatch, "--count", 3, "--seed", 5, "--out", out)
+    text = out.read_text()
+    assert text.count("\n## ") == 3 and text.count(" diffusion, ") == 3
+    assert "The verifiers accept" in text
+    assert [each.seed for each in write_replies.drawn(3, 5)] == [
+        each.seed for each in write_replies.drawn(3, 5)
+    ]
+
+
+def test_both_minds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "minds.json"
+    run(measure_minds, monkeypatch, "--count", 4, "--bound", 2, "--families", "json", "--out", out)
+    rows = json.loads(out.read_text())["families"]["json"]
+    assert len(rows) == 4
+    for row in rows:
+        assert row["either"] == (row["diffusion"] or row["speculative"])
+        assert row["by likelihood"] in (row["diffusion"], row["speculative"])
+        if row["same"]:
+            assert row["by the bound"] == row["by likelihood"] == row["diffusion"]
+    assert "by likelihood against speculative" in capsys.readouterr().out
