@@ -3,6 +3,7 @@
 # make quick  the tests that need no browser, no notebook and no process of their own: under 3 minutes on two cores
 # make lint   the linter and the type checker alone
 # make fuzz   tries 20,000 cases of bad input
+# make docs   builds the site from guides, notebooks and docstrings, offline, into build/docs
 # make notebooks  runs the notebooks again, after nano has changed
 #
 # JUPYTER_FLAGS, e.g. "--no-browser --port 9000", and PYTEST_FLAGS, e.g. "-x -k trace", are handed on.
@@ -16,7 +17,7 @@ JS_TESTS := $(wildcard tests/lab/*/*.test.mjs)
 AXE := tests/browser/node_modules/.package-lock.json
 ALLOW_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: fuzz notebooks lab test quick lint tools clean
+.PHONY: docs fuzz notebooks lab test quick lint tools clean
 
 lab: $(VENV)/.lab
 	$(BIN)/jupyter lab $(ALLOW_ROOT) --ServerApp.root_dir="$(CURDIR)" $(JUPYTER_FLAGS) notebooks/01_first_canvas.ipynb
@@ -71,6 +72,9 @@ tools:
 # Ten times the cases of bad input that `make test` tries.
 fuzz: $(VENV)/.test
 	DGEMMA_FUZZ=20000 OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_FLAGS) tests/fuzz
+
+docs: $(VENV)/.test
+	$(BIN)/python -m scripts.build_docs
 
 # Runs all notebooks and keeps the outputs that a page without JavaScript shows; needed when nano changes.
 notebooks: $(VENV)/.test tools

@@ -1,0 +1,26 @@
+"""The site's build (`make docs`): pages, executed notebooks and docstrings, with nothing fetched from a network.
+
+The sources are put together in build/site first (scripts/build_docs.py), so that notebooks and the description of the
+architecture stay where they are.
+"""
+
+project = "dgemma"
+author = "the dgemma authors"
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+nb_execution_mode = (
+    "off"  # outputs are those that the notebooks were committed with, and CI compares them
+)
+nb_merge_streams = True
+exclude_patterns = ["**/.ipynb_checkpoints"]
+autodoc_typehints = "signature"
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+python_maximum_signature_line_length = 88
+html_theme = "furo"
+html_title = "dgemma"
+html_static_path = ["_static"]
+html_theme_options = {"source_directory": "docs/site/"}
+# Widgets' state lives in a running kernel; a page shows the static picture beside it.
+suppress_warnings = ["mystnb.unknown_mime_type"]

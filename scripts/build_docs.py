@@ -1,0 +1,72 @@
+"""Builds the site (`make docs`): puts its sources together in build/site and runs Sphinx on them, offline.
+
+    python -m scripts.build_docs [--out build/docs]
+
+A warning is an error. Links between pages, anchors and pictures are checked; links into the repository become links to
+its files by name, since the site is read without it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+COPIED = {"docs/architecture.md": "architecture.md", "docs/architecture.svg": "architecture.svg",
+          "evals/README.md": "measuring.md"}  # fmt: skip
+LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!https?:|#)([^)\s]+)\)")
+
+
+def assemble(source: Path) -> None:
+    """Fills the folder with everything that the site consists of."""
+    shutil.rmtree(source, ignore_errors=True)
+    shutil.copytree(ROOT / "docs" / "site", source)
+    for origin, name in COPIED.items():
+        if name.endswith(".md"):
+            text = (ROOT / origin).read_text(encoding="utf-8")
+            (source / name).write_text(LINK.sub(inside, text), encoding="utf-8")
+        else:
+            shutil.copyfile(ROOT / origin, source / name)
+    (source / "notebooks").mkdir()
+    for notebook in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
+        page = json.loads(notebook.read_text(encoding="utf-8"))
+        page["metadata"]["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
+        for cell in page["cells"]:
+            if cell["cell_type"] == "markdown":
+                cell["source"] = LINK.sub(inside, "".join(cell["source"]))
+        (source / "notebooks" / notebook.name).write_text(json.dumps(page), encoding="utf-8")
+
+
+def inside(link: re.Match[str]) -> str:
+    """A link to a page of the site stays one; a link to another file becomes the file's name."""
+    text, target = link.groups()
+    if target.endswith(".ipynb"):
+        return link.group()
+    pages = {Path(origin).name: name for origin, name in COPIED.items()}
+    name = pages.get(Path(target).name)
+    return (
+        f"[{text}]({name})"
+        if name and "README" not in target
+        else f"{text} (`{Path(target).name}`)"
+    )
+
+
+def main() -> None:
+    """Builds, and ends as Sphinx does."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "docs")
+    arguments = parser.parse_args()
+    source = ROOT / "build" / "site"
+    assemble(source)
+    command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q",
+               str(source), str(arguments.out)]  # fmt: skip
+    sys.exit(subprocess.run(command, cwd=ROOT).returncode)
+
+
+if __name__ == "__main__":
+    main()

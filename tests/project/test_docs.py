@@ -1,0 +1,86 @@
+"""The site is built without a warning, from what the repository holds, and needs no network to be read."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+class Page(HTMLParser):
+    """Links, what is loaded, and anchors of a page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.loaded: list[str] = []
+        self.anchors: set[str] = set()
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = {name: value or "" for name, value in attrs}
+        self.anchors.add(found.get("id", ""))
+        if tag == "a" and "href" in found:
+            self.links.append(found["href"])
+        if tag in ("script", "img", "iframe") and "src" in found:
+            self.loaded.append(found["src"])
+        if tag == "link" and found.get("rel") in ("stylesheet", "icon"):
+            self.loaded.append(found["href"])
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "scripts.build_docs", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert not done.returncode, done.stderr[-3000:]
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.subprocess
+def test_every_link_leads_somewhere(site: Path) -> None:
+    pages = {path: Page(path) for path in site.rglob("*.html")}
+    notebooks = {path.stem for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")}
+    assert notebooks <= {path.stem for path in pages}
+    assert {"index", "glossary", "api", "architecture", "read_a_trace"} <= {p.stem for p in pages}
+    for path, page in pages.items():
+        for target in (*page.links, *page.loaded):
+            parts = urlsplit(target)
+            if parts.scheme in ("http", "https", "mailto", "data", "javascript"):
+                assert target not in page.loaded or parts.scheme == "data", (path, target)
+                continue
+            where = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            assert where.exists(), (path, target)
+            if parts.fragment and where.suffix == ".html" and "_modules" not in where.parts:
+                assert unquote(parts.fragment) in pages[where].anchors, (path, target)
+
+
+@pytest.mark.slow
+@pytest.mark.subprocess
+def test_what_the_guides_run_is_right(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Python of the guides, as a reader would paste it."""
+    import dgemma_core as dg
+
+    assert site.exists()
+    monkeypatch.chdir(tmp_path)
+    loaded = dg.load("nano")
+    events: list[object] = []
+    dg.generate(loaded, "Spell backward:\nSTEP", listen=events.append)
+    dg.Trace.record(events, metadata={}).save("run.npz")
+    guides = ROOT / "docs" / "site" / "guides"
+    for guide in ("first_five_minutes", "read_a_trace"):
+        names: dict[str, object] = {}
+        for code in re.findall(
+            r"```python\n(.*?)```", (guides / f"{guide}.md").read_text(), re.DOTALL
+        ):
+            exec(code, names)
