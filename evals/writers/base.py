@@ -30,6 +30,9 @@ class Writer(Protocol):
     tokenizer_name: str
     identity: str
 
+    def check(self, gen_kwargs: Mapping[str, Any]) -> None:
+        """Notes what of a request's arguments is ignored, as `write` does. Raises RequestError for a wrong one."""
+
     def write(self, instance: Instance, seed: int, more: Mapping[str, Any]) -> Written:
         """The answer to a request; `more` overrides its gen_kwargs."""
 

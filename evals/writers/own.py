@@ -13,6 +13,7 @@ import bisect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -25,13 +26,14 @@ from dgemma_core.files.text import Tokenizer
 from dgemma_core.generation import drain
 from dgemma_core.generation.settings import AutoregressiveSettings, ModeSettings
 from dgemma_evals.hashes import digest
-from dgemma_evals.writers.asked import Ignored
+from dgemma_evals.writers.asked import Asked, Ignored
 from dgemma_evals.writers.base import Written
 from dgemma_evals.writers.counting import Counter, Counts
 from dgemma_evals.writers.options import Options
 
 _log = logging.getLogger(__name__)
 _MOST_ROWS = 32
+_MARK = "message"
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Job:
     settings: ModeSettings
     stop: tuple[str, ...]
     limit: int
+    cut: int = 0
+    """Tokens of the prompt's beginning that did not fit."""
 
 
 class OwnWriter:
@@ -80,7 +84,6 @@ class OwnWriter:
         self.identity = options.identity()
         self.max_length = self._length_limit()
         self.batch = self._batch_size()
-        self._templated = False
         self._ignored = Ignored()
 
     def describe(self) -> dict[str, Any]:
@@ -111,7 +114,6 @@ class OwnWriter:
     def render(self, chat: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The chat as the checkpoint's template writes it; without a generation prompt, the last
         message is the beginning of the model's answer."""
-        self._templated = True
         thinking = self.options.enable_thinking
         if add_generation_prompt:
             return self.text.render(chat, thinking=thinking)
@@ -128,14 +130,30 @@ class OwnWriter:
     def job(self, instance: Instance, seed: int, repeat: int = 0) -> Job:
         """What a `generate_until` request asks. Raises RequestError for arguments that are nobody's."""
         prompt, gen_kwargs = instance.args
-        if self.options.enable_thinking and not self._templated:
+        if self.options.enable_thinking and self._turn not in prompt:
             raise RequestError("enable_thinking is of the chat template: add --apply_chat_template")
+        settings, asked = self._asked(gen_kwargs)
+        assert asked.limit is not None
+        whole = self.encode(prompt)
+        ids = self._shortened(whole, asked.limit)
+        row = digest(seed, instance.task_name, instance.doc_id, prompt, repeat)
+        cut = len(whole) - len(ids)
+        return Job(tuple(ids), int(row, 16) >> 1, settings, asked.stop, asked.limit, cut)
+
+    def check(self, gen_kwargs: Mapping[str, Any]) -> None:
+        """Notes what of a request's arguments is ignored. Raises RequestError for one that is nobody's."""
+        self._asked(gen_kwargs)
+
+    def _asked(self, gen_kwargs: Mapping[str, Any]) -> tuple[ModeSettings, Asked]:
         settings, asked, ignored = self.options.request_settings(gen_kwargs, self.loaded.generation)
         self._ignored.add(ignored)
-        assert asked.limit is not None
-        ids = self._shortened(self.encode(prompt), asked.limit)
-        row = digest(seed, instance.task_name, instance.doc_id, prompt, repeat)
-        return Job(tuple(ids), int(row, 16) >> 1, settings, asked.stop, asked.limit)
+        return settings, asked
+
+    @cached_property
+    def _turn(self) -> str:
+        """What the chat template writes behind a message that is to be answered."""
+        chat = [{"role": "user", "content": _MARK}]
+        return self.text.render(chat, thinking=True).partition(_MARK)[2]
 
     def _shortened(self, ids: list[int], limit: int) -> list[int]:
         """The prompt without its beginning, where prompt and answer exceed the length limit."""
@@ -189,7 +207,8 @@ class OwnWriter:
         for generation in drain(events, self.loaded, listen=hear):
             place = ended[-1]
             stop = jobs[place].stop if thinking else ()
-            yield place, self.finished(generation, counter.pop(place), stop)
+            counts = replace(counter.pop(place), cut_tokens=jobs[place].cut)
+            yield place, self.finished(generation, counts, stop)
 
     def finished(self, generation: Generation, counts: Counts, stop: tuple[str, ...]) -> Written:
         """The answer without its thought, cut at a stop string that is still to be sought."""
