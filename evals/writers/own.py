@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import bisect
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -26,8 +26,9 @@ from dgemma_core.files.text import Tokenizer
 from dgemma_core.generation import drain
 from dgemma_core.generation.settings import AutoregressiveSettings, ModeSettings
 from dgemma_evals.hashes import digest
+from dgemma_evals.writers.arrivals import Arrivals
 from dgemma_evals.writers.asked import Asked, Ignored
-from dgemma_evals.writers.base import Written
+from dgemma_evals.writers.base import Served, Traffic, Written
 from dgemma_evals.writers.counting import Counter, Counts
 from dgemma_evals.writers.options import Options
 
@@ -178,16 +179,37 @@ class OwnWriter:
         ((_, written),) = self.stream([self.job(asked, seed)])
         return written
 
+    def serve(self, instances: Sequence[Instance], seed: int, traffic: Traffic) -> list[Served]:
+        """Many texts, `traffic.rows` at a time; they must ask for the same settings."""
+        jobs = [self.job(instance, seed) for instance in instances]
+        if len({job.settings for job in jobs}) > 1:
+            raise RequestError("requests that are served together must have the same settings")
+        found: dict[int, Written] = {}
+        arrivals = Arrivals(self._requests(dict(enumerate(jobs))), traffic.arrivals)
+        arrivals.at_work = lambda: len(arrivals.waited) - len(found)
+        for place, written in self._texts(jobs[0].settings, arrivals, jobs, traffic.rows):
+            found[place] = written
+        return [Served(found[i], waited) for i, waited in enumerate(arrivals.waited)]
+
     def stream(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Written]]:
         """Texts in the order in which they end, each with its job's place; jobs of like settings share batches."""
         groups: dict[ModeSettings, list[int]] = {}
         for place, job in enumerate(jobs):
             groups.setdefault(job.settings, []).append(place)
         for settings, places in groups.items():
-            yield from self._stream_group(settings, {place: jobs[place] for place in places})
+            requests = self._requests({place: jobs[place] for place in places})
+            yield from self._texts(settings, requests, jobs, self.batch)
 
-    def _stream_group(
-        self, settings: ModeSettings, jobs: Mapping[int, Job]
+    def _requests(self, jobs: Mapping[int, Job]) -> list[Request]:
+        """Requests by the names of their places. A thought may hold a stop string: then it is sought afterwards."""
+        thinking = self.options.enable_thinking
+        return [
+            Request(job.ids, job.seed, job.limit, () if thinking else job.stop, id=place)
+            for place, job in jobs.items()
+        ]
+
+    def _texts(
+        self, settings: ModeSettings, requests: Iterable[Request], jobs: Sequence[Job], rows: int
     ) -> Iterator[tuple[int, Written]]:
         counter = Counter(settings.mode)
         ended: list[Any] = []
@@ -197,16 +219,10 @@ class OwnWriter:
             if isinstance(event, FinishEvent):
                 ended.append(event.request)
 
-        thinking = self.options.enable_thinking
-        requests = (
-            # A thought may hold a stop string: then it is sought in the answer, afterwards.
-            Request(job.ids, job.seed, job.limit, () if thinking else job.stop, id=place)
-            for place, job in jobs.items()
-        )
-        events = settings.events(self.loaded, requests, batch_size=self.batch)
+        events = settings.events(self.loaded, requests, batch_size=rows)
         for generation in drain(events, self.loaded, listen=hear):
             place = ended[-1]
-            stop = jobs[place].stop if thinking else ()
+            stop = jobs[place].stop if self.options.enable_thinking else ()
             counts = replace(counter.pop(place), cut_tokens=jobs[place].cut)
             yield place, self.finished(generation, counts, stop)
 
