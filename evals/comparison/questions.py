@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +15,10 @@ from dgemma_core import RequestError
 from dgemma_evals.tasks.manager import Tasks
 from dgemma_evals.writers.asked import LIMIT, Asked
 from dgemma_evals.writers.base import Writer
+
+
+_SEED = 1234
+"""Of the choice of examples: lm-eval's own."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,6 @@ def load_tasks(
         own = task.get_config("num_fewshot")
         if own is None or (own and num_fewshot is not None):
             task.set_config(key="num_fewshot", value=num_fewshot or 0)
-        task.set_fewshot_seed(seed=1234)
         check_metric(task, None)
     return tasks
 
@@ -130,7 +135,9 @@ def documents(
         built: dict[str, list[Instance]] = {}
         for side, writer in sides.items():
             templated = chat and writer.template is not None
-            task.build_all_requests(
+            task.set_fewshot_seed(seed=_SEED)  # each side gets the same examples
+            _build(
+                task,
                 limit=limit,
                 system_instruction=system,
                 apply_chat_template=templated,
@@ -153,8 +160,14 @@ def documents(
 
 def plain_instances(task: Task, limit: int) -> list[Instance]:
     """The first `limit` documents of a task as it words them, to score answers with."""
-    task.build_all_requests(limit=limit)
+    _build(task, limit=limit)
     return list(task.instances)
+
+
+def _build(task: Task, **how: Any) -> None:
+    """Builds requests without a bar for each task and side."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        task.build_all_requests(**how)
 
 
 @dataclass(frozen=True)

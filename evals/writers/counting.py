@@ -82,6 +82,8 @@ class Counts:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Counts:
         """Raises DgemmaError where a field is missing, or is none."""
+        if not isinstance(values, dict):
+            raise DgemmaError("no counts")
         names = {field.name for field in fields(cls)}
         needed = {field.name for field in fields(cls) if field.default is MISSING}
         if needed - values.keys():
