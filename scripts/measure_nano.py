@@ -3,7 +3,8 @@
     python scripts/measure_nano.py [--model nano] [--count 500] [--seeds 3] [--out docs/nano/measured.json]
 
 Diffusion with the checkpoint's own sampler settings, seeds averaged, beside greedy autoregression of the same weights,
-on the unseen problems of the test seeds (`--split validation` while developing). Prints the table as Markdown, and,
+on the unseen problems of the test seeds (`--split validation` while developing). Documents, prompts, limits, seeds and
+verdicts are those of `dgemma compare`: both give the same accuracies. Prints the table as Markdown, and,
 with `--against`, how far both modes' accuracies lie from an earlier measurement's, problem by problem. What has been
 measured is kept in the file, so that a stopped run goes on.
 """
@@ -24,8 +25,12 @@ from tqdm.auto import tqdm
 
 import dgemma_core as dg
 from dgemma_core.files.trace import Trace
-from dgemma_core.nano.families import TASKS, Example, examples, family
+from dgemma_core.nano.families import TASKS, Example, examples
+from dgemma_evals.comparison.answers import answer_all
+from dgemma_evals.comparison.questions import load_tasks, quiet_harness
 from dgemma_evals.comparison.stats import mean_difference, paired_bootstrap
+from dgemma_evals.writers.named import own_writer
+from dgemma_evals.writers.own import OwnWriter
 from dgemma_lab.charts.order import orders, remelt_counts
 
 TRACED, TIMED = 40, 10
@@ -33,28 +38,20 @@ TRACED, TIMED = 40, 10
 
 
 def written(
-    loaded: dg.Loaded,
-    problems: list[Example],
-    mode: str,
-    seed: int,
-    batch: int,
-    limit: int,
-    **options: Any,
+    writer: OwnWriter, name: str, split: str, count: int, seed: int, limit: int | None
 ) -> list[dict[str, Any]]:
-    """What each problem's text came to."""
-    texts = dg.generate(
-        loaded, [p.prompt for p in problems], mode=mode, seed=seed, batch_size=batch,
-        max_new_tokens=limit, **options,
-    )  # fmt: skip
+    """What each problem's text of a family came to."""
+    tasks = load_tasks([f"dgemma_nano_{name}"], limit=count, more={"split": split})
+    answers = answer_all(writer, tasks, limit=count, seed=seed, max_new_tokens=limit)
     return [
         {
-            "solved": family(p.family).solved(p.entry, text.text),
-            "kept": text.kept_tokens,
-            "steps": text.denoising_steps,
-            "canvases": text.canvases,
-            "passes": text.passes,
+            "solved": answer.score >= 1.0,
+            "kept": counts.kept_tokens,
+            "steps": counts.denoising_steps,
+            "canvases": len(counts.steps_per_canvas),
+            "passes": counts.passes,
         }
-        for p, text in zip(problems, texts, strict=True)
+        for answer, counts in ((answer, answer.written.counts) for answer in answers)
     ]
 
 
@@ -97,44 +94,47 @@ def alive(
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """All families, one after the other; the file is written after each."""
-    loaded = dg.load(arguments.model, dtype=arguments.dtype, quantize=arguments.quantize)
+    quiet_harness()
     same = {"model": str(arguments.model), "dtype": arguments.dtype, "quantize": arguments.quantize,
             "split": arguments.split, "count": arguments.count, "seeds": arguments.seeds}  # fmt: skip
     few = {} if arguments.soft_top_k is None else {"soft_top_k": arguments.soft_top_k}
     same.update(few)
+    given = {"dtype": arguments.dtype, "quantize": arguments.quantize, "batch_size": arguments.batch}
+    own = own_writer(str(arguments.model), **given, **few)
+    causal_writer = own_writer(f"{arguments.model}:ar", **given)
+    loaded = own.loaded
     record: dict[str, Any] = {"settings": same, "families": {}}
     if arguments.out.exists():
         kept = json.loads(arguments.out.read_text())
         if kept["settings"] == same:
             record = kept
     rows: dict[str, Any] = record["families"]
-    batch, limit = arguments.batch, arguments.max_new_tokens
+    limit = arguments.max_new_tokens
+    alone = limit or loaded.generation.max_new_tokens
     for name in tqdm([name for name in arguments.families if name not in rows]):
         problems = examples(name, arguments.split, arguments.count)
-        runs = [
-            written(loaded, problems, "diffusion", 1000 * seed, batch, limit, **few)
-            for seed in range(arguments.seeds)
-        ]
+        asked = (name, arguments.split, arguments.count)
+        runs = [written(own, *asked, seed, limit) for seed in range(arguments.seeds)]
         every = [text for run in runs for text in run]
-        own = [statistics.mean(run[i]["solved"] for run in runs) for i in range(len(problems))]
-        causal = written(loaded, problems, "autoregressive", 0, batch, limit)
-        differences = np.array(own) - np.array([text["solved"] for text in causal])
+        means = [statistics.mean(run[i]["solved"] for run in runs) for i in range(len(problems))]
+        causal = written(causal_writer, *asked, 0, limit)
+        differences = np.array(means) - np.array([text["solved"] for text in causal])
         rows[name] = {
-            "diffusion": statistics.mean(own),
+            "diffusion": statistics.mean(means),
             "autoregressive": statistics.mean(text["solved"] for text in causal),
             "difference_error": float(differences.std(ddof=1) / math.sqrt(len(problems))),
-            "solved": own,
+            "solved": means,
             "solved_autoregressively": [text["solved"] for text in causal],
             "steps_per_canvas": sum(t["steps"] for t in every) / sum(t["canvases"] for t in every),
             "canvases": statistics.mean(text["canvases"] for text in every),
             "kept": statistics.mean(text["kept"] for text in every),
             "tokens_per_forward": sum(t["kept"] for t in every) / sum(t["steps"] for t in every),
             "tokens_per_pass": sum(t["kept"] for t in every) / sum(t["passes"] for t in every),
-            "milliseconds": milliseconds(loaded, problems[:TIMED], "diffusion", limit, **few),
+            "milliseconds": milliseconds(loaded, problems[:TIMED], "diffusion", alone, **few),
             "autoregressive_milliseconds": milliseconds(
-                loaded, problems[:TIMED], "autoregressive", limit
+                loaded, problems[:TIMED], "autoregressive", alone
             ),
-            **alive(loaded, problems[:TRACED], limit, **few),
+            **alive(loaded, problems[:TRACED], alone, **few),
         }
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         part = arguments.out.with_suffix(".part")
@@ -187,7 +187,7 @@ def change(rows: dict[str, Any], others: dict[str, Any]) -> str:
     return "\n".join([*said, f"steps a canvas: {before:.1f} → {after:.1f}"])
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="nano")
@@ -198,11 +198,11 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--max-new-tokens", type=int, default=192)
+    parser.add_argument("--max-new-tokens", type=int, help="limit of a text; the tasks' own")
     parser.add_argument("--families", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--out", type=Path, default=Path("docs/nano/measured.json"))
     parser.add_argument("--against", type=Path, help="an earlier --out, of the same problems")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     rows = measure(arguments)["families"]
     print(markdown(rows))
     if arguments.against:
