@@ -41,11 +41,15 @@ def document(title: str, parts: Sequence[str], figures: Mapping[str, Any]) -> st
     from plotly.offline import get_plotlyjs
 
     drawn = ",".join(f'"{name}":{_script(figure.to_json())}' for name, figure in figures.items())
-    return _templates().get_template("page.html").render(
-        title=title,
-        parts=[Markup(part) for part in parts],
-        figures=Markup(f"{{{drawn}}}") if figures else "",
-        plotly=Markup(get_plotlyjs()) if figures else "",
+    return (
+        _templates()
+        .get_template("page.html")
+        .render(
+            title=title,
+            parts=[Markup(part) for part in parts],
+            figures=Markup(f"{{{drawn}}}") if figures else "",
+            plotly=Markup(get_plotlyjs()) if figures else "",
+        )
     )
 
 
@@ -54,9 +58,7 @@ def chart(name: str, title: str) -> str:
     return _part("chart", name, title)
 
 
-def table_of(
-    head: Sequence[str], rows: Sequence[Sequence[Any]], *, first_left: bool = True
-) -> str:
+def table_of(head: Sequence[str], rows: Sequence[Sequence[Any]], *, first_left: bool = True) -> str:
     """A table. first_left: only the first column is words; otherwise all are."""
     return _part("table", head, rows, not first_left)
 

@@ -99,7 +99,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             "split": arguments.split, "count": arguments.count, "seeds": arguments.seeds}  # fmt: skip
     few = {} if arguments.soft_top_k is None else {"soft_top_k": arguments.soft_top_k}
     same.update(few)
-    given = {"dtype": arguments.dtype, "quantize": arguments.quantize, "batch_size": arguments.batch}
+    given = {
+        "dtype": arguments.dtype,
+        "quantize": arguments.quantize,
+        "batch_size": arguments.batch,
+    }
     own = own_writer(str(arguments.model), **given, **few)
     causal_writer = own_writer(f"{arguments.model}:ar", **given)
     loaded = own.loaded

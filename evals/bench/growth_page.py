@@ -26,10 +26,8 @@ WORDS = {
 Row = Mapping[str, Any]
 
 
-def sections(
-    record: Mapping[str, Any], prefix: str = ""
-) -> tuple[list[str], dict[str, Any]]:
-    """The page's parts and the figures in them, of a record that `dgemma bench growth` wrote. prefix: of their names."""
+def sections(record: Mapping[str, Any], prefix: str = "") -> tuple[list[str], dict[str, Any]]:
+    """The page's parts and the figures in them (`prefix`: of their names), of a record of `dgemma bench growth`."""
     parts = ["<h2>A denoising step as its work grows</h2>", _lead(record)]
     figures: dict[str, Any] = {}
     settings = list(dict.fromkeys((r["setting"]["dtype"], r["setting"]["allocator"])

@@ -56,7 +56,9 @@ def sections(out: Path, *, prefix: str = "") -> tuple[list[str], dict[str, Any]]
             parts += gpu_page.sections(record)
         parts += _memory([row for row in record["rows"] if row["table"] == "memory"])
         facts = [(key, json.dumps(value)) for key, value in record["environment"].items()]
-        parts.append(folded(record["command"], table_of(("what", "value"), facts, first_left=False)))
+        parts.append(
+            folded(record["command"], table_of(("what", "value"), facts, first_left=False))
+        )
     return parts, figures
 
 
@@ -160,7 +162,5 @@ def _memory(rows: Sequence[dict[str, Any]]) -> list[str]:
         "while it is encoded, in chunks. Predicted as in `dgemma plan`; measured as the rise of resident memory of a "
         "fresh process.</p>",
         table_of(("prefix", "what", "predicted", "measured", "error"), lines),
-        folded(
-            "Arithmetic", table_of(("of", "term", "MB", "arithmetic"), sums, first_left=False)
-        ),
+        folded("Arithmetic", table_of(("of", "term", "MB", "arithmetic"), sums, first_left=False)),
     ]

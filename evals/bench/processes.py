@@ -97,7 +97,10 @@ class Worker:
         )
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """The answer to one command, and the load of the machine meanwhile (`Measured.others`). RequestError with the process's last words if it died."""
+        """The answer to one command, and the load of the machine meanwhile (`Measured.others`).
+
+        RequestError with the process's last words if it died.
+        """
         assert self.process.stdin is not None and self.process.stdout is not None
         others = Others([self.process.pid])
         try:

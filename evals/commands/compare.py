@@ -61,7 +61,9 @@ def compare(
     ] = "",
     rate: Annotated[
         str,
-        typer.Option(metavar="RATES", help="Also serve requests that arrive a second, e.g. 0.5,1,2."),
+        typer.Option(
+            metavar="RATES", help="Also serve requests that arrive a second, e.g. 0.5,1,2."
+        ),
     ] = "",
     within: Annotated[
         float, typer.Option(help="Seconds in which an answer counts as good (goodput).")
@@ -122,9 +124,14 @@ def compare(
     check_name(backend)
     if quantize is not None:
         scheme(quantize)
-    for option, given in (("quantize", quantize), ("backend", None if backend == AUTO else backend)):
+    for option, given in (
+        ("quantize", quantize),
+        ("backend", None if backend == AUTO else backend),
+    ):
         if given and not any(spec.own for spec in specs):
-            raise RequestError(f"--{option} is of checkpoints that this project runs: no side is one")
+            raise RequestError(
+                f"--{option} is of checkpoints that this project runs: no side is one"
+            )
     if server_arg and not any(spec.server for spec in specs):
         raise RequestError("--server-arg is of servers (http://…): no side is one")
     plan = Plan(
@@ -168,9 +175,7 @@ def _terms_line(asked: dict[str, Any]) -> str:
     return f"at most {asked['max_gen_toks']} tokens, stop strings {stops}{more}"
 
 
-def _numbers(
-    option: str, text: str, kind: Callable[[str], Value]
-) -> tuple[Value, ...]:
+def _numbers(option: str, text: str, kind: Callable[[str], Value]) -> tuple[Value, ...]:
     """Numbers with commas between them, each once; () for an empty text."""
     try:
         return tuple(dict.fromkeys(kind(part) for part in text.split(",") if part.strip()))
@@ -189,4 +194,3 @@ def _setting(text: str) -> tuple[str, str]:
     if not (name and equals):
         raise RequestError(f"--server-arg {text}: expected NAME=VALUE, e.g. temperature=0.8")
     return name, value
-

@@ -133,7 +133,9 @@ def _prepare(parsed: Namespace, ours: Mapping[str, str]) -> None:
         given[name] = value
     cache, output = asked.get("use_cache"), asked.get("output_path")
     if cache and "records" in given:
-        raise RequestError("--use_cache and the model argument records are the same thing: give one")
+        raise RequestError(
+            "--use_cache and the model argument records are the same thing: give one"
+        )
     if cache:
         # lm-eval's cache knows neither models nor repeats; records know both.
         given["records"], parsed.use_cache = os.fspath(cache), None
@@ -145,7 +147,9 @@ def _prepare(parsed: Namespace, ours: Mapping[str, str]) -> None:
         )
     seeds = asked.get("seed")
     if seeds and "seed" not in given:
-        drawn = seeds[2] if isinstance(seeds, list | tuple) else seeds  # torch's, which writes texts
+        drawn = (
+            seeds[2] if isinstance(seeds, list | tuple) else seeds
+        )  # torch's, which writes texts
         if drawn is not None:
             given["seed"] = drawn
     parsed.model_args = given

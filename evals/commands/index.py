@@ -135,5 +135,3 @@ def _at_once(summary: Summary) -> str:
         else:
             parts.append(f"from {found['amount']:g} at a time on {other} writes more in all")
     return f"With more requests at once than one, against {first}: {'; '.join(parts)}."
-
-

@@ -1,7 +1,7 @@
 """Answers to many documents at once, scored: for figures that need no time of each text.
 
-The documents, prompts, limits and seeds are a comparison's, and a text does not depend on its batch, so accuracies are the
-comparison's, too.
+The documents, prompts, limits and seeds are a comparison's, and a text does not depend on its batch, so accuracies are
+the comparison's, too.
 """
 
 from __future__ import annotations

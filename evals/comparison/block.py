@@ -1,8 +1,8 @@
 """One block of a comparison: the sides take turns on the same documents, with one seed.
 
-For each document the sides take turns, in order for one document and backwards for the next (A B B A), and the other way
-round in the next block, so that whatever else the machine does, and whatever one side leaves in its caches, falls on all
-alike. Each generation is recorded as it ends, and a block that was stopped goes on. Fresh processes run this module:
+For each document the sides take turns, in order for one document and backwards for the next (A B B A), and the other
+way round in the next block, so that whatever else the machine does, and whatever one side leaves in its caches, falls
+on all alike. Each generation is recorded as it ends, and a block that was stopped goes on. Fresh processes run this module:
 
     python -m dgemma_evals.comparison.block NUMBER OUT < (plan, sides and what they share, as JSON)
 """
@@ -69,9 +69,7 @@ def run(
             writer.check(gen_kwargs)
     questions: list[Document] = []
     for examples in numbers:
-        tasks = load_tasks(
-            plan.tasks, limit=plan.limit, unsafe=plan.unsafe, num_fewshot=examples
-        )
+        tasks = load_tasks(plan.tasks, limit=plan.limit, unsafe=plan.unsafe, num_fewshot=examples)
         questions += documents(
             tasks, sides, limit=plan.limit, chat=plan.chat, system=plan.system, terms=terms
         )
@@ -160,6 +158,7 @@ def _key(question: Document, entrant: Contestant, number: int) -> str:
 
 
 # --- many at once
+
 
 @dataclass(frozen=True)
 class Point:

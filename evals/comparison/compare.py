@@ -1,7 +1,7 @@
 """Two sides or more, the same questions: what they answer, and what it costs them.
 
-Every generation that is timed is scored, and every one that is scored was timed. A comparison runs in blocks (block.py),
-one for each seed, each in a process of its own where asked, and is then read back from their records.
+Every generation that is timed is scored, and every one that is scored was timed. A comparison runs in blocks
+(block.py), one for each seed, each in a process of its own where asked, and is then read back from their records.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _fresh(told: str, number: int, out: Path) -> None:
 
 
 def gather(plan: Plan, out: Path, *, command: str = "") -> Comparison:
-    """The comparison whose blocks lie in `out`. Raises DgemmaError where one is missing, or they are of unlike sides."""
+    """The comparison whose blocks lie in `out`. Raises DgemmaError where one is missing, or sides are unlike."""
     import pandas as pd
 
     blocks = [_facts(out, number) for number in range(plan.seeds)]

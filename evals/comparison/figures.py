@@ -182,7 +182,9 @@ def _open_loop(summary: Summary) -> Any:
                 marker={"symbol": symbol, "size": 8},
             )  # fmt: skip
     figure.update_xaxes(title="requests a second", **_logarithmic(p["amount"] for p in points))
-    figure.update_yaxes(title="seconds", **_logarithmic(p[k] for p in points for k in ("p50", "p99")))
+    figure.update_yaxes(
+        title="seconds", **_logarithmic(p[k] for p in points for k in ("p50", "p99"))
+    )
     return figure
 
 

@@ -84,7 +84,11 @@ def _median(blocks: Sequence[Point], name: str) -> float | None:
 def _bytes_per_request(points: Sequence[Point], point: Point) -> float | None:
     """How much memory each request beside the first took at its peak; of a batch size, against batch 1."""
     one = next(
-        (p for p in points if p["side"] == point["side"] and p["kind"] == "batch" and p["amount"] == 1),
+        (
+            p
+            for p in points
+            if p["side"] == point["side"] and p["kind"] == "batch" and p["amount"] == 1
+        ),
         None,
     )
     if one is None or point["kind"] != "batch" or point["amount"] < 2:

@@ -22,9 +22,10 @@ class Plan:
     """A comparison.
 
     limit: documents of each task. seeds: blocks, each with its own seed, and in a process of its own where they are
-    fresh. examples: few-shot examples before each question, one number or more to compare; None: the task's own. metric:
-    as `questions.check_metric`. batches: requests at a time (closed loop). rates: requests a second (open loop). within:
-    seconds in which an answer must have come to count as good. price: of the machine an hour, in any currency.
+    fresh. examples: few-shot examples before each question, one number or more to compare; None: the task's own.
+    metric: as `questions.check_metric`. batches: requests at a time (closed loop). rates: requests a second (open
+    loop). within: seconds in which an answer must have come to count as good. price: of the machine an hour, in any
+    currency.
     """
 
     tasks: tuple[str, ...]
@@ -61,9 +62,10 @@ class Plan:
     @classmethod
     def from_json(cls, text: str) -> Plan:
         """As `to_json` wrote it."""
-        values = json.loads(text)
+        values: dict[str, Any] = json.loads(text)
         tuples = {f.name for f in fields(cls) if str(f.type).startswith("tuple")}
-        return cls(**{k: tuple(v) if k in tuples else v for k, v in values.items()})
+        given: dict[str, Any] = {k: tuple(v) if k in tuples else v for k, v in values.items()}
+        return cls(**given)
 
 
 @dataclass(frozen=True)
@@ -85,16 +87,16 @@ class Contestant:
         return f"{self.side} ({settings})" if settings else self.side
 
 
-def contestants(
-    writers: Sequence[Writer], sweep: Mapping[str, Sequence[Any]]
-) -> list[Contestant]:
+def contestants(writers: Sequence[Writer], sweep: Mapping[str, Sequence[Any]]) -> list[Contestant]:
     """The writers, then every combination of the sweep's values with the first of them.
 
     Raises RequestError for fewer than two, and for two of one name.
     """
     names = [writer.name for writer in writers]
     if len(names) < 2:
-        raise RequestError("a comparison needs two sides or more, e.g. `dgemma compare nano nano:ar`")
+        raise RequestError(
+            "a comparison needs two sides or more, e.g. `dgemma compare nano nano:ar`"
+        )
     if len(set(names)) < len(names):
         raise RequestError(f"two sides have the same name: {', '.join(names)}")
     points = itertools.product(*([(name, value) for value in sweep[name]] for name in sweep))

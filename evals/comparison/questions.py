@@ -16,7 +16,6 @@ from dgemma_evals.tasks.manager import Tasks
 from dgemma_evals.writers.asked import LIMIT, Asked
 from dgemma_evals.writers.base import Writer
 
-
 _SEED = 1234
 """Of the choice of examples: lm-eval's own."""
 

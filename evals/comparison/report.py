@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,9 +81,9 @@ def sections(
         ),
         heading("Speed and cost"),
         note(
-            "The very generations that are scored, written alone after a warm-up; the sides take turns, forwards for one "
-            "document and backwards for the next (A B B A). Seconds run from the prompt to the final text. Interval of a "
-            "ratio: documents within tasks and blocks are both drawn anew."
+            "The very generations that are scored, written alone after a warm-up; the sides take turns, forwards for "
+            "one document and backwards for the next (A B B A). Seconds run from the prompt to the final text. Interval "
+            "of a ratio: documents within tasks and blocks are both drawn anew."
         ),
         tables.speed(summary),
         *tables.first(summary),
@@ -96,19 +95,28 @@ def sections(
         parts += [
             heading("Many at once"),
             note(
-                "A user's rate is kept tokens over the whole wait, from arrival to the end; the median of all requests. "
+                "A user's rate is kept tokens over the whole wait, from arrival to the end; the median of requests. "
                 f"Good: answered within {within:g} s. Medians over blocks. The diamond marks where a side begins to "
                 "write more tokens a second in all than the first one."
             ),
-            *placed("front", "Tokens a second a user against tokens a second in all, by requests at a time"),
-            *placed("open", "Seconds until an answer is there (p50, and p99 dotted), by requests that arrive a second"),
+            *placed(
+                "front",
+                "Tokens a second a user against tokens a second in all, by requests at a time",
+            ),
+            *placed(
+                "open",
+                "Seconds until an answer is there (p50, and p99 dotted), by requests that arrive a second",
+            ),
             tables.traffic(summary),
         ]
     if summary["lengths"]:
         parts += [
             heading("Longer prompts"),
             note("The same questions behind more and more few-shot examples."),
-            *placed("lengths", "Seconds to the first canvas or token (dotted) and to the end, by tokens of the prompt"),
+            *placed(
+                "lengths",
+                "Seconds to the first canvas or token (dotted) and to the end, by tokens of the prompt",
+            ),
             tables.lengths(summary),
         ]
     if summary["sweep"]:
@@ -143,5 +151,3 @@ def read_results(folder: Path) -> tuple[Summary, pd.DataFrame]:
     if "against" not in summary:
         raise DgemmaError(f"{folder}: results of an older version; run its comparison again")
     return summary, table
-
-

@@ -101,9 +101,7 @@ def rates_ratio(
         of_blocks = rng.multinomial(blocks, [1 / blocks] * blocks, size=rows)
         a, b, c, d = (((of_blocks @ column) * times).sum(axis=1) for column in columns)
         drawn.append((a / b) / (c / d))
-    edges = np.quantile(
-        np.concatenate(drawn), [(1 - confidence) / 2, (1 + confidence) / 2]
-    )
+    edges = np.quantile(np.concatenate(drawn), [(1 - confidence) / 2, (1 + confidence) / 2])
     a, b, c, d = (float(column.sum()) for column in columns)
     return Interval((a / b) / (c / d), float(edges[0]), float(edges[1]))
 

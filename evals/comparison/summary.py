@@ -294,8 +294,8 @@ def headline(summary: Summary, other: str) -> str:
     return (
         f"{_by_task(found['tasks'], name, other)}On {accuracy['documents']} documents {name} solves "
         f"{100 * accuracy['first']:.1f} % and {other} {100 * accuracy['other']:.1f} %: it {verdict} (difference "
-        f"{points:+.1f} points, 95 % interval {100 * difference.low:+.1f} to {100 * difference.high:+.1f}; sign-flip p = "
-        f"{accuracy['p']:.2g}), and it writes {rates.estimate:.2f} times as many kept tokens a second, end to end "
+        f"{points:+.1f} points, 95 % interval {100 * difference.low:+.1f} to {100 * difference.high:+.1f}; sign-flip p "
+        f"= {accuracy['p']:.2g}), and it writes {rates.estimate:.2f} times as many kept tokens a second, end to end "
         f"(95 % interval {rates.low:.2f} to {rates.high:.2f}, {over}); half of its texts take at most "
         f"{waits[0]['p50']:.2g} s and 99 % at most {waits[0]['p99']:.2g} s, of {other}'s {waits[1]['p50']:.2g} and "
         f"{waits[1]['p99']:.2g} s.{_busy(facts)}"
@@ -328,9 +328,7 @@ def _by_task(tasks: Summary, name: str, other: str) -> str:
         )
         parts.append(f"{word} on {len(rows)}" + (f" ({listed})" if rows else ""))
     rest = len(tasks) - len(decided)
-    return (
-        f"Of {len(tasks)} tasks, {name} is {' and '.join(parts)}, points, than {other}; {rest} are not told apart. "
-    )
+    return f"Of {len(tasks)} tasks, {name} is {' and '.join(parts)}, points, than {other}; {rest} are not told apart. "
 
 
 def _not_measured(summary: Summary) -> list[str]:

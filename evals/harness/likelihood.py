@@ -62,8 +62,8 @@ def causal_logprobs(
 ) -> list[Scored]:
     """Scores rows of (prefix, text), each of at least one token; exact.
 
-    Rows with the same prefix share its pass, longest prefixes first. At a time so many rows are scored as hold `_TOKENS`
-    tokens, and at least `batch` of them.
+    Rows with the same prefix share its pass, longest prefixes first. At a time so many rows are scored as hold
+    `_TOKENS` tokens, and at least `batch` of them.
     """
     if any(not prefix or not text for prefix, text in rows):
         raise RequestError("a likelihood needs a prefix and a text of at least one token each")
@@ -109,7 +109,8 @@ def _scored(
             count = len(rows[place][1]) - 1
             hidden.append(texts.hidden[i, :count])
             begins[place], at = at, at + count
-    positions, tokens = [], []
+    positions: list[int] = []
+    tokens: list[int] = []
     for prefix, place in part:
         text = rows[place][1]
         start = begins.get(place, 0)

@@ -134,7 +134,10 @@ class DGemma(Processes, TemplateLM):
         """Refuses lm-eval's response cache where it would mix models or repeats, or answer without a time."""
         if cache_hook.dbdict is not None:
             check_response_cache(
-                str(cache_hook.dbdict.filename), self.identity, self.options, self.writer.deterministic
+                str(cache_hook.dbdict.filename),
+                self.identity,
+                self.options,
+                self.writer.deterministic,
             )
         super().set_cache_hook(cache_hook)
 
@@ -176,7 +179,9 @@ class DGemma(Processes, TemplateLM):
             repeat = seen[base] % (instance.repeats or 1)  # more are the harness's padding
             seen[base] += 1
             key = f"{base}-{repeat}"
-            self.writer.check(instance.args[1])  # what is ignored is told of answers that are known, too
+            self.writer.check(
+                instance.args[1]
+            )  # what is ignored is told of answers that are known, too
             known = self._records.get(key) if self._records is not None else None
             if known is not None:
                 answers[index] = str(known["answer"])
@@ -275,9 +280,7 @@ class DGemma(Processes, TemplateLM):
             ]  # fmt: skip
 
     def _scored(self, rows: Sequence[tuple[list[int], list[int]]]) -> list[likelihood.Scored]:
-        return likelihood.causal_logprobs(
-            self.writer.loaded.model, rows, batch=self.writer.batch
-        )
+        return likelihood.causal_logprobs(self.writer.loaded.model, rows, batch=self.writer.batch)
 
     def _cut_of(self, key: str) -> Record:
         """For a record: how many tokens of the context did not fit; nothing where all did."""
@@ -360,7 +363,8 @@ def check_response_cache(path: str, identity: str, options: Options, determinist
         )
     if not deterministic:
         raise RequestError(
-            f"lm-eval's response cache gives every repeat of a question the same answer, and this model samples: {advice}"
+            "lm-eval's response cache gives every repeat of a question the same answer, and this model samples:"
+            f" {advice}"
         )
     if identity not in Path(path).name:
         raise RequestError(

@@ -1,7 +1,7 @@
 """Makes lm-eval know our models and tasks; its own names stay its own.
 
-A newer lm-eval finds the models by their entry points. Tasks it finds by name alone once `register` has run: a name that
-its own index lacks is looked for in ours.
+A newer lm-eval finds the models by their entry points. Tasks it finds by name once `register` has run: a name that its
+own index lacks is looked for in ours.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Offline: problems are drawn from their seeds when a task is loaded.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dgemma_core.nano import families
 from dgemma_evals.tasks.readable import readable
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def problems(
-    family: str, count: int | None = None, split: str = "test", **_: Any
+    family: str,
+    count: int | None = None,
+    split: Literal["test", "validation"] = "test",
+    **_: Any,
 ) -> dict[str, Dataset]:
     """Problems of a family, under lm-eval's name "test": prompt, canonical answer and seed of each.
 

@@ -52,12 +52,16 @@ class Spec:
             arguments[key] = value
         spec = cls(text, name, arguments)
         if not name:
-            raise RequestError(f"{text!r} names no model: e.g. nano, nano:ar, hf:NAME, http://HOST/v1")
+            raise RequestError(
+                f"{text!r} names no model: e.g. nano, nano:ar, hf:NAME, http://HOST/v1"
+            )
         if arguments and not spec.own and not spec.server:
             raise RequestError(f"{text}: {name} takes no arguments")
         for key in arguments:
             if spec.own and key in _NOT_HERE:
-                raise RequestError(f"{text}: {key} has no effect on what is written here: leave it out")
+                raise RequestError(
+                    f"{text}: {key} has no effect on what is written here: leave it out"
+                )
         if spec.own:
             checkpoint, mode = split_mode(name)
             Options.parse(mode, {"pretrained": checkpoint, **_plain(arguments)})
@@ -65,7 +69,14 @@ class Spec:
 
 
 _ARGUMENT = re.compile(r",(?=[A-Za-z_]\w*=)")
-_NOT_HERE = ("pretrained", "batch_size", "max_batch_size", "records", "likelihood", "likelihood_samples")
+_NOT_HERE = (
+    "pretrained",
+    "batch_size",
+    "max_batch_size",
+    "records",
+    "likelihood",
+    "likelihood_samples",
+)
 
 
 def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:

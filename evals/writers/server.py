@@ -68,7 +68,9 @@ class ServerWriter:
         self._ignored = Ignored()
         self.path = "/chat/completions" if chat else "/completions"
         kind = LocalChatCompletion if chat else LocalCompletionsAPI
-        self.client = kind(base_url=f"{self.url}{self.path}", timeout=timeout, tokenizer_backend=None)
+        self.client = kind(
+            base_url=f"{self.url}{self.path}", timeout=timeout, tokenizer_backend=None
+        )
         self._http = httpx.Client(
             timeout=timeout,
             transport=httpx.HTTPTransport(retries=2, limits=httpx.Limits(max_connections=None)),
@@ -162,7 +164,9 @@ class ServerWriter:
 
     def _probe(self, served: Mapping[str, Any]) -> Any:
         """What tells that the model behind the address is another one: what is served, and an answer of it."""
-        entry = next((e for e in served.get("data", []) if e.get("id") == self.model), {})
+        entry: Mapping[str, Any] = next(
+            (e for e in served.get("data", []) if e.get("id") == self.model), {}
+        )
         stable = {name: entry.get(name) for name in ("root", "max_model_len", "owned_by", "meta")}
         messages = [{"role": "user", "content": _PROBE}]
         body = self.client._create_payload(
@@ -216,7 +220,7 @@ class ServerWriter:
         piece = (delta.get("content") if self.chat else choice.get("text")) or ""
         if (piece or thought) and found.first is None:
             found.first = time.perf_counter() - found.started
-            found.first_text = piece or thought
+            found.first_text = piece or str(thought)
         found.text += piece
         if choice.get("finish_reason"):
             found.reason = str(choice["finish_reason"])
@@ -299,6 +303,10 @@ def _messages(prompt: str) -> list[dict[str, str]]:
         found = json.loads(prompt)
     except ValueError:
         found = None
-    if isinstance(found, list) and found and all(isinstance(m, dict) and "role" in m for m in found):
+    if (
+        isinstance(found, list)
+        and found
+        and all(isinstance(m, dict) and "role" in m for m in found)
+    ):
         return found
     return [{"role": "user", "content": prompt}]

@@ -80,6 +80,7 @@ def test_a_config_file_and_token_by_token(dgemma, checkpoint, tmp_path):
 
 def test_use_cache_keeps_models_and_repeats_apart(dgemma, checkpoint, tmp_path):
     """lm-eval's own cache would give each of three repeats the last one's answer, and a second model the first's."""
+
     def run(model, out):
         code, _, err = dgemma(
             "eval", "run", "--model", model, "--model_args", f"pretrained={checkpoint}", "--tasks",

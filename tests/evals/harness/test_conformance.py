@@ -49,17 +49,15 @@ def test_one_import_is_enough(checkpoint):
         "before = lm_eval.tasks.TaskManager, lm_eval.evaluator.TaskManager, lm_eval.simple_evaluate\n"
         "import dgemma_evals.lm_eval\n"
         "assert before == (lm_eval.tasks.TaskManager, lm_eval.evaluator.TaskManager, lm_eval.simple_evaluate)\n"
-        "manager = lm_eval.tasks.TaskManager(include_defaults=False, metadata={{'count': 1}})\n"
-        "found = lm_eval.simple_evaluate(model='dgemma', model_args='pretrained={0},device=cpu',\n"
+        "manager = lm_eval.tasks.TaskManager(include_defaults=False, metadata={'count': 1})\n"
+        f"found = lm_eval.simple_evaluate(model='dgemma', model_args='pretrained={checkpoint},device=cpu',\n"
         "    tasks=['dgemma_nano_json', 'dgemma_nano_word_sum'], limit=1, task_manager=manager,\n"
-        "    gen_kwargs={{'max_gen_toks': 4}})\n"
+        "    gen_kwargs={'max_gen_toks': 4})\n"
         "print(sorted(found['results']))\n"
-    ).format(checkpoint)
+    )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert ran.stdout.split("\n")[-2] == "['dgemma_nano_json', 'dgemma_nano_word_sum']"
-
-
 
 
 def test_a_group_is_found_too():
@@ -147,7 +145,10 @@ def test_texts_end_where_they_are_to_end(lm):
 
 def test_the_order_of_requests_changes_nothing(lm):
     texts = ["a", FOO * 9, "some words", FOO]
-    for kind, more in (("loglikelihood", " end"), ("generate_until", {"until": [], "max_gen_toks": 4})):
+    for kind, more in (
+        ("loglikelihood", " end"),
+        ("generate_until", {"until": [], "max_gen_toks": 4}),
+    ):
         requests = [asked(kind, text, more, doc=i) for i, text in enumerate(texts)]
         found = getattr(lm, kind)(requests, disable_tqdm=True)
         back = getattr(lm, kind)(requests[::-1], disable_tqdm=True)[::-1]

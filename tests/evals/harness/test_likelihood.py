@@ -50,7 +50,13 @@ def test_a_shared_prefix_is_encoded_once(monkeypatch):
     """Four choices of one context: a pass over the context, one over the choices, one of the head."""
     model = small()
     context = (1, 2, 3, 0, 4, 1)
-    rows = [(context, (2, 3)), (context, (0,)), ((4, 4), (1, 1)), (context, (2, 3, 1)), (context, (4,))]
+    rows = [
+        (context, (2, 3)),
+        (context, (0,)),
+        ((4, 4), (1, 1)),
+        (context, (2, 3, 1)),
+        (context, (4,)),
+    ]
     wanted = [causal_logprobs(model, [row])[0] for row in rows]
     seen, heads = [], []
     encode, predict = model.encode, model.predict

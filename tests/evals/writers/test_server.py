@@ -147,7 +147,9 @@ def test_the_first_piece_counts_as_many_tokens_as_it_holds(server):
 
 def test_another_model_behind_the_same_address_is_noticed(server):
     before = writer(server.url).identity
-    assert writer(server.url).identity == before, "not the time at which the server says it was asked"
+    assert writer(server.url).identity == before, (
+        "not the time at which the server says it was asked"
+    )
     server.says = "5"
     assert writer(server.url).identity != before
     assert server.asked[-1]["max_tokens"] == PROBE
