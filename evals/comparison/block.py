@@ -2,7 +2,7 @@
 
 For each document the sides take turns, in order for one document and backwards for the next (A B B A), and the other
 way round in the next block, so that whatever else the machine does, and whatever one side leaves in its caches, falls
-on all alike. Each generation is recorded as it ends, and a block that was stopped goes on. Fresh processes run this module:
+on all alike. Each generation is recorded as it ends, and a block that was stopped goes on. Fresh processes run this:
 
     python -m dgemma_evals.comparison.block NUMBER OUT < (plan, sides and what they share, as JSON)
 """

@@ -82,8 +82,8 @@ def sections(
         heading("Speed and cost"),
         note(
             "The very generations that are scored, written alone after a warm-up; the sides take turns, forwards for "
-            "one document and backwards for the next (A B B A). Seconds run from the prompt to the final text. Interval "
-            "of a ratio: documents within tasks and blocks are both drawn anew."
+            "one document and backwards for the next (A B B A). Seconds run from the prompt to the final text. "
+            "Interval of a ratio: documents within tasks and blocks are both drawn anew."
         ),
         tables.speed(summary),
         *tables.first(summary),

@@ -123,7 +123,7 @@ def test_the_seed_of_lm_eval_is_the_models(dgemma, checkpoint, tmp_path):
 
 
 def test_several_filters_examples_as_turns_and_a_system_instruction(dgemma, checkpoint, tmp_path):
-    code, out, err = dgemma(
+    code, _, err = dgemma(
         "eval", "run", "--model", "dgemma-ar", "--model_args", f"pretrained={checkpoint}", "--tasks",
         "made_filters", "--include_path", HERE / "tasks", "--limit", "2", "--num_fewshot", "2",
         "--apply_chat_template", "--fewshot_as_multiturn", "true", "--system_instruction", "Be brief.",

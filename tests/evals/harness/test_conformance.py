@@ -1,4 +1,4 @@
-"""What lm-eval's own tests ask of every model (tests/models/test_huggingface.py, test_bos_handling.py, test_evaluator.py,
+"""What lm-eval's own tests ask of a model (tests/models/test_huggingface.py, test_bos_handling.py, test_evaluator.py,
 test_requests_caching.py of its repository), asked of ours: theirs name a model and numbers from the hub; here each is
 asked of a small checkpoint, offline, and the numbers are those of plain arithmetic."""
 
