@@ -2,6 +2,7 @@
 # make test   sets everything up (once) and runs what a change must pass
 # make quick  the tests that need no browser, no notebook and no process of their own: under 3 minutes on two cores
 # make lint   the linter and the type checker alone
+# make results  makes all of results/ anew (hours; nothing else should run)
 # make fuzz   tries 20,000 cases of bad input
 # make docs   builds the site from guides, notebooks and docstrings, offline, into build/docs
 # make notebooks  runs the notebooks again, after nano has changed
@@ -17,7 +18,7 @@ JS_TESTS := $(wildcard tests/lab/*/*.test.mjs)
 AXE := tests/browser/node_modules/.package-lock.json
 ALLOW_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: docs fuzz notebooks lab test quick lint tools clean
+.PHONY: docs fuzz notebooks lab test quick lint results tools clean
 
 lab: $(VENV)/.lab
 	$(BIN)/jupyter lab $(ALLOW_ROOT) --ServerApp.root_dir="$(CURDIR)" $(JUPYTER_FLAGS) notebooks/01_first_canvas.ipynb
@@ -79,6 +80,21 @@ docs: $(VENV)/.test
 # Runs all notebooks and keeps the outputs that a page without JavaScript shows; needed when nano changes.
 notebooks: $(VENV)/.test tools
 	$(BIN)/python scripts/execute_notebooks.py
+
+# The standing results, each written into a folder of its own, then one page of all. A stopped run goes on.
+results: $(VENV)/.test
+	$(PIP) --editable '.[benchmarks,gguf]'
+	$(BIN)/dgemma compare nano nano:ar nano:spec --limit 500 --seeds 3 --out results/nano
+	$(BIN)/dgemma compare nano nano:ar nano:spec --limit 20 --seeds 5 --batch 1,2,4,8,16,32 --rate 1,4,16,64 --out results/front
+	$(BIN)/dgemma compare nano gguf:gemma3-270m --limit 20 --num-fewshot 0,5 --out results/gemma3
+	$(BIN)/dgemma eval run --model dgemma-ar --tasks dgemma_gsm8k_100,dgemma_hellaswag_100 --output_path results/public
+	$(BIN)/dgemma eval run --model hf --model_args pretrained=$$($(BIN)/python -c "from dgemma_evals.writers.gguf import converted; print(converted('gemma3-270m'))") \
+	  --tasks dgemma_gsm8k_100,dgemma_hellaswag_100 --device cpu --output_path results/public
+	$(BIN)/dgemma flips --dtype float32,bfloat16 --batch 1,3,8 --limit 8 --out results/flips
+	for table in steps write tokens start growth memory; do $(BIN)/dgemma bench $$table --out results/bench || exit 1; done
+	$(BIN)/python scripts/measure_nano.py
+	$(BIN)/dgemma bench index --out results
+	rm -f results/*/report.html results/*/bench.html   # index.html holds them all, and plotly.js once
 
 clean:
 	rm -rf $(VENV) build *.egg-info tests/browser/node_modules

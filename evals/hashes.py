@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
-
-_SMALL = 64 * 2**20
 
 
 def digest(*parts: Any) -> str:
@@ -17,12 +16,22 @@ def digest(*parts: Any) -> str:
 
 
 def fingerprint(folder: Path) -> str:
-    """A hash of a checkpoint's files; of a file over 64 MB, of its name, size and time of change."""
-    parts = []
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (".json", ".jinja", ".safetensors"):
-            state = path.stat()
-            large = state.st_size > _SMALL
-            content = state.st_mtime_ns if large else hashlib.sha256(path.read_bytes()).hexdigest()
-            parts.append((path.name, state.st_size, content))
-    return digest(parts)
+    """A hash of what a checkpoint's files hold; when they were changed has no part in it."""
+    names = (path for path in sorted(folder.iterdir()) if path.suffix in _DECIDING)
+    return digest([(path.name, _content(path, *_version(path))) for path in names])
+
+
+_DECIDING = (".json", ".jinja", ".safetensors")
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    """What differs once a process's file has been written again (nobody can set st_ctime)."""
+    state = path.stat()
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
+
+
+@lru_cache(maxsize=256)
+def _content(path: Path, *version: int) -> str:
+    """The hash of a file, which this process reads once as long as it is not written again."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

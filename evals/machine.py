@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,44 @@ def environment() -> dict[str, Any]:
 def machine(facts: Mapping[str, Any]) -> str:
     """A hash of what of an `environment` decides the last bits and the times."""
     return digest([facts.get(name) for name in ("processor", "cores", "torch_threads", "gpu")])
+
+
+class Others:
+    """How many cores other processes keep busy, from the start until it is asked.
+
+    Linux only. What this process and its ended children use is its own; a server that is measured on the same machine
+    counts among the others.
+    """
+
+    def __init__(self, pids: Sequence[int] = ()) -> None:
+        """pids: living processes that are measured, too."""
+        self._pids = list(pids)
+        self._began = self._now()
+
+    def _now(self) -> tuple[float, float, float] | None:
+        """Seconds of a clock, of all cores at work, and of what is measured."""
+        tick = os.sysconf("SC_CLK_TCK")
+        try:
+            fields = [int(f) for f in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
+        except (OSError, ValueError):
+            return None
+        busy = (sum(fields[:8]) - fields[3] - fields[4]) / tick
+        own = sum(os.times()[:4])
+        for pid in self._pids:
+            try:
+                stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            own += (int(stat[11]) + int(stat[12])) / tick
+        return time.perf_counter(), busy, own
+
+    def cores(self) -> float | None:
+        """None where the system does not say, or too little time has passed."""
+        now = self._now()
+        if now is None or self._began is None or now[0] - self._began[0] < 0.1:
+            return None
+        passed, busy, own = (b - a for a, b in zip(self._began, now, strict=True))
+        return round(max(0.0, busy - own) / passed, 3)
 
 
 def _processor() -> str:

@@ -5,8 +5,9 @@
 Subjects are the twelve families in their own wording and the kinds of English requests, half of these about what was
 never asked about in training and half in wordings that were never trained. Every subject is written by diffusion with
 the checkpoint's own sampler settings (seeds averaged), by greedy autoregression and by speculative decoding, and judged
-by its verifier; families also in the wording that is kept from training. What has been measured is kept in the file, so
-that a stopped run goes on. `--against` says how far both modes lie from an earlier file's, problem by problem.
+by its verifier; families also in the wording that is kept from training. A family's documents, prompts, seeds and
+verdicts are those of `dgemma compare`: both give the same accuracies. What has been measured is kept in the file, so that
+a stopped run goes on. `--against` says how far both modes lie from an earlier file's, problem by problem.
 """
 
 from __future__ import annotations
@@ -33,8 +34,12 @@ from dgemma_core.nano import families
 from dgemma_core.nano.english import kinds
 from dgemma_core.nano.english.lexicon import BOYS, GIRLS
 from dgemma_core.nano.wordings import reworded
+from dgemma_evals.comparison.answers import answer_all
+from dgemma_evals.comparison.questions import load_tasks, quiet_harness
 from dgemma_evals.comparison.stats import mean_difference, paired_bootstrap
 from dgemma_evals.saving import write_json
+from dgemma_evals.writers.named import own_writer
+from dgemma_evals.writers.own import OwnWriter
 from dgemma_lab.charts.order import orders, remelt_counts
 
 TRACED, TIMED, TOLD = 40, 10, 100
@@ -92,24 +97,37 @@ SUBJECTS: dict[str, Callable[[str, int], list[Asked]]] = {
 
 
 def written(
-    loaded: dg.Loaded, asked: Sequence[Asked], mode: str, arguments: argparse.Namespace, seed: int
+    writer: OwnWriter,
+    name: str,
+    asked: Sequence[Asked],
+    mode: str,
+    arguments: argparse.Namespace,
+    seed: int,
 ) -> list[dict[str, Any]]:
-    """What each request's text came to."""
+    """What each request's text came to. A family's own documents are asked, written and judged as a comparison does."""
+    rows = []
+    own = [each for each in asked if each.wording == "own"]
+    if own:
+        tasks = load_tasks([f"dgemma_nano_{name}"], limit=len(own), more={"split": arguments.split})
+        found = answer_all(
+            writer, tasks, limit=len(own), seed=seed, max_new_tokens=arguments.max_new_tokens
+        )
+        for answer in found:
+            counts = answer.written.counts
+            row = {"solved": answer.score >= 1, "text": answer.written.text, "kept": counts.kept_tokens,
+                   "steps": counts.denoising_steps or 0, "canvases": len(counts.steps_per_canvas),
+                   "passes": counts.passes}  # fmt: skip
+            rows.append(row)
+    rest = asked[len(own) :]
     texts = dg.generate(
-        loaded, [each.prompt for each in asked], mode=mode, seed=seed, batch_size=arguments.batch,
-        max_new_tokens=arguments.max_new_tokens,
+        writer.loaded, [each.prompt for each in rest], mode=mode, seed=1000 * seed,
+        batch_size=arguments.batch, max_new_tokens=arguments.max_new_tokens,
     )  # fmt: skip
-    return [
-        {
-            "solved": bool(each.accepts(text.text)),
-            "text": text.text,
-            "kept": text.kept_tokens,
-            "steps": text.denoising_steps,
-            "canvases": text.canvases,
-            "passes": text.passes,
-        }
-        for each, text in zip(asked, texts, strict=True)
-    ]
+    for each, text in zip(rest, texts, strict=True):
+        row = {"solved": bool(each.accepts(text.text)), "text": text.text, "kept": text.kept_tokens,
+               "steps": text.denoising_steps, "canvases": text.canvases, "passes": text.passes}  # fmt: skip
+        rows.append(row)
+    return rows
 
 
 def milliseconds(
@@ -169,15 +187,16 @@ def bits_per_byte(loaded: dg.Loaded, asked: Sequence[Asked]) -> float:
 
 
 def measured(
-    loaded: dg.Loaded, asked: Sequence[Asked], arguments: argparse.Namespace
+    writers: dict[str, OwnWriter], name: str, asked: Sequence[Asked], arguments: argparse.Namespace
 ) -> dict[str, Any]:
     """The figures of one subject."""
-    limit = arguments.max_new_tokens
-    runs = [
-        written(loaded, asked, "diffusion", arguments, 1000 * s) for s in range(arguments.seeds)
-    ]
-    causal = written(loaded, asked, "autoregressive", arguments, 0)
-    drafted = written(loaded, asked, "speculative", arguments, 0)
+    limit, loaded = arguments.max_new_tokens, writers["diffusion"].loaded
+
+    def texts(mode: str, seed: int) -> list[dict[str, Any]]:
+        return written(writers[mode], name, asked, mode, arguments, seed)
+
+    runs = [texts("diffusion", seed) for seed in range(arguments.seeds)]
+    causal, drafted = texts("autoregressive", 0), texts("speculative", 0)
     every = [text for run in runs for text in run]
     own = [statistics.mean(run[i]["solved"] for run in runs) for i in range(len(asked))]
     there = [float(text["solved"]) for text in causal]
@@ -239,10 +258,18 @@ def originality(rows: dict[str, Any]) -> dict[str, float]:
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """All subjects, one after the other; the file is written after each."""
-    loaded = dg.load(arguments.model, dtype=arguments.dtype, quantize=arguments.quantize)
+    quiet_harness()
     same = {name: getattr(arguments, name)
-            for name in ("dtype", "quantize", "split", "count", "seeds", "max_new_tokens")}  # fmt: skip
-    same |= {"model": str(arguments.model), "backend": loaded.model.backend.name}
+            for name in ("model", "dtype", "quantize", "split", "count", "seeds", "max_new_tokens")}  # fmt: skip
+    given = {
+        "dtype": arguments.dtype,
+        "quantize": arguments.quantize,
+        "batch_size": arguments.batch,
+    }
+    writers = {
+        mode: own_writer(f"{arguments.model}{suffix}", **given)
+        for mode, suffix in (("diffusion", ""), ("autoregressive", ":ar"), ("speculative", ":spec"))
+    }
     record: dict[str, Any] = {"settings": same, "subjects": {}}
     if arguments.out.exists():
         kept = json.loads(arguments.out.read_text())
@@ -250,7 +277,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             record = kept
     rows: dict[str, Any] = record["subjects"]
     for name in tqdm([name for name in arguments.subjects if name not in rows], desc="subjects"):
-        rows[name] = measured(loaded, SUBJECTS[name](arguments.split, arguments.count), arguments)
+        asked = SUBJECTS[name](arguments.split, arguments.count)
+        rows[name] = measured(writers, name, asked, arguments)
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         write_json(arguments.out, record)
     if "english_story" in rows and "originality" not in record:
@@ -324,7 +352,7 @@ def change(rows: dict[str, Any], others: dict[str, Any]) -> str:
     return "\n".join([*said, f"steps a canvas: {before:.1f} → {after:.1f}"])
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="nano")
@@ -338,7 +366,7 @@ def main() -> None:
     parser.add_argument("--subjects", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))
     parser.add_argument("--out", type=Path, default=Path("docs/nano/measured.json"))
     parser.add_argument("--against", type=Path, help="an earlier --out, of the same problems")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     record = measure(arguments)
     print(markdown(record["subjects"], english=False), "\n")
     print(markdown(record["subjects"], english=True))

@@ -162,6 +162,7 @@ def measure_point(shape: Shape, folder: Path, crew: Crew, *, count: int) -> list
                 continue
             if turn:  # the first warms up
                 measured[name].rounds.append(statistics.median(answer["result"]))
+                measured[name].others.append(answer["others"])
     return [
         {"name": name, "failed": failed[name]} if name in failed else _entry(measured[name])
         for name in crew.names
@@ -173,6 +174,7 @@ def _entry(measured: Measured) -> dict[str, Any]:
         "name": measured.name,
         "backend": measured.backend,
         "rounds": measured.rounds,
+        "others": measured.others,
         "median": measured.median,
         "logits_difference": measured.logits_difference,
     }

@@ -26,8 +26,8 @@ WORDS = {
 Row = Mapping[str, Any]
 
 
-def sections(record: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
-    """The page's parts and the figures in them, of a record that `dgemma bench growth` wrote."""
+def sections(record: Mapping[str, Any], prefix: str = "") -> tuple[list[str], dict[str, Any]]:
+    """The page's parts and the figures in them (`prefix`: of their names), of a record of `dgemma bench growth`."""
     parts = ["<h2>A denoising step as its work grows</h2>", _lead(record)]
     figures: dict[str, Any] = {}
     settings = list(dict.fromkeys((r["setting"]["dtype"], r["setting"]["allocator"])
@@ -39,7 +39,7 @@ def sections(record: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
         for axis in record["axes"]:
             line = sorted((row for row in rows if on_axis(row, record["base"], axis)),
                           key=lambda row: row["shape"][axis])  # fmt: skip
-            name = f"growth-{dtype}-{allocator}-{axis}"
+            name = f"{prefix}growth-{dtype}-{allocator}-{axis}"
             charts.append(chart(name, f"Milliseconds a step against {WORDS[axis]}"))
             figures[name] = _figure(line, axis)
             slopes += _slopes(line, axis)

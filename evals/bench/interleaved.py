@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dgemma_evals.bench.processes import Measured, Setting, Worker, workers
+from dgemma_evals.bench.processes import ENOUGH, Measured, Setting, Worker, workers
 
 
 def interleaved(
@@ -39,6 +39,7 @@ def interleaved(
                 answer = worker.ask(do, **arguments(turn))
                 if turn:
                     measured.rounds.append(statistics.median(answer["result"]))
+                    measured.others.append(answer["others"])
                 measured.peak_bytes = answer["peak_bytes"]
                 bar.update()
     return [measured for _, measured in found]
@@ -97,6 +98,7 @@ def writing(
                     measured.peak_bytes = answer["peak_bytes"]
                     measured.extra["kept_tokens"] += count
                     measured.rounds.append(count / answer["seconds"])
+                    measured.others.append(answer["others"])
                     bar.update()
         return [measured for _, measured in found]
 
@@ -118,5 +120,9 @@ def row(
         **facts,
         "setting": asdict(setting),
         "ratio_to_fastest_peer": ratio,
+        "enough_rounds": all(len(m.rounds) >= ENOUGH for m in measured),
+        "cores_busy_with_others": max(
+            (cores for m in measured for cores in m.others if cores is not None), default=None
+        ),
         "implementations": [{**asdict(m), "median": m.median} for m in measured],
     }

@@ -10,18 +10,27 @@ from typing import Any
 from dgemma_core import RequestError
 from dgemma_evals.bench import growth_page
 from dgemma_evals.bench.gpu import page as gpu_page
-from dgemma_evals.page import chart, document, escaped, table_of
+from dgemma_evals.bench.processes import ENOUGH
+from dgemma_evals.page import PALETTE, chart, document, folded, heading, table_of
 
 TITLES = {
     "A": "A denoising step, random model with the released vocabulary",
     "B": "Kept tokens a second, nano, real prompts",
     "C": "A greedy autoregressive token",
 }
-COLOURS = ("#3b82c4", "#8fb7dd", "#d9822b", "#8a63b8", "#5b8c5a")
+COLOURS = (PALETTE[0], "#8fb7dd", *PALETTE[1:4])
+"""This project's two in blues, then the others."""
 
 
 def write(out: Path) -> Path:
     """Draws OUT/bench.html from the results in OUT. RequestError where there are none."""
+    path = out / "bench.html"
+    path.write_text(document("dgemma bench", *sections(out)), encoding="utf-8")
+    return path
+
+
+def sections(out: Path, *, prefix: str = "") -> tuple[list[str], dict[str, Any]]:
+    """The body of a page and its figures. prefix: of the figures' names, where several bodies share a page."""
     records = {path.stem: json.loads(path.read_text()) for path in sorted(out.glob("*.json"))}
     records = {name: record for name, record in records.items() if "rows" in record}
     if not records:
@@ -35,25 +44,22 @@ def write(out: Path) -> Path:
     for name, record in records.items():
         compared = [row for row in record["rows"] if "implementations" in row]
         if name == "growth":
-            more, multiples = growth_page.sections(record)
+            more, multiples = growth_page.sections(record, prefix)
             parts += more
             figures |= multiples
         elif compared:
             title = TITLES.get(compared[0]["table"], name)
-            parts += [f"<h2>{escaped(title)}</h2>", chart(name, title), _table(compared)]
-            figures[name] = _bars(compared)
+            parts += [heading(title), chart(prefix + name, title), _table(compared)]
+            figures[prefix + name] = _bars(compared)
         parts += [_start(row) for row in record["rows"] if row["table"] == "E"]
         if any(row["table"] == "gpu" for row in record["rows"]):
             parts += gpu_page.sections(record)
         parts += _memory([row for row in record["rows"] if row["table"] == "memory"])
         facts = [(key, json.dumps(value)) for key, value in record["environment"].items()]
         parts.append(
-            f"<details><summary>{escaped(record['command'])}</summary>"
-            f"{table_of(('what', 'value'), facts, first_left=False)}</details>"
+            folded(record["command"], table_of(("what", "value"), facts, first_left=False))
         )
-    path = out / "bench.html"
-    path.write_text(document("dgemma bench", parts, figures), encoding="utf-8")
-    return path
+    return parts, figures
 
 
 def _label(row: dict[str, Any]) -> str:
@@ -75,15 +81,28 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
                     found["name"],
                     f"{found['median']:.4g}",
                     f"{min(found['rounds']):.4g} to {max(found['rounds']):.4g}",
-                    "" if ratio is None else f"{ratio:.2f}×",
+                    "" if ratio is None else _ratio(row, ratio),
+                    _busy(found),
                     f"{found['peak_bytes'] / 1e9:.2f}",
                     f"{found['logits_difference']:.1e}",
                     "" if solved is None else f"{100 * solved / found['extra']['texts']:.0f} %",
                 )
             )
-    head = ("setting", "implementation", rows[0]["unit"], "range", "to the fastest peer", "peak GB",
-            "logits apart", "solved")  # fmt: skip
+    head = ("setting", "implementation", rows[0]["unit"], "range", "to the fastest peer", "cores of others",
+            "peak GB", "logits apart", "solved")  # fmt: skip
     return table_of(head, lines)
+
+
+def _ratio(row: dict[str, Any], ratio: float) -> str:
+    """With a remark where a headline needs more rounds."""
+    rounds = len(row["implementations"][0]["rounds"])
+    return f"{ratio:.2f}×" + ("" if rounds >= ENOUGH else f" (of {rounds} rounds)")
+
+
+def _busy(found: dict[str, Any]) -> str:
+    """The most cores that other processes kept busy in a round; empty where an older run did not look."""
+    known = [cores for cores in found.get("others", ()) if cores is not None]
+    return f"{max(known):.1f}" if known else ""
 
 
 def _bars(rows: Sequence[dict[str, Any]]) -> Any:
@@ -143,6 +162,5 @@ def _memory(rows: Sequence[dict[str, Any]]) -> list[str]:
         "while it is encoded, in chunks. Predicted as in `dgemma plan`; measured as the rise of resident memory of a "
         "fresh process.</p>",
         table_of(("prefix", "what", "predicted", "measured", "error"), lines),
-        "<details><summary>Arithmetic</summary>"
-        f"{table_of(('of', 'term', 'MB', 'arithmetic'), sums, first_left=False)}</details>",
+        folded("Arithmetic", table_of(("of", "term", "MB", "arithmetic"), sums, first_left=False)),
     ]

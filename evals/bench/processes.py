@@ -22,6 +22,10 @@ import numpy as np
 from dgemma_core import RequestError
 from dgemma_core.backends import check_name
 from dgemma_evals.bench.worker import IMPLEMENTATIONS
+from dgemma_evals.machine import Others
+
+ENOUGH = 5
+"""Rounds from which on a ratio may be a headline."""
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}
 """How far a peer's logits may lie from ours before it counts as another model: root mean square, as a share of the
@@ -50,6 +54,8 @@ class Measured:
     name: str
     rounds: list[float] = field(default_factory=list)
     """One figure a round: seconds (lower is better) or tokens a second (higher is better)."""
+    others: list[float | None] = field(default_factory=list)
+    """Cores that were busy with other processes, one figure a round; None where too little time passed to say."""
     peak_bytes: int = 0
     """The most memory resident, weights included."""
     loaded_bytes: int = 0
@@ -91,8 +97,12 @@ class Worker:
         )
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """The answer to one command. RequestError with the process's last words if it died."""
+        """The answer to one command, and the load of the machine meanwhile (`Measured.others`).
+
+        RequestError with the process's last words if it died.
+        """
         assert self.process.stdin is not None and self.process.stdout is not None
+        others = Others([self.process.pid])
         try:
             self.process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
             self.process.stdin.flush()
@@ -102,7 +112,7 @@ class Worker:
         if not line:
             raise RequestError(f"{self.name} ended in {do!r}: {self._last_words()}")
         answer: dict[str, Any] = json.loads(line)
-        return answer
+        return {**answer, "others": others.cores()}
 
     def load(self, folder: Path, setting: Setting) -> None:
         """Loads a checkpoint in the public layout, in place of the one before."""

@@ -76,7 +76,7 @@ def write(
     dtype: Dtype = "float32",
     allocator: Allocator = "tcmalloc",
     threads: Threads = CORES,
-    rounds: Rounds = 3,
+    rounds: Rounds = 5,
     backend: Backend = "auto",
     peers: Annotated[
         str,
@@ -188,7 +188,7 @@ def growth(
     dtype: Dtype = "float32",
     allocator: Allocator = "tcmalloc",
     threads: Threads = CORES,
-    rounds: Rounds = 3,
+    rounds: Rounds = 5,
     backend: Backend = "auto",
     peers: Peers = "transformers (grouped experts)",
     count: Annotated[int, typer.Option(min=2, help="Fixed denoising steps a round.")] = 4,
@@ -273,6 +273,20 @@ def page(out: Out = Path("bench")) -> None:
     typer.echo(f"page: {write_page(out)}")
 
 
+@bench_app.command()
+def index(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[FOLDER]...", help="In this order; all in --out if none is named."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where index.html is written.")] = Path("results"),
+) -> None:
+    """Draw OUT/index.html: all comparisons and benches in one page, which opens with three sentences and a picture."""
+    from dgemma_evals.commands.index import write as write_index
+
+    typer.echo(f"page: {write_index(out, folders or ())}")
+
+
 def _settings(
     threads: int, rounds: int, backend: str, dtypes: str, allocators: str
 ) -> list[Setting]:
@@ -305,7 +319,12 @@ def _show(row: dict[str, Any]) -> None:
             f"peak {found['peak_bytes'] / 1e9:.2f} GB"
         )
     if row["ratio_to_fastest_peer"] is not None:
-        typer.echo(f"  {row['ratio_to_fastest_peer']:.2f}× the fastest peer")
+        few = "" if row["enough_rounds"] else "  (too few rounds for a headline)"
+        typer.echo(f"  {row['ratio_to_fastest_peer']:.2f}× the fastest peer{few}")
+    if (row["cores_busy_with_others"] or 0) >= 0.1:
+        typer.echo(
+            f"  other processes kept up to {row['cores_busy_with_others']:.1f} cores busy: measure on an idle machine"
+        )
 
 
 def _save(out: Path, name: str, rows: Sequence[dict[str, Any]]) -> None:

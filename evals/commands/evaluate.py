@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import traceback
@@ -39,11 +40,11 @@ def evaluate(ctx: typer.Context) -> None:
 def harness(arguments: Sequence[str]) -> None:
     """lm-eval's command line, with our models and tasks known to it.
 
-    For our models: the device is auto unless one is given, records stand beside the samples of
-    --output_path, the path of --use_cache gets the model's hash, and --quantize and --backend are the
-    model arguments of those names.
+    For our models: the device is auto unless one is given; records stand beside the samples of --output_path, or in
+    the folder of --use_cache, which they serve; --seed is the model's, too; and --quantize and --backend are the model
+    arguments of those names. Raises DgemmaError where the results were not written whole, which lm-eval only logs.
     """
-    from dgemma_evals.harness.register import register
+    from dgemma_evals.harness.register import own_index, register
 
     register()
     from lm_eval._cli import HarnessCLI
@@ -61,7 +62,10 @@ def harness(arguments: Sequence[str]) -> None:
             raise RequestError(
                 f"--{next(iter(ours))} has no meaning for {parsed.command}: leave it out"
             )
-        command.execute(parsed)
+        written = _Written(parsed)
+        with own_index():
+            command.execute(parsed)
+        written.check()
     except (ValueError, KeyError, TypeError) as error:
         if not _users_fault(error):
             raise
@@ -104,6 +108,10 @@ def _prepare(parsed: Namespace, ours: Mapping[str, str]) -> None:
     if parsed.config:
         asked = EvaluatorConfig.load_yaml_config(parsed.config)
     asked |= {name: value for name, value in vars(parsed).items() if value is not None}
+    tasks = asked.get("tasks")
+    named = tasks if isinstance(tasks, list) else [tasks]
+    if tasks is not None and not any(str(task).strip(" ,") for task in named):
+        raise RequestError("--tasks names none: `dgemma eval ls tasks` lists them")
     kinds = dict(models())
     if asked.get("model") not in kinds:
         for name in ours:
@@ -123,16 +131,77 @@ def _prepare(parsed: Namespace, ours: Mapping[str, str]) -> None:
                 f"--{name} {value} and the model argument {name}={given[name]}: give one"
             )
         given[name] = value
-    output = asked.get("output_path")
-    if output and "records" not in given and not asked.get("use_cache"):
+    cache, output = asked.get("use_cache"), asked.get("output_path")
+    if cache and "records" in given:
+        raise RequestError(
+            "--use_cache and the model argument records are the same thing: give one"
+        )
+    if cache:
+        # lm-eval's cache knows neither models nor repeats; records know both.
+        given["records"], parsed.use_cache = os.fspath(cache), None
+    elif output and "records" not in given:
         folder = Path(output)
         folder = folder.parent if folder.suffix == ".json" else folder
         given["records"] = os.fspath(
             folder / sanitize_model_name(str(given.get("pretrained", "nano")))
         )
+    seeds = asked.get("seed")
+    if seeds and "seed" not in given:
+        drawn = (
+            seeds[2] if isinstance(seeds, list | tuple) else seeds
+        )  # torch's, which writes texts
+        if drawn is not None:
+            given["seed"] = drawn
     parsed.model_args = given
-    if asked.get("use_cache"):
-        from dgemma_evals.writers.options import Options
 
-        options = Options.parse(kinds[asked["model"]].mode, given)
-        parsed.use_cache = f"{asked['use_cache']}-{options.identity()}"
+
+class _Written:
+    """The results that a run ought to write into its --output_path."""
+
+    def __init__(self, parsed: Namespace) -> None:
+        self.folder: Path | None = None
+        self.samples = False
+        if parsed.command != "run":
+            return
+        from lm_eval.config.evaluate_config import EvaluatorConfig
+
+        asked = EvaluatorConfig.load_yaml_config(parsed.config) if parsed.config else {}
+        asked |= {name: value for name, value in vars(parsed).items() if value is not None}
+        if asked.get("output_path"):
+            path = Path(asked["output_path"])
+            self.folder = path.parent if path.suffix == ".json" else path
+            self.samples = bool(asked.get("log_samples") or asked.get("predict_only"))
+        self.before = set(self._files())
+
+    def _files(self) -> list[Path]:
+        if self.folder is None:
+            return []
+        return [path for path in self.folder.rglob("*") if path.suffix in (".json", ".jsonl")]
+
+    def check(self) -> None:
+        """Raises DgemmaError where a file is missing or is not whole; what is not is removed."""
+        rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
+        if self.folder is None or rank:
+            return
+        new = [path for path in self._files() if path not in self.before]
+        found = [path for path in new if not path.name.startswith("records-")]
+        broken = [path for path in found if not _whole(path)]
+        results = [path for path in found if path.suffix == ".json"]
+        if results and not broken and (not self.samples or len(found) > len(results)):
+            return
+        for path in broken:
+            path.unlink()
+        raise DgemmaError(
+            f"{self.folder}: the results were not written whole (is the disk full?); make room and run the same"
+            " command again"
+        )
+
+
+def _whole(path: Path) -> bool:
+    """Whether a file that lm-eval wrote is JSON to its end."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        parts = [text] if path.suffix == ".json" else text.splitlines()
+        return bool(parts) and all(isinstance(json.loads(part), dict) for part in parts)
+    except (OSError, ValueError):
+        return False

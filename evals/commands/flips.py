@@ -17,7 +17,6 @@ from dgemma_evals.commands.options import (
     Tasks,
     Unsafe,
     command,
-    quiet,
     settings,
 )
 
@@ -54,9 +53,10 @@ def flips(
     from dgemma_core.backends import check_name
     from dgemma_core.files.quantised import scheme
     from dgemma_evals.comparison.flips import RESULTS, measure
+    from dgemma_evals.comparison.questions import quiet_harness
     from dgemma_evals.writers.options import FOREIGN
 
-    quiet()
+    quiet_harness()
     if model.startswith(FOREIGN):
         raise RequestError(f"flips are of checkpoints that this project runs, which {model} is not")
     check_name(backend)

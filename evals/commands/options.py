@@ -71,13 +71,3 @@ def command() -> str:
 
 def _plain_argument(text: str) -> str:
     return f"'{text}'" if " " in text else text
-
-
-def quiet() -> None:
-    """Leaves out what lm-eval tells of each task."""
-    import logging
-
-    from dgemma_evals.harness.register import register
-
-    register()
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)

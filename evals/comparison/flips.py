@@ -188,7 +188,7 @@ def _answers(
     for task_name, task in tasks.items():
         places = [i for i, question in enumerate(asked) if question.task == task_name]
         written = [texts[i] for i in places]
-        _, scores = score(task, [instances[i] for i in places], written)
+        scores = score(task, [instances[i] for i in places], written).values
         for i, text, value in zip(places, written, scores, strict=True):
             yield Answer(task_name, asked[i].doc_id, text, value)
 

@@ -1,8 +1,8 @@
 """What a comparison's table says, in numbers with their uncertainty.
 
-Several seeds of a document are averaged first; intervals then resample documents within tasks, and
-the test flips the signs of documents' mean differences. Tasks come before their mean, which may hide
-gains and losses.
+The first side stands against each other one. Several seeds of a document are averaged first; intervals of accuracy then
+resample documents within tasks, and the test flips the signs of documents' mean differences. Tasks come before their
+mean, which may hide gains and losses. Intervals of speed ratios resample documents and blocks.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dgemma_evals.comparison.compare import Comparison, front
+from dgemma_evals.comparison.load import traffic_points
 from dgemma_evals.comparison.stats import (
     Array,
     Interval,
@@ -22,7 +23,7 @@ from dgemma_evals.comparison.stats import (
     mean_difference,
     paired_bootstrap,
     quantiles,
-    ratio_of_rates,
+    rates_ratio,
     sign_flip,
 )
 from dgemma_evals.writers.counting import acceptance, histogram
@@ -43,84 +44,98 @@ N / (steps + canvases − 1). Their accuracy is of other tasks, so they mark rat
 LEVEL = 0.05
 """p below which a difference counts as told apart."""
 
-NOT_MEASURED = (
-    "Throughput of many requests at once: every text was written alone (batch 1).",
-    "Energy and price.",
-    "Other machines, threads and dtypes than those named here.",
-    "Likelihoods: a comparison is of written answers.",
-)
-
 
 def summarise(comparison: Comparison) -> Summary:
-    """Accuracy, speed and counts of the two sides, and the sweep if there is one."""
+    """Accuracy, speed and counts of every side, and of the first against each other."""
     table, facts = comparison.table, comparison.facts
-    plain = table[~table.swept]
-    docs = _by_document(plain)
-    sides = {str(side): _side(part) for side, part in plain.groupby("side", sort=False)}
-    return {
-        "answer": headline(docs, facts, sides),
-        "documents": len(docs),
-        "accuracy": _accuracy(docs),
-        "tasks": _tasks(docs),
-        "speed": _speed(docs),
+    plain = table[~table.swept & (table.examples == table.examples.iloc[0])]
+    price = facts.get("price")
+    sides = {str(side): _side(part, price) for side, part in plain.groupby("side", sort=False)}
+    first, *others = sides
+    against = {other: _against(plain, first, other) for other in others}
+    summary = {
+        "first": first,
+        "documents": len(plain[plain.side == first].groupby(["task", "doc_id"])),
+        "metric": sorted(set(plain.metric)),
         "sides": sides,
-        "first": _first(plain),
-        "sweep": _sweep(table) if table.swept.any() else [],
+        "against": against,
+        "sweep": _sweep(table, first) if table.swept.any() else [],
+        "lengths": _lengths(table, price) if table.examples.nunique() > 1 else [],
+        "traffic": traffic_points(comparison.traffic, facts),
         "facts": facts,
-        "not_measured": list(_not_measured(facts)),
+    }
+    answers = [headline(summary, other) for other in others]
+    return {
+        "answer": " ".join(answers),
+        "answers": answers,
+        **summary,
+        "not_measured": _not_measured(summary),
     }
 
 
-def _by_document(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a document: for each side the mean over its seeds."""
-    columns = ["score", "kept_tokens", "seconds"]
-    means = table.groupby(["task", "doc_id", "side"], sort=False)[columns].mean().unstack("side")
-    means.columns = [f"{name}_{side}" for name, side in means.columns]
-    return means.reset_index()
+def _against(plain: pd.DataFrame, first: str, other: str) -> Summary:
+    """The first side against another: accuracy, over all and by task, speed, and the time to the first tokens."""
+    pair = plain[plain.side.isin([first, other])]
+    docs = pair.groupby(["task", "doc_id", "side"], sort=False).score.mean().unstack("side")
+    docs = docs.reset_index()
+    return {
+        "accuracy": _accuracy(docs, first, other),
+        "tasks": _tasks(docs, first, other),
+        "speed": _speed(pair, first, other),
+        "first": _first(pair, first, other),
+    }
 
 
-def _pair(docs: pd.DataFrame, name: str) -> list[Array]:
-    return [docs[f"{name}_{side}"].to_numpy(float) for side in ("model", "baseline")]
-
-
-def _accuracy(docs: pd.DataFrame) -> Summary:
-    first, second = _pair(docs, "score")
-    difference = paired_bootstrap([first, second], mean_difference, strata=list(docs.task))
+def _accuracy(docs: pd.DataFrame, first: str, other: str) -> Summary:
+    here, there = (docs[side].to_numpy(float) for side in (first, other))
+    difference = paired_bootstrap([here, there], mean_difference, strata=list(docs.task))
     return {
         "documents": len(docs),
-        "model": float(first.mean()),
-        "baseline": float(second.mean()),
+        "first": float(here.mean()),
+        "other": float(there.mean()),
         "difference": asdict(difference),
-        "better": int((first > second).sum()),
-        "worse": int((first < second).sum()),
-        "p": sign_flip(first - second),
+        "better": int((here > there).sum()),
+        "worse": int((here < there).sum()),
+        "p": sign_flip(here - there),
     }
 
 
-def _tasks(docs: pd.DataFrame) -> dict[str, Summary]:
+def _tasks(docs: pd.DataFrame, first: str, other: str) -> dict[str, Summary]:
     """Each task's accuracy, with p corrected for the number of tasks."""
-    found = {str(task): _accuracy(part) for task, part in docs.groupby("task", sort=False)}
+    found = {
+        str(task): _accuracy(part, first, other) for task, part in docs.groupby("task", sort=False)
+    }
     corrected = holm([row["p"] for row in found.values()])
     for row, p in zip(found.values(), corrected, strict=True):
         row["p_holm"] = p
     return found
 
 
-def _speed(docs: pd.DataFrame) -> Summary:
-    (kept, other_kept), (seconds, other_seconds) = (
-        _pair(docs, "kept_tokens"),
-        _pair(docs, "seconds"),
-    )
-    strata = list(docs.task)
-    rates = paired_bootstrap(
-        [kept, seconds, other_kept, other_seconds], ratio_of_rates, strata=strata
-    )
-    ones = np.ones(len(docs))
-    answers = paired_bootstrap([ones, seconds, ones, other_seconds], ratio_of_rates, strata=strata)
-    return {"tokens_per_second_ratio": asdict(rates), "answers_per_second_ratio": asdict(answers)}
+def _speed(pair: pd.DataFrame, first: str, other: str) -> Summary:
+    """Ratios of rates over all texts. blocks: how many of them the intervals resample."""
+    columns: list[Array] = []
+    for side in (first, other):
+        part = pair[pair.side == side]
+        for name in ("kept_tokens", "seconds"):
+            wide = part.pivot_table(index="seed", columns=["task", "doc_id"], values=name)
+            columns.append(wide.to_numpy(float))
+            strata = [task for task, _ in wide.columns]
+    kept, seconds, other_kept, other_seconds = columns
+    ones = np.ones_like(kept)
+    tokens = rates_ratio(kept, seconds, other_kept, other_seconds, strata=strata)
+    answers = rates_ratio(ones, seconds, ones, other_seconds, strata=strata)
+    return {
+        "blocks": len(kept),
+        "tokens_per_second_ratio": asdict(tokens),
+        "answers_per_second_ratio": asdict(answers),
+        "by_block": [
+            float((k.sum() / s.sum()) / (ok.sum() / os.sum()))
+            for k, s, ok, os in zip(kept, seconds, other_kept, other_seconds, strict=True)
+        ],
+    }
 
 
-def _side(table: pd.DataFrame) -> Summary:
+def _side(table: pd.DataFrame, price: float | None) -> Summary:
     """Totals of one side: ratios are of sums, so that every token weighs alike."""
     kept, seconds = int(table.kept_tokens.sum()), float(table.seconds.sum())
     rates = table.kept_tokens / table.seconds
@@ -128,14 +143,22 @@ def _side(table: pd.DataFrame) -> Summary:
         "contestant": str(table.contestant.iloc[0]),
         "texts": len(table),
         "seeds": int(table.seed.nunique()),
+        "score": float(table.groupby(["task", "doc_id"]).score.mean().mean()),
         "kept_tokens": kept,
         "kept_tokens_per_text": kept / len(table),
+        "prompt_tokens_per_text": _mean(table.prompt_tokens),
         "tokens_per_second": kept / seconds,
         "tokens_per_second_quartiles": quantiles(rates, (0.25, 0.5, 0.75)),
         "latency": dict(zip(("p50", "p90", "p99"), quantiles(table.seconds), strict=True)),
         "first_seconds": quantiles(table.first_seconds.dropna(), (0.5,))[0],
         "stop_reasons": {str(k): int(v) for k, v in table.stop_reason.value_counts().items()},
+        "runaways": float((table.stop_reason == "length").mean()),
+        "unreadable": None if table.readable.isna().all() else float(1 - table.readable.mean()),
+        "truncated_prompts": int((table.cut_tokens > 0).sum()),
+        "texts_that_differ_between_blocks": _changed(table),
         "peak_bytes": int(table.peak_bytes.max()),
+        "joules_per_token": _mean(table.joules) and float(table.joules.sum()) / kept,
+        "cost_per_million_tokens": None if price is None else price / 3600 * seconds / kept * 1e6,
     }
     if table.passes.notna().all():
         passes = float(table.passes.sum())
@@ -161,18 +184,30 @@ def _side(table: pd.DataFrame) -> Summary:
     return found
 
 
-def _first(table: pd.DataFrame) -> Summary:
+def _mean(column: pd.Series[float]) -> float | None:
+    """None where it is not known of every text."""
+    return None if column.isna().any() else float(column.mean())
+
+
+def _changed(table: pd.DataFrame) -> int:
+    """Documents whose text is not the same in all blocks."""
+    return int((table.groupby(["task", "doc_id"]).text.nunique() > 1).sum())
+
+
+def _first(pair: pd.DataFrame, first: str, other: str) -> Summary:
     """First canvas against first token, and against the same number of tokens, document by document
-    (where the baseline wrote as many)."""
-    baseline = {(row.task, row.doc_id): row for row in table[table.side == "baseline"].itertuples()}
+    (where the other wrote as many)."""
+    theirs = {
+        (row.task, row.doc_id, row.seed): row for row in pair[pair.side == other].itertuples()
+    }
     to_first, to_same = [], []
-    for row in table[table.side == "model"].itertuples():
-        other = baseline.get((row.task, row.doc_id))
-        if other is None or row.first_seconds is None or math.isnan(row.first_seconds):
+    for row in pair[pair.side == first].itertuples():
+        there = theirs.get((row.task, row.doc_id, row.seed))
+        if there is None or row.first_seconds is None or math.isnan(row.first_seconds):
             continue
-        if other.first_seconds is not None and not math.isnan(other.first_seconds):
-            to_first.append((row.first_seconds, other.first_seconds))
-        times = zip(other.milestone_tokens, other.milestone_seconds, strict=True)
+        if there.first_seconds is not None and not math.isnan(there.first_seconds):
+            to_first.append((row.first_seconds, there.first_seconds))
+        times = zip(there.milestone_tokens, there.milestone_seconds, strict=True)
         same = next((at for kept, at in times if kept >= row.first_tokens), None)
         if same is not None:
             to_same.append((row.first_seconds, same))
@@ -188,15 +223,16 @@ def _medians(pairs: list[tuple[float, float]]) -> Summary:
     first, second = np.asarray(pairs).T
     return {
         "pairs": len(pairs),
-        "model": float(np.median(first)),
-        "baseline": float(np.median(second)),
+        "first": float(np.median(first)),
+        "other": float(np.median(second)),
         "ratio": float(np.median(first / second)),
     }
 
 
-def _sweep(table: pd.DataFrame) -> list[Summary]:
+def _sweep(table: pd.DataFrame, first: str) -> list[Summary]:
     """Each contestant's accuracy and rates; `fronts` names the fronts that the point lies on."""
     points = []
+    table = table[table.examples == table.examples.iloc[0]]
     for (label, swept, side), part in table.groupby(["contestant", "swept", "side"], sort=False):
         docs = part.groupby(["task", "doc_id"], sort=False).score.mean()
         strata = [task for task, _ in docs.index]
@@ -204,7 +240,7 @@ def _sweep(table: pd.DataFrame) -> list[Summary]:
         spread = paired_bootstrap(
             [scores, np.zeros(len(scores))], mean_difference, strata=strata, samples=2000
         )
-        found = _side(part)
+        found = _side(part, None)
         points.append(
             {
                 "contestant": label,
@@ -220,20 +256,32 @@ def _sweep(table: pd.DataFrame) -> list[Summary]:
             }
         )
     for rate in ("tokens_per_second", "tokens_per_forward"):
-        known = [p for p in points if p["side"] == "model" and p[rate] is not None]
+        known = [p for p in points if p["side"] == first and p[rate] is not None]
         for index in front([(p[rate], p["accuracy"]["estimate"]) for p in known]):
             known[index]["fronts"].append(rate)
     return points
 
 
-def headline(docs: pd.DataFrame, facts: Summary, sides: Mapping[str, Summary]) -> str:
-    """The comparison in a few words: tasks first, then the mean over them, then speed, each with its uncertainty."""
-    accuracy, speed, tasks = _accuracy(docs), _speed(docs), _tasks(docs)
+def _lengths(table: pd.DataFrame, price: float | None) -> list[Summary]:
+    """How prompts' length, by the number of examples, changes times and accuracy."""
+    rows = []
+    groups = table[~table.swept].groupby(["side", "examples"], sort=False)
+    for (side, examples), part in groups:
+        found = _side(part, price)
+        names = ("score", "prompt_tokens_per_text", "first_seconds", "latency", "tokens_per_second")
+        rows.append({"side": side, "examples": int(examples)} | {n: found[n] for n in names})
+    return rows
+
+
+def headline(summary: Summary, other: str) -> str:
+    """The first side against another in a few words: tasks first, then the mean over them, then speed."""
+    found, facts = summary["against"][other], summary["facts"]
+    name, sides = summary["first"], summary["sides"]
+    accuracy = found["accuracy"]
     difference = Interval(**accuracy["difference"])
-    rates = Interval(**speed["tokens_per_second_ratio"])
-    name, other = facts["model"]["name"], facts["baseline"]["name"]
+    rates = Interval(**found["speed"]["tokens_per_second_ratio"])
     points = 100 * difference.estimate
-    waits = [sides[side]["latency"] for side in ("model", "baseline")]
+    waits = [sides[side]["latency"] for side in (name, other)]
     # Both must agree: of few documents a bootstrap interval alone says too much.
     if not difference.decided or accuracy["p"] >= LEVEL:
         verdict = f"is not told apart from {other}"
@@ -241,19 +289,30 @@ def headline(docs: pd.DataFrame, facts: Summary, sides: Mapping[str, Summary]) -
         verdict = (
             f"solves {abs(points):.1f} points {'more' if points > 0 else 'fewer'} than {other}"
         )
+    blocks = found["speed"]["blocks"]
+    over = f"over documents and {blocks} blocks" if blocks > 1 else "over documents; one block"
     return (
-        f"{_by_task(tasks, name)}On {len(docs)} documents {name} solves {100 * accuracy['model']:.1f} % and {other} "
-        f"{100 * accuracy['baseline']:.1f} %: it {verdict} (difference {points:+.1f} points, 95 % "
-        f"interval {100 * difference.low:+.1f} to {100 * difference.high:+.1f}; sign-flip p = "
-        f"{accuracy['p']:.2g}), and it writes {rates.estimate:.2f} times as many "
-        f"kept tokens a second, end to end (95 % interval {rates.low:.2f} to {rates.high:.2f}); half of "
-        f"its texts take at most {waits[0]['p50']:.2g} s and 99 % at most {waits[0]['p99']:.2g} s, of {other}'s "
-        f"{waits[1]['p50']:.2g} and {waits[1]['p99']:.2g} s."
+        f"{_by_task(found['tasks'], name, other)}On {accuracy['documents']} documents {name} solves "
+        f"{100 * accuracy['first']:.1f} % and {other} {100 * accuracy['other']:.1f} %: it {verdict} (difference "
+        f"{points:+.1f} points, 95 % interval {100 * difference.low:+.1f} to {100 * difference.high:+.1f}; sign-flip p "
+        f"= {accuracy['p']:.2g}), and it writes {rates.estimate:.2f} times as many kept tokens a second, end to end "
+        f"(95 % interval {rates.low:.2f} to {rates.high:.2f}, {over}); half of its texts take at most "
+        f"{waits[0]['p50']:.2g} s and 99 % at most {waits[0]['p99']:.2g} s, of {other}'s {waits[1]['p50']:.2g} and "
+        f"{waits[1]['p99']:.2g} s.{_busy(facts)}"
     )
 
 
-def _by_task(tasks: Summary, name: str) -> str:
-    """On which of several tasks the model is better or worse; nothing for a single one."""
+def _busy(facts: Mapping[str, Any]) -> str:
+    """A warning where the machine was not idle besides."""
+    busy = [block["cores_busy_with_others"] for block in facts["blocks"]]
+    most = max((cores for cores in busy if cores is not None), default=0.0)
+    if most < 0.1:
+        return ""
+    return f" Other processes kept up to {most:.1f} cores of the machine busy meanwhile."
+
+
+def _by_task(tasks: Summary, name: str, other: str) -> str:
+    """On which of several tasks the first is better or worse; nothing for a single one."""
     if len(tasks) < 2:
         return ""
     decided = {task: row for task, row in tasks.items() if row["p_holm"] < LEVEL}
@@ -269,21 +328,32 @@ def _by_task(tasks: Summary, name: str) -> str:
         )
         parts.append(f"{word} on {len(rows)}" + (f" ({listed})" if rows else ""))
     rest = len(tasks) - len(decided)
-    return f"Of {len(tasks)} tasks, {name} is {' and '.join(parts)}, points; {rest} are not told apart. "
+    return f"Of {len(tasks)} tasks, {name} is {' and '.join(parts)}, points, than {other}; {rest} are not told apart. "
 
 
-def _not_measured(facts: Summary) -> list[str]:
-    said = list(NOT_MEASURED)
+def _not_measured(summary: Summary) -> list[str]:
+    facts, sides = summary["facts"], summary["facts"]["sides"]
+    said = []
+    if not summary["traffic"]:
+        said.append("Many requests at once: every text was written alone (--batch, --rate).")
+    if not facts["energy_from"]:
+        said.append("Energy: the machine does not tell it (RAPL, NVML).")
+    if facts.get("price") is None:
+        said.append("Cost: no price of the machine was stated (--price).")
+    if len(facts["blocks"]) < 2:
+        said.append("What differs from process to process: there is one block (--seeds).")
+    said += [
+        "Other machines, threads and dtypes than those named here.",
+        "Likelihoods: a comparison is of written answers.",
+    ]
     if not facts.get("device_memory"):
         said.append(
-            "Peak memory of each side: on a CPU both live in one process, whose peak is given."
+            "Peak memory of each side: on a CPU all live in one process, whose peak is given."
         )
-    for side in ("model", "baseline"):
-        if facts[side].get("mode") == "server":
-            said.append(
-                f"Passes, steps and memory of {facts[side]['name']}: a client cannot see them."
-            )
-    first, second = (facts[side].get("model_num_parameters") for side in ("model", "baseline"))
-    if first and second and first != second:
-        said.append("Equal size: the two models have different numbers of parameters.")
+    for name, described in sides.items():
+        if described.get("mode") == "server":
+            said.append(f"Passes, steps and memory of {name}: a client cannot see them.")
+    sizes = {s.get("model_num_parameters") for s in sides.values()} - {None}
+    if len(sizes) > 1:
+        said.append("Equal size: the models have different numbers of parameters.")
     return said

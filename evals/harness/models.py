@@ -36,6 +36,8 @@ from dgemma_evals.writers.options import LIKELIHOODS, Options
 from dgemma_evals.writers.own import Job, OwnWriter
 
 TURN_END = "<turn|>"
+_SCORED = 64
+"""Likelihoods between two syncs of the records."""
 
 
 class DGemma(Processes, TemplateLM):
@@ -52,6 +54,7 @@ class DGemma(Processes, TemplateLM):
         self.text: Tokenizer = self.writer.text
         self.identity = self.writer.identity
         self._counts: list[Counts] = []
+        self._cut: dict[str, int] = {}
         self._records: Records | None = None
         if self.options.records is not None:
             self._records = Records(
@@ -86,6 +89,16 @@ class DGemma(Processes, TemplateLM):
         return self.writer.batch
 
     @property
+    def max_length(self) -> int:
+        """Tokens of prompt and answer together."""
+        return self.writer.max_length
+
+    @property
+    def max_gen_toks(self) -> int:
+        """Tokens of an answer where neither task nor `gen_kwargs` sets a limit."""
+        return self.options.max_gen_toks or self.writer.loaded.generation.max_new_tokens
+
+    @property
     def tokenizer_name(self) -> str:
         """Names the request cache of the harness, which holds templated prompts."""
         return self.writer.tokenizer_name
@@ -113,10 +126,19 @@ class DGemma(Processes, TemplateLM):
         """Token ids, BOS before them unless the text spells it out (a chat template does)."""
         return self.writer.encode(string, bos=add_special_tokens is not False)
 
+    def tok_decode(self, tokens: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of token ids."""
+        return self.text.decode(tokens, special=not skip_special_tokens)
+
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
-        """Refuses lm-eval's response cache where it would mix models, or answer without a time."""
+        """Refuses lm-eval's response cache where it would mix models or repeats, or answer without a time."""
         if cache_hook.dbdict is not None:
-            check_response_cache(str(cache_hook.dbdict.filename), self.identity, self.options)
+            check_response_cache(
+                str(cache_hook.dbdict.filename),
+                self.identity,
+                self.options,
+                self.writer.deterministic,
+            )
         super().set_cache_hook(cache_hook)
 
     def describe(self) -> dict[str, Any]:
@@ -135,6 +157,9 @@ class DGemma(Processes, TemplateLM):
             counts = [Counts.from_json(r["counts"]) for r in self._records if "counts" in r]
             info["records"] = str(self._records.folder)
             info["resumed_records"] = self._records.resumed
+        if self._cut:
+            info["truncated_contexts"] = len(self._cut)
+            info["truncated_context_tokens"] = sum(self._cut.values())
         if counts:
             info["written"] = summary(counts)
             if self._records is None and self._world_size > 1:
@@ -154,6 +179,9 @@ class DGemma(Processes, TemplateLM):
             repeat = seen[base] % (instance.repeats or 1)  # more are the harness's padding
             seen[base] += 1
             key = f"{base}-{repeat}"
+            self.writer.check(
+                instance.args[1]
+            )  # what is ignored is told of answers that are known, too
             known = self._records.get(key) if self._records is not None else None
             if known is not None:
                 answers[index] = str(known["answer"])
@@ -197,27 +225,32 @@ class DGemma(Processes, TemplateLM):
             record = self._records.get(key) if self._records is not None else None
             if record is not None:
                 known[key] = (float(record["answer"][0]), bool(record["answer"][1]))
+                if record.get("cut_tokens"):
+                    self._cut[key] = record["cut_tokens"]
             else:
                 todo[key] = request
         bar = tqdm(total=len(todo), desc="loglikelihood", disable=disable_tqdm or self._rank > 0)
         with bar:
-            for key, texts, answer, more in self._score(todo):
-                known[key] = answer
+            for part in self._score(todo):
                 if self._records is not None:
-                    prompt_hash = _hash(texts[0])
                     self._records.add(
-                        {"key": key, "kind": "loglikelihood", "prompt_hash": prompt_hash,
-                         "answer": list(answer), **more}
+                        *(
+                            {"key": key, "kind": "loglikelihood", "prompt_hash": _hash(texts[0]),
+                             "answer": list(answer), **more}
+                            for key, texts, answer, more in part
+                        )
                     )  # fmt: skip
-                self.cache_hook.add_partial("loglikelihood", texts, answer)
-                bar.update()
+                for key, texts, answer, _ in part:
+                    known[key] = answer
+                    self.cache_hook.add_partial("loglikelihood", texts, answer)
+                    bar.update()
         return [known[key] for key in keys]
 
     def _score(
         self, todo: Mapping[str, tuple[tuple[str, str], list[int], list[int]]]
-    ) -> Iterator[tuple[str, tuple[str, str], tuple[float, bool], Record]]:
+    ) -> Iterator[list[tuple[str, tuple[str, str], tuple[float, bool], Record]]]:
         rows = [
-            (key, texts, self._fitting(context, continuation), continuation)
+            (key, texts, self._fitting(key, context, continuation), continuation)
             for key, (texts, context, continuation) in todo.items()
         ]
         if self.options.likelihood == "nelbo":
@@ -232,25 +265,37 @@ class DGemma(Processes, TemplateLM):
                 )
                 # Which text greedy decoding writes is not known from a bound.
                 more = {"likelihood": "nelbo", "standard_error": bound.standard_error}
-                yield key, texts, (-bound.nats, False), more
+                yield [(key, texts, (-bound.nats, False), more | self._cut_of(key))]
             return
-        for start in range(0, len(rows), self.writer.batch):
-            part = rows[start : start + self.writer.batch]
-            scored = likelihood.causal_logprobs(
-                self.writer.loaded.model, [(context, text) for _, _, context, text in part]
-            )
-            for (key, texts, _, text), score in zip(part, scored, strict=True):
-                more = {"likelihood": "ar_encoder", "tokens": len(text)}
-                yield key, texts, (score.total, score.all_greedy), more
+        # The longest first, so that memory that does not suffice is noticed first; those of one context side by side.
+        rows.sort(key=lambda row: (-len(row[2]), row[2]))
+        most = max(_SCORED, self.writer.batch)
+        for start in range(0, len(rows), most):
+            part = rows[start : start + most]
+            scored = self._scored([(context, text) for _, _, context, text in part])
+            yield [
+                (key, texts, (score.total, score.all_greedy),
+                 {"likelihood": "ar_encoder", "tokens": len(text), **self._cut_of(key)})
+                for (key, texts, _, text), score in zip(part, scored, strict=True)
+            ]  # fmt: skip
 
-    def _fitting(self, context: list[int], continuation: list[int]) -> list[int]:
-        """The context without what does not fit."""
+    def _scored(self, rows: Sequence[tuple[list[int], list[int]]]) -> list[likelihood.Scored]:
+        return likelihood.causal_logprobs(self.writer.loaded.model, rows, batch=self.writer.batch)
+
+    def _cut_of(self, key: str) -> Record:
+        """For a record: how many tokens of the context did not fit; nothing where all did."""
+        return {"cut_tokens": self._cut[key]} if key in self._cut else {}
+
+    def _fitting(self, key: str, context: list[int], continuation: list[int]) -> list[int]:
+        """The context without what does not fit, which is counted."""
         room = self.writer.max_length + 1 - len(continuation)  # the last token is only predicted
         if room < 1:
             raise RequestError(
                 f"a continuation of {len(continuation)} tokens leaves no room for its context in"
                 f" max_length {self.writer.max_length}"
             )
+        if len(context) > room:
+            self._cut[key] = len(context) - room
         return context[-room:]
 
     def loglikelihood_rolling(
@@ -274,13 +319,8 @@ class DGemma(Processes, TemplateLM):
                 make_disjoint_window,
                 get_rolling_token_windows(ids, self.prefix_token_id, self.writer.max_length, 1),
             )
-            rows = [(context, list(part)) for context, part in windows]
-            total = 0.0
-            for start in range(0, len(rows), self.writer.batch):
-                part = rows[start : start + self.writer.batch]
-                total += sum(
-                    s.total for s in likelihood.causal_logprobs(self.writer.loaded.model, part)
-                )
+            scored = self._scored([(context, list(part)) for context, part in windows])
+            total = sum(score.total for score in scored)
             self._record(key, instance, total, {"likelihood": "ar_encoder", "tokens": len(ids)})
             self.cache_hook.add_partial("loglikelihood_rolling", instance.args, total)
             totals.append(total)
@@ -314,17 +354,22 @@ class DGemmaSpec(DGemma):
     mode: ClassVar[Mode] = "speculative"
 
 
-def check_response_cache(path: str, identity: str, options: Options) -> None:
+def check_response_cache(path: str, identity: str, options: Options, deterministic: bool) -> None:
     """Raises RequestError unless `path` of lm-eval's response cache may serve this model."""
+    advice = "leave use_cache out, and keep answers by the model argument records=FOLDER"
     if options.records is not None:
         raise RequestError(
-            "--use_cache answers without a time, and this run reports times: leave it out (the records"
-            " let a run go on), or pass the model argument records=none"
+            f"lm-eval's response cache answers without a time, and this run reports times: {advice}"
+        )
+    if not deterministic:
+        raise RequestError(
+            "lm-eval's response cache gives every repeat of a question the same answer, and this model samples:"
+            f" {advice}"
         )
     if identity not in Path(path).name:
         raise RequestError(
-            f"--use_cache {path}: the harness would mix up models in it; its name must hold this"
-            f" model's hash, {identity} (`dgemma eval` adds it by itself)"
+            f"use_cache {path}: the harness would mix up models in it; its name must hold this model's hash,"
+            f" {identity}; or {advice}"
         )
 
 

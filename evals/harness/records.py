@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dgemma_core import DgemmaError
+from dgemma_evals.writers.counting import Counts
 
 SCHEMA = 1
 _log = logging.getLogger(__name__)
@@ -90,13 +91,13 @@ class Records:
     def __len__(self) -> int:
         return len(self._known)
 
-    def add(self, record: Record) -> None:
-        """Writes a record through to the disk. Raises DgemmaError where that fails."""
-        self._append(record)
-        self._known[record["key"]] = record
+    def add(self, *records: Record) -> None:
+        """Writes records through to the disk. Raises DgemmaError where that fails."""
+        self._append(*records)
+        self._known |= {record["key"]: record for record in records}
 
-    def _append(self, value: Any) -> None:
-        line = (json.dumps(value, ensure_ascii=False) + "\n").encode()
+    def _append(self, *values: Any) -> None:
+        line = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values).encode()
         try:
             with self.path.open("ab", buffering=0) as file:
                 written = file.write(line)
@@ -125,6 +126,18 @@ def _repair(path: Path) -> int:
     return whole
 
 
+def _check(record: Record) -> None:
+    """Raises where a line is no answered request: a text has its counts, a likelihood its numbers."""
+    record["key"]
+    match record["answer"]:
+        case str():
+            Counts.from_json(record["counts"])
+        case [float(), bool()] | float():
+            pass
+        case _:
+            raise ValueError("no answer")
+
+
 def read(path: str | os.PathLike[str]) -> list[Record]:
     """The records of one file, without its head; an unfinished last line is left out.
 
@@ -141,8 +154,10 @@ def read(path: str | os.PathLike[str]) -> list[Record]:
                         f"{path}: records of schema {record['schema']}, this version reads {SCHEMA}"
                     )
                 continue
-            record["key"], record["answer"]
-        except (ValueError, TypeError, KeyError) as error:
+            _check(record)
+        except (ValueError, TypeError, KeyError, DgemmaError) as error:
+            if isinstance(error, DgemmaError) and number == 1:
+                raise
             advice = (
                 "delete the file" if number == 1 else "delete that line, it is then computed anew"
             )

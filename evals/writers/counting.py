@@ -31,7 +31,8 @@ class Counts:
     steps_per_canvas: denoising steps of each canvas, in order. positions: canvas positions that
     were denoised and committed. accepted: drafted tokens that each round of speculation accepted.
     milestones: (kept tokens so far, seconds), one a canvas or one a token. Seconds run from the
-    request's joining the batch; `seconds` is to the end of the text.
+    request's joining the batch; `seconds` is to the end of the text. cut_tokens: of the prompt's beginning, which did
+    not fit.
     """
 
     mode: str
@@ -47,6 +48,7 @@ class Counts:
     milestones: tuple[tuple[int, float], ...]
     stop_reason: str
     accepted: tuple[int, ...] = ()
+    cut_tokens: int = 0
 
     @property
     def wasted_fraction(self) -> float | None:
@@ -79,12 +81,16 @@ class Counts:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Counts:
-        """Raises DgemmaError where a field is missing."""
+        """Raises DgemmaError where a field is missing, or is none."""
+        if not isinstance(values, dict):
+            raise DgemmaError("no counts")
         names = {field.name for field in fields(cls)}
         needed = {field.name for field in fields(cls) if field.default is MISSING}
         if needed - values.keys():
             raise DgemmaError(f"no counts: {', '.join(sorted(needed - values.keys()))} is missing")
         given = {name: values[name] for name in names & values.keys()}
+        if not isinstance(given["kept_tokens"], int) or not isinstance(given["seconds"], float):
+            raise DgemmaError("no counts: kept_tokens and seconds must be numbers")
         given["milestones"] = tuple((int(kept), float(at)) for kept, at in given["milestones"])
         given["steps_per_canvas"] = tuple(given["steps_per_canvas"])
         given["converged"] = tuple(given["converged"])
@@ -180,6 +186,9 @@ def summary(counts: Sequence[Counts]) -> dict[str, Any]:
         },
         "seconds_per_text": sum(c.seconds for c in counts) / len(counts),
     }
+    cut = [c.cut_tokens for c in counts if c.cut_tokens]
+    if cut:
+        found |= {"truncated_prompts": len(cut), "truncated_tokens": sum(cut)}
     if all(c.passes is not None for c in counts):
         passes = sum(c.passes or 0 for c in counts)
         forwards = sum(c.denoising_steps or 0 for c in counts if c.positions) or passes

@@ -12,7 +12,7 @@ from lm_eval.api.instance import Instance
 from dgemma_core import CheckpointError
 from dgemma_evals.hashes import digest, fingerprint
 from dgemma_evals.writers.asked import LIMIT, Ignored, asked_of_greedy
-from dgemma_evals.writers.base import Written
+from dgemma_evals.writers.base import Served, Traffic, Written, one_by_one
 from dgemma_evals.writers.counting import Counts
 
 
@@ -38,7 +38,9 @@ class HFWriter:
         self.tokenizer_name = name
         self.template = self._render if self.tokenizer.chat_template else None
         folder = Path(path).expanduser()
-        self.identity = digest(name, fingerprint(folder) if folder.is_dir() else None, dtype)
+        commit = getattr(self.model.config, "_commit_hash", None)  # of a checkpoint on the hub
+        content = fingerprint(folder) if folder.is_dir() else commit
+        self.identity = digest(name, content, dtype)
         eos = self.model.generation_config.eos_token_id
         eos = self.tokenizer.eos_token_id if eos is None else eos
         self._ignored = Ignored()
@@ -53,6 +55,14 @@ class HFWriter:
                 continue_final_message=not add_generation_prompt,
             )
         )
+
+    def check(self, gen_kwargs: Mapping[str, Any]) -> None:
+        """As `write`, without writing."""
+        asked_of_greedy(self.name, gen_kwargs, {}, self._ignored)
+
+    def serve(self, instances: Sequence[Instance], seed: int, traffic: Traffic) -> list[Served]:
+        """One text at a time: `generate` lets no request join a batch."""
+        return one_by_one(self, instances, seed, traffic)
 
     def write(self, instance: Instance, seed: int, more: Mapping[str, Any]) -> Written:
         """Greedy; `more` has no meaning here and must be empty."""

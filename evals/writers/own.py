@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import bisect
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -25,13 +26,15 @@ from dgemma_core.files.text import Tokenizer
 from dgemma_core.generation import drain
 from dgemma_core.generation.settings import AutoregressiveSettings, ModeSettings
 from dgemma_evals.hashes import digest
-from dgemma_evals.writers.asked import Ignored
-from dgemma_evals.writers.base import Written
+from dgemma_evals.writers.arrivals import Arrivals
+from dgemma_evals.writers.asked import Asked, Ignored
+from dgemma_evals.writers.base import Served, Traffic, Written
 from dgemma_evals.writers.counting import Counter, Counts
 from dgemma_evals.writers.options import Options
 
 _log = logging.getLogger(__name__)
 _MOST_ROWS = 32
+_MARK = "message"
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Job:
     settings: ModeSettings
     stop: tuple[str, ...]
     limit: int
+    cut: int = 0
+    """Tokens of the prompt's beginning that did not fit."""
 
 
 class OwnWriter:
@@ -80,7 +85,6 @@ class OwnWriter:
         self.identity = options.identity()
         self.max_length = self._length_limit()
         self.batch = self._batch_size()
-        self._templated = False
         self._ignored = Ignored()
 
     def describe(self) -> dict[str, Any]:
@@ -111,7 +115,6 @@ class OwnWriter:
     def render(self, chat: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The chat as the checkpoint's template writes it; without a generation prompt, the last
         message is the beginning of the model's answer."""
-        self._templated = True
         thinking = self.options.enable_thinking
         if add_generation_prompt:
             return self.text.render(chat, thinking=thinking)
@@ -128,14 +131,30 @@ class OwnWriter:
     def job(self, instance: Instance, seed: int, repeat: int = 0) -> Job:
         """What a `generate_until` request asks. Raises RequestError for arguments that are nobody's."""
         prompt, gen_kwargs = instance.args
-        if self.options.enable_thinking and not self._templated:
+        if self.options.enable_thinking and self._turn not in prompt:
             raise RequestError("enable_thinking is of the chat template: add --apply_chat_template")
+        settings, asked = self._asked(gen_kwargs)
+        assert asked.limit is not None
+        whole = self.encode(prompt)
+        ids = self._shortened(whole, asked.limit)
+        row = digest(seed, instance.task_name, instance.doc_id, prompt, repeat)
+        cut = len(whole) - len(ids)
+        return Job(tuple(ids), int(row, 16) >> 1, settings, asked.stop, asked.limit, cut)
+
+    def check(self, gen_kwargs: Mapping[str, Any]) -> None:
+        """Notes what of a request's arguments is ignored. Raises RequestError for one that is nobody's."""
+        self._asked(gen_kwargs)
+
+    def _asked(self, gen_kwargs: Mapping[str, Any]) -> tuple[ModeSettings, Asked]:
         settings, asked, ignored = self.options.request_settings(gen_kwargs, self.loaded.generation)
         self._ignored.add(ignored)
-        assert asked.limit is not None
-        ids = self._shortened(self.encode(prompt), asked.limit)
-        row = digest(seed, instance.task_name, instance.doc_id, prompt, repeat)
-        return Job(tuple(ids), int(row, 16) >> 1, settings, asked.stop, asked.limit)
+        return settings, asked
+
+    @cached_property
+    def _turn(self) -> str:
+        """What the chat template writes behind a message that is to be answered."""
+        chat = [{"role": "user", "content": _MARK}]
+        return self.text.render(chat, thinking=True).partition(_MARK)[2]
 
     def _shortened(self, ids: list[int], limit: int) -> list[int]:
         """The prompt without its beginning, where prompt and answer exceed the length limit."""
@@ -160,16 +179,37 @@ class OwnWriter:
         ((_, written),) = self.stream([self.job(asked, seed)])
         return written
 
+    def serve(self, instances: Sequence[Instance], seed: int, traffic: Traffic) -> list[Served]:
+        """Many texts, `traffic.rows` at a time; they must ask for the same settings."""
+        jobs = [self.job(instance, seed) for instance in instances]
+        if len({job.settings for job in jobs}) > 1:
+            raise RequestError("requests that are served together must have the same settings")
+        found: dict[int, Written] = {}
+        arrivals = Arrivals(self._requests(dict(enumerate(jobs))), traffic.arrivals)
+        arrivals.at_work = lambda: len(arrivals.waited) - len(found)
+        for place, written in self._texts(jobs[0].settings, arrivals, jobs, traffic.rows):
+            found[place] = written
+        return [Served(found[i], waited) for i, waited in enumerate(arrivals.waited)]
+
     def stream(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Written]]:
         """Texts in the order in which they end, each with its job's place; jobs of like settings share batches."""
         groups: dict[ModeSettings, list[int]] = {}
         for place, job in enumerate(jobs):
             groups.setdefault(job.settings, []).append(place)
         for settings, places in groups.items():
-            yield from self._stream_group(settings, {place: jobs[place] for place in places})
+            requests = self._requests({place: jobs[place] for place in places})
+            yield from self._texts(settings, requests, jobs, self.batch)
 
-    def _stream_group(
-        self, settings: ModeSettings, jobs: Mapping[int, Job]
+    def _requests(self, jobs: Mapping[int, Job]) -> list[Request]:
+        """Requests by the names of their places. A thought may hold a stop string: then it is sought afterwards."""
+        thinking = self.options.enable_thinking
+        return [
+            Request(job.ids, job.seed, job.limit, () if thinking else job.stop, id=place)
+            for place, job in jobs.items()
+        ]
+
+    def _texts(
+        self, settings: ModeSettings, requests: Iterable[Request], jobs: Sequence[Job], rows: int
     ) -> Iterator[tuple[int, Written]]:
         counter = Counter(settings.mode)
         ended: list[Any] = []
@@ -179,17 +219,12 @@ class OwnWriter:
             if isinstance(event, FinishEvent):
                 ended.append(event.request)
 
-        thinking = self.options.enable_thinking
-        requests = (
-            # A thought may hold a stop string: then it is sought in the answer, afterwards.
-            Request(job.ids, job.seed, job.limit, () if thinking else job.stop, id=place)
-            for place, job in jobs.items()
-        )
-        events = settings.events(self.loaded, requests, batch_size=self.batch)
+        events = settings.events(self.loaded, requests, batch_size=rows)
         for generation in drain(events, self.loaded, listen=hear):
             place = ended[-1]
-            stop = jobs[place].stop if thinking else ()
-            yield place, self.finished(generation, counter.pop(place), stop)
+            stop = jobs[place].stop if self.options.enable_thinking else ()
+            counts = replace(counter.pop(place), cut_tokens=jobs[place].cut)
+            yield place, self.finished(generation, counts, stop)
 
     def finished(self, generation: Generation, counts: Counts, stop: tuple[str, ...]) -> Written:
         """The answer without its thought, cut at a stop string that is still to be sought."""

@@ -16,7 +16,7 @@ BELOW = {
     "writers": set(),
     "tasks": set(),
 }
-EVERYBODYS = {"hashes", "machine", "page", "resident", "saving"}
+EVERYBODYS = {"energy", "hashes", "machine", "page", "resident", "saving"}
 
 
 def imported(file: Path) -> set[str]:

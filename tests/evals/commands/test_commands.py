@@ -78,31 +78,166 @@ def test_a_config_file_and_token_by_token(dgemma, checkpoint, tmp_path):
     assert [r["counts"]["mode"] for r in records] == ["autoregressive"] * 2
 
 
-def test_the_response_cache_gets_the_hash(dgemma, checkpoint, tmp_path):
-    arguments = (
-        "eval", "run", "--model", "dgemma", "--model_args", f"pretrained={checkpoint}",
-        "--tasks", "dgemma_nano_json", "--limit", "1", "--gen_kwargs", "max_gen_toks=4",
-        "--use_cache", tmp_path / "cache",
+def test_use_cache_keeps_models_and_repeats_apart(dgemma, checkpoint, tmp_path):
+    """lm-eval's own cache would give each of three repeats the last one's answer, and a second model the first's."""
+
+    def run(model, out):
+        code, _, err = dgemma(
+            "eval", "run", "--model", model, "--model_args", f"pretrained={checkpoint}", "--tasks",
+            "made_filters", "--include_path", HERE / "tasks", "--limit", "2", "--log_samples",
+            "--use_cache", tmp_path / "cache", "--output_path", tmp_path / out,
+        )  # fmt: skip
+        assert code == 0, err
+        return [row["resps"][0] for row in lines(tmp_path / out, "samples_*.jsonl")]
+
+    first = run("dgemma", "one")
+    assert all(len(set(answers)) > 1 for answers in first)
+    assert run("dgemma", "two") == first
+    assert run("dgemma-ar", "three") != first
+    (results,) = (tmp_path / "two").rglob("results_*.json")
+    assert json.loads(results.read_text())["config"]["resumed_records"] == 2 * 3
+    assert len(list((tmp_path / "cache").glob("records-*.jsonl"))) == 2
+    code, _, err = dgemma("eval", "run", "--model", "dgemma", "--model_args", f"records={tmp_path}",
+                          "--tasks", "made_filters", "--use_cache", tmp_path)  # fmt: skip
+    assert code == 2 and "the same thing: give one" in err
+
+
+def test_the_seed_of_lm_eval_is_the_models(dgemma, checkpoint, tmp_path):
+    def answers(*more):
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        code, _, err = dgemma(
+            "eval", "run", "--model", "dgemma", "--model_args", f"pretrained={checkpoint}",
+            "--tasks", "dgemma_nano_json", "--limit", "3", "--gen_kwargs", "max_gen_toks=8",
+            "--log_samples", "--output_path", out, *more,
+        )  # fmt: skip
+        assert code == 0, err
+        (results,) = out.rglob("results_*.json")
+        rows = lines(out, "samples_*.jsonl")
+        return json.loads(results.read_text())["config"]["seed"], [row["resps"] for row in rows]
+
+    seven = answers("--seed", "7")
+    assert seven[0] == 7 and answers("--seed", "1,2,7,3") == seven
+    plain = answers()
+    assert plain[0] == 0 and plain[1] != seven[1]
+    assert answers("--seed", "9", "--model_args", f"pretrained={checkpoint}", "seed=7") == seven
+
+
+def test_several_filters_examples_as_turns_and_a_system_instruction(dgemma, checkpoint, tmp_path):
+    code, _, err = dgemma(
+        "eval", "run", "--model", "dgemma-ar", "--model_args", f"pretrained={checkpoint}", "--tasks",
+        "made_filters", "--include_path", HERE / "tasks", "--limit", "2", "--num_fewshot", "2",
+        "--apply_chat_template", "--fewshot_as_multiturn", "true", "--system_instruction", "Be brief.",
+        "--log_samples", "--output_path", tmp_path,
     )  # fmt: skip
-    assert dgemma(*arguments)[0] == 0
-    identity = DGemma(pretrained=str(checkpoint)).identity
-    assert [p.name for p in tmp_path.glob("cache*")] == [f"cache-{identity}_rank0.db"]
-    code, _, err = dgemma(*arguments[:5], f"pretrained={checkpoint},records={tmp_path}",
-                          *arguments[6:])  # fmt: skip
-    assert code == 2 and "answers without a time" in err
+    assert code == 0, err
+    (results,) = tmp_path.rglob("results_*.json")
+    found = json.loads(results.read_text())
+    assert {"exact_match,first", "exact_match,vote"} <= found["results"]["made_filters"].keys()
+    rows = lines(tmp_path, "samples_*.jsonl")
+    assert {row["filter"] for row in rows} == {"first", "vote"}
+    for row in rows:
+        prompt = row["arguments"]["gen_args_0"]["arg_0"]
+        assert prompt.count("<|turn>user") == 3 and prompt.count("<|turn>model") == 3
+        assert prompt.startswith("<bos><|turn>system\nBe brief.<turn|>")
+
+
+def test_predictions_alone_without_a_network(dgemma, checkpoint, tmp_path, monkeypatch):
+    """--predict_only, with the hub switched off and every connection refused."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def refused(*_, **__):
+        raise AssertionError("a connection was made")
+
+    monkeypatch.setattr("socket.socket.connect", refused)
+    code, _, err = dgemma(
+        "eval", "run", "--model", "dgemma", "--model_args", f"pretrained={checkpoint}", "--tasks",
+        "dgemma_nano_json", "--limit", "2", "--gen_kwargs", "max_gen_toks=4", "--predict_only",
+        "--output_path", tmp_path,
+    )  # fmt: skip
+    assert code == 0, err
+    rows = lines(tmp_path, "samples_*.jsonl")
+    assert len(rows) == 2 and all(isinstance(row["resps"][0][0], str) for row in rows)
+    assert "solved" not in rows[0]
+
+
+class Logged:
+    """Stands where wandb or trackio is: notes what it is given, as JSON."""
+
+    __version__ = "99"
+    run = None
+
+    def __init__(self):
+        self.started, self.given = [], []
+
+    def init(self, **arguments):
+        self.started.append(arguments)
+        self.run = self.config = self
+        return self
+
+    def update(self, *values, **_):
+        self.given.append(json.dumps(values, default=str))
+
+    log = log_artifact = update
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *values, **_: Logged()
+
+
+@pytest.mark.parametrize("tool", ["wandb", "trackio"])
+def test_loggers_get_our_results(dgemma, checkpoint, tmp_path, monkeypatch, tool):
+    logged = Logged()
+    monkeypatch.setitem(sys.modules, tool, logged)
+    for name in ("wandb.sdk", "wandb.sdk.lib", "wandb.sdk.lib.printer"):
+        monkeypatch.setitem(sys.modules, name, Logged())
+    code, _, err = dgemma(
+        "eval", "run", "--model", "dgemma", "--model_args", f"pretrained={checkpoint}", "--tasks",
+        "dgemma_nano_json", "--limit", "1", "--gen_kwargs", "max_gen_toks=4", f"--{tool}_args",
+        "project=nano,name=one", "--output_path", tmp_path, "--log_samples",
+    )  # fmt: skip
+    assert code == 0, err
+    assert logged.started == [{"project": "nano", "name": "one"}]
+    assert any("entropy_bound" in text for text in logged.given), "what our model says of itself"
+
+
+def test_results_that_were_not_written_whole_end_a_run(dgemma, checkpoint, tmp_path, monkeypatch):
+    """lm-eval logs that a disk is full, and ends with exit code 0."""
+    asked = (
+        "eval", "run", "--model", "dgemma", "--model_args", f"pretrained={checkpoint}", "--tasks",
+        "dgemma_nano_json", "--limit", "1", "--gen_kwargs", "max_gen_toks=4", "--output_path",
+        tmp_path, "--log_samples",
+    )  # fmt: skip
+    whole = Path.write_text
+
+    def half(self, text, *rest, **more):
+        if not self.name.startswith("results_"):
+            return whole(self, text, *rest, **more)
+        whole(self, text[: len(text) // 2], *rest, **more)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    code, _, err = dgemma(*asked)
+    (line,) = [line for line in err.splitlines() if line.startswith("dgemma: ")]
+    assert code == 2 and "the results were not written whole" in line
+    assert not list(tmp_path.rglob("results_*.json")), "nobody takes half a file for a result"
+    monkeypatch.setattr(Path, "write_text", whole)
+    assert dgemma(*asked)[0] == 0  # and the answers were kept
+    (results,) = tmp_path.rglob("results_*.json")
+    assert json.loads(results.read_text())["config"]["resumed_records"] == 1
 
 
 def test_a_quantised_model_by_command_line(dgemma, checkpoint, tmp_path):
     asked = ("eval", "run", "--model", "dgemma", "--tasks", "dgemma_nano_json", "--limit", "1",
-             "--gen_kwargs", "max_gen_toks=4", "--output_path", tmp_path / "out",
-             "--use_cache", tmp_path / "cache")  # fmt: skip
+             "--gen_kwargs", "max_gen_toks=4", "--output_path", tmp_path / "out")  # fmt: skip
     own = ("--model_args", f"pretrained={checkpoint}")
     assert dgemma(*asked, "--quantize", "int4", "--backend", "torch", *own)[0] == 0
     (results,) = (tmp_path / "out").rglob("results_*.json")
     config = json.loads(results.read_text())["config"]
     assert config["model_quantize"] == "int4" and config["model_backend"] == "torch"
     identity = DGemma(pretrained=str(checkpoint), quantize="int4", backend="torch").identity
-    assert [p.name for p in tmp_path.glob("cache*")] == [f"cache-{identity}_rank0.db"]
+    (records,) = tmp_path.rglob("records-*.jsonl")
+    assert identity in records.name
     for given, says in (
         (("--quantize=int2",), "quantize: expected int8 or int4, found int2"),
         (("--quantize",), "--quantize needs a value"),
@@ -135,6 +270,8 @@ def test_the_tasks_are_found_without_a_path(dgemma):
     ("arguments", "says"),
     [
         (("--tasks", "no_such_task"), "Tasks not found: no_such_task"),
+        (("--tasks", ""), "--tasks names none"),
+        (("--tasks", ","), "--tasks names none"),
         (("--tasks", "dgemma_nano_json", "--model_args", "colour=1"), "unknown model argument"),
         (("--tasks", "dgemma_nano_json", "--model_args", "temperature=1"), "no option"),
         (("--tasks", "dgemma_nano_json", "--device", "warp"), "cannot be used here"),
@@ -155,7 +292,9 @@ def test_scores_are_the_verifiers():
 
     for name in ("mini_sudoku", "json"):
         for row in problems(name, 3)["test"]:
-            assert verdict(row, [f" {row['answer']}\n"]) == {"solved": 1.0, "score": 1.0}
+            assert verdict(row, [f" {row['answer']}\n"]) == {
+                "solved": 1.0, "score": 1.0, "readable": 1.0,
+            }  # fmt: skip
             assert verdict(row, ["no"])["solved"] == 0.0
     assert problems("json", 2)["test"][0]["seed"] == families.TEST_SEEDS[0]
 

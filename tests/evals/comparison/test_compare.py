@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import http.server
 import json
-import math
 import re
-import threading
-from dataclasses import replace
 
 import pandas as pd
 import pytest
 
 from dgemma_core import DgemmaError, RequestError
 from dgemma_core.command.cli import app
-from dgemma_evals.comparison import compare as comparing
+from dgemma_evals.comparison import block
 from dgemma_evals.comparison.compare import compare as run_compare
-from dgemma_evals.comparison.compare import contestants, front, parse_sweep
+from dgemma_evals.comparison.compare import front
+from dgemma_evals.comparison.plan import Plan, contestants, parse_sweep
 from dgemma_evals.comparison.questions import documents, load_tasks, resolved
 from dgemma_evals.comparison.report import write
 from dgemma_evals.comparison.summary import summarise
 from dgemma_evals.tasks import manager
 from dgemma_evals.tasks.nano import verdict
 from dgemma_evals.writers import gguf
-from dgemma_evals.writers.base import Written
+from dgemma_evals.writers.base import Written, one_by_one
 from dgemma_evals.writers.counting import Counts
 from dgemma_evals.writers.hf import HFWriter
 from dgemma_evals.writers.named import writer
@@ -42,6 +39,12 @@ class Fake:
         self.right, self.tokens, self.seconds = right, tokens, seconds
         self.steps, self.deterministic = steps, deterministic
         self.log = []
+
+    def check(self, gen_kwargs):
+        pass
+
+    def serve(self, instances, seed, traffic):
+        return one_by_one(self, instances, seed, traffic)
 
     def write(self, instance, seed, more):
         self.log.append((instance.doc_id, seed, tuple(more.items())))
@@ -79,13 +82,15 @@ def pair():
 
 
 def compared(pair, out, **more):
-    settings = {"tasks": [TASK], "limit": 8, "seeds": 3, "out": out, "quiet": True, **more}
-    return run_compare(*pair, **settings)
+    settings = {"tasks": (TASK,), "limit": 8, "seeds": 3, **more}
+    return run_compare(Plan(**settings), pair, out, quiet=True, command="dgemma compare …")
 
 
-def test_the_writers_take_turns_and_seeds_are_kept_apart(pair, tmp_path, monkeypatch):
+def test_the_sides_take_turns_forwards_and_backwards(pair, tmp_path, monkeypatch):
+    """A B B A over the documents, and the other way round in the next block; a deterministic side is repeated."""
     order = []
-    for side in pair:
+    third = Fake("third", lambda doc, seed: True, tokens=4, seconds=1.0, deterministic=True)
+    for side in (*pair, third):
         inner = side.write
         monkeypatch.setattr(
             side, "write",
@@ -93,39 +98,45 @@ def test_the_writers_take_turns_and_seeds_are_kept_apart(pair, tmp_path, monkeyp
                 order.append((side.name, i.doc_id, seed)), inner(i, seed, more)
             )[1],
         )  # fmt: skip
-    compared(pair, tmp_path)
-    measured = order[2 * comparing.WARM_UP :]
-    assert measured[:4] == [("fast", 0, 0), ("slow", 0, 0), ("fast", 0, 1), ("fast", 0, 2)]
-    assert measured[4:6] == [("fast", 1, 0), ("slow", 1, 0)]
-    assert len(measured) == 8 * 3 + 8  # the deterministic one writes a document once
+    compared((*pair, third), tmp_path, seeds=2)
+    names = ["fast", "slow", "third"]
+    whole = 3 * block.WARM_UP + 3 * 8
+    assert len(order) == 2 * whole
+    for number in range(2):
+        measured = order[number * whole + 3 * block.WARM_UP : (number + 1) * whole]
+        for place in range(8):
+            turn = measured[3 * place : 3 * place + 3]
+            wanted = names if (place + number) % 2 == 0 else names[::-1]
+            assert turn == [(name, place, number) for name in wanted]
 
 
 def test_the_numbers_of_a_comparison_known_by_hand(pair, tmp_path):
     comparison = compared(pair, tmp_path)
     table = comparison.table
-    assert len(table) == 32 and set(table.metric) == {"solved"}
+    assert len(table) == 48 and set(table.metric) == {"solved"}
     for row in table.itertuples():  # scored is what was timed
         doc = load_tasks([TASK], limit=8)[TASK].task_docs[row.doc_id]
         assert verdict(doc, [row.text])["solved"] == row.score
     found = summarise(comparison)
-    accuracy = found["accuracy"]
-    assert accuracy["model"] == pytest.approx((6 + 2 / 3) / 8)  # seeds averaged first
-    assert accuracy["baseline"] == 0.5
-    assert accuracy["difference"]["estimate"] == pytest.approx(accuracy["model"] - 0.5)
+    against = found["against"]["slow"]
+    accuracy = against["accuracy"]
+    assert accuracy["first"] == pytest.approx((6 + 2 / 3) / 8)  # seeds averaged first
+    assert accuracy["other"] == 0.5
+    assert accuracy["difference"]["estimate"] == pytest.approx(accuracy["first"] - 0.5)
     assert (accuracy["better"], accuracy["worse"]) == (4, 2)
     # Differences: 1 four times, 0 twice, −2/3 twice. 16 of 2**6 sign patterns reach their sum, 8/3.
-    assert accuracy["p"] == pytest.approx(16 / 64) == found["tasks"][TASK]["p_holm"]
-    first, second = found["sides"]["model"], found["sides"]["baseline"]
+    assert accuracy["p"] == pytest.approx(16 / 64) == against["tasks"][TASK]["p_holm"]
+    first, second = found["sides"]["fast"], found["sides"]["slow"]
     assert first["tokens_per_second"] == 16 and second["tokens_per_second"] == 4
-    assert found["speed"]["tokens_per_second_ratio"]["estimate"] == pytest.approx(4)
-    assert found["speed"]["answers_per_second_ratio"]["estimate"] == pytest.approx(5)
+    assert against["speed"]["tokens_per_second_ratio"]["estimate"] == pytest.approx(4)
+    assert against["speed"]["answers_per_second_ratio"]["estimate"] == pytest.approx(5)
     assert first["tokens_per_forward"] == 2 and first["tokens_per_pass"] == 8 / 5
     assert second["tokens_per_forward"] == second["tokens_per_pass"] == 1
     assert first["milliseconds_per_pass"] == 100 and second["milliseconds_per_pass"] == 250
     assert first["steps_histogram"] == {4: 24} and first["wasted_fraction"] == 0.5
     assert first["latency"] == {"p50": 0.5, "p90": 0.5, "p99": 0.5}
-    assert found["first"]["to_first"]["ratio"] == pytest.approx(5)
-    assert found["first"]["to_same_tokens"]["baseline"] == pytest.approx(0.8)  # its 8th token
+    assert against["first"]["to_first"]["ratio"] == pytest.approx(5)
+    assert against["first"]["to_same_tokens"]["other"] == pytest.approx(0.8)  # its 8th token
     assert "4.00 times as many kept tokens a second" in found["answer"]
     assert "at most 0.5 s and 99 % at most 0.5 s, of slow's 2.5 and 2.5 s" in found["answer"]
     assert "83.3 %" in found["answer"] and "50.0 %" in found["answer"]
@@ -144,8 +155,8 @@ def test_a_second_run_in_the_same_folder_is_refused(pair, tmp_path, monkeypatch)
         return inner(instance, seed, more)
 
     monkeypatch.setattr(model, "write", write_while_another_starts)
-    assert len(compared(pair, tmp_path).table) == 32 and caught
-    assert len(compared(pair, tmp_path).table) == 32  # afterwards the folder is free
+    assert len(compared(pair, tmp_path).table) == 48 and caught
+    assert len(compared(pair, tmp_path).table) == 48  # afterwards the folder is free
 
 
 def test_both_sides_get_the_same_terms(checkpoint, pair, tmp_path, monkeypatch):
@@ -155,19 +166,17 @@ def test_both_sides_get_the_same_terms(checkpoint, pair, tmp_path, monkeypatch):
     assert resolved(tasks) == {
         TASK: {"until": ["\n\n"], "max_gen_toks": 256, "do_sample": False}
     }  # fmt: skip
-    monkeypatch.setattr(comparing, "load_tasks", lambda *_, **__: tasks)
-    said, asked = [], []
+    monkeypatch.setattr(block, "load_tasks", lambda *_, **__: tasks)
+    asked = []
     ours = writer(str(checkpoint), device="cpu", steps="2")
     inner = ours.job
     monkeypatch.setattr(ours, "job", lambda *a: (asked.append(inner(*a)), asked[-1])[1])
-    comparison = compared((ours, pair[1]), tmp_path, limit=2, seeds=1, say=said.append)
+    comparison = compared((ours, pair[1]), tmp_path, limit=2, seeds=1)
     assert {(job.limit, job.stop) for job in asked} == {(256, ("\n\n",))}
-    assert said[0] == f"{TASK}: at most 256 tokens, stop strings '\\n\\n', do_sample=False"
-    assert said[1:] == [
-        f"prompts of {checkpoint}: its own chat template, examples as turns",
-        "prompts of slow: as they are",
-    ]
     assert comparison.facts["generation"] == resolved(tasks)
+    assert comparison.facts["prompts"] == {
+        str(checkpoint): "its own chat template, examples as turns", "slow": "as they are",
+    }  # fmt: skip
     assert resolved(tasks, 5)[TASK]["max_gen_toks"] == 5
 
 
@@ -179,6 +188,14 @@ def test_examples_are_those_of_the_harness(checkpoint):
     prompt = question.instances["ours"].args[0]
     assert prompt.count("<|turn>user") == 3 and prompt.count("<|turn>model") == 3
     assert "Be brief." in prompt
+
+
+def test_every_side_gets_the_same_examples(checkpoint):
+    tasks = load_tasks([TASK], limit=3, num_fewshot=2)
+    sides = {name: writer(f"{checkpoint}:ar", device="cpu") for name in ("one", "two")}
+    for question in documents(tasks, sides, limit=3, chat=True):
+        assert question.examples == 2
+        assert question.instances["one"].args == question.instances["two"].args
 
 
 def test_a_stopped_comparison_goes_on(pair, tmp_path):
@@ -200,9 +217,8 @@ def test_a_stopped_comparison_goes_on(pair, tmp_path):
     model.write = inner
     model.log.clear()
     comparison = compared(pair, tmp_path)
-    done = 12 - comparing.WARM_UP
-    assert len(model.log) == 24 - done + comparing.WARM_UP
-    assert len(comparison.table) == 32
+    assert len(model.log) == (24 - 8) + 2 * block.WARM_UP  # the first block was whole
+    assert len(comparison.table) == 48
     model.log.clear()
     again = compared(pair, tmp_path)
     assert not model.log  # all is known
@@ -210,16 +226,16 @@ def test_a_stopped_comparison_goes_on(pair, tmp_path):
 
 
 def test_files_and_page(pair, tmp_path):
-    comparison = compared(pair, tmp_path, sweep={"steps": [2, 8]}, command="dgemma compare …")
+    comparison = compared(pair, tmp_path, sweep={"steps": [2, 8]})
     page = write(comparison, tmp_path)
     text = page.path.read_text()
-    assert page.answer.startswith("On 8 documents fast solves")
+    assert page.answers[0].startswith("On 8 documents fast solves")
     assert re.search(r"<h1>.*</h1>\s*<p class='answer'>On 8 documents fast solves", text)
     own = text.replace(text[text.index("<script>") : text.index("</script>")], "")
     assert "http" not in re.sub(r"http://www\.w3\.org\S*", "", own)  # nothing is fetched
     assert "prefers-color-scheme: dark" in text and "pareto_forward" in text
     stored = pd.read_parquet(tmp_path / "generations.parquet")
-    assert len(stored) == 32 + 2 * 24
+    assert len(stored) == 48 + 2 * 24
     results = json.loads((tmp_path / "results.json").read_text())
     assert [p["contestant"] for p in results["sweep"]] == [
         "fast", "slow", "fast (steps=2)", "fast (steps=8)",
@@ -241,7 +257,8 @@ def test_a_sweep_is_checked_before_anything_runs():
     assert parse_sweep(["steps=4,8", "entropy_bound=.05"]) == {
         "steps": [4, 8], "entropy_bound": [0.05],
     }  # fmt: skip
-    entrants = contestants(None, None, parse_sweep(["steps=4,8", "entropy_bound=.05,.1"]))
+    pair = (Fake("a", None, tokens=1, seconds=1), Fake("b", None, tokens=1, seconds=1))
+    entrants = contestants(pair, parse_sweep(["steps=4,8", "entropy_bound=.05,.1"]))
     assert len(entrants) == 2 + 4
     for bad, says in (("steps", "NAME=VALUE"), ("steps=0", "at least 1"), ("speed=9", "unknown")):
         with pytest.raises(RequestError, match=says):
@@ -265,23 +282,34 @@ def test_tasks_that_cannot_be_compared(monkeypatch, task, says):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--model-arg", "steps"), "expected NAME=VALUE"),
-        (("--model-arg", "colour=1"), "unknown model argument"),
-        (("--model-arg", "dtype=float32"), "option of its own"),
-        (("--model-arg", "quantize=int4"), "option of its own"),
+        (("nano",), "what is nano to be compared with"),
+        (("nano", "nano"), "two sides have the same name"),
+        (("nano,colour=1", "nano:ar"), "unknown model argument"),
+        (("nano,batch_size=4", "nano:ar"), "no effect on what is written here"),
+        (("nano,quantize=int2", "nano:ar"), "quantize: expected int8 or int4, found int2"),
+        (("hf:x,dtype=float32", "nano"), "hf:x takes no arguments"),
         (("--quantize", "int2"), "quantize: expected int8 or int4, found int2"),
-        (("--baseline-quantize", "int3"), "quantize: expected int8 or int4, found int3"),
-        (("--baseline", "hf:x", "--baseline-quantize", "int4"), "which hf:x is not"),
-        (("--baseline", "hf:x", "--baseline-backend", "torch"), "which hf:x is not"),
         (("--backend", "fast"), "unknown backend 'fast': choose one of auto, torch"),
-        (("--model", "hf:x", "--baseline", "hf:x", "--quantize", "int4"), "neither is one"),
-        (("--model", "nano:ar", "--model-arg", "steps=2"), "no meaning in mode"),
-        (("--model", "nano:ar", "--sweep", "steps=2"), "has not"),
-        (("--model", "nano:spec", "--sweep", "steps=2"), "no meaning in mode 'speculative'"),
-        (("--model", "nano:spec", "--model-arg", "draft=bold"), "choose fixed or adaptive"),
+        (("hf:x", "hf:y", "--quantize", "int4"), "no side is one"),
+        (("hf:x", "hf:y", "--backend", "cpu"), "no side is one"),
+        (("--server-arg", "a=1"), "no side is one"),
+        (("http://127.0.0.1:9/v1", "nano", "--server-arg", "a"), "expected NAME=VALUE"),
+        (("nano:ar,steps=2", "nano"), "no meaning in mode"),
+        (("nano:ar", "nano", "--sweep", "steps=2"), "has not"),
+        (("nano:spec", "nano:ar", "--sweep", "steps=2"), "no meaning in mode 'speculative'"),
+        (("nano:spec,draft=bold", "nano:ar"), "choose fixed or adaptive"),
         (("--sweep", "temperature=1,2"), "no option"),
         (("--tasks", "dgemma_nano_x"), "no task dgemma_nano_x"),
-        (("--baseline", "http://127.0.0.1:9/v1", "--tasks", TASK), "no server there"),
+        (("--tasks", ""), "--tasks names none"),
+        (("--tasks", " , "), "--tasks names none"),
+        (("--tasks", TASK, "--metric", "bleu"), "has the metrics solved"),
+        (("--tasks", TASK, "--metric", "solved,other"), "the filters none"),
+        (("--batch", "1,x"), "--batch 1,x: expected numbers"),
+        (("--batch", "0"), "whole numbers from 1"),
+        (("--rate", "-1"), "above 0"),
+        (("--num-fewshot", "-1"), "expected numbers"),
+        (("--price", "0"), "above 0"),
+        (("nano", "http://127.0.0.1:9/v1", "--tasks", TASK, "--no-fresh"), "no server there"),
     ],
 )
 def test_a_bad_command_line_is_one_clear_line(monkeypatch, capsys, tmp_path, arguments, says):
@@ -296,83 +324,77 @@ def test_a_bad_command_line_is_one_clear_line(monkeypatch, capsys, tmp_path, arg
 # --- real writers
 
 
-def test_both_modes_of_a_checkpoint_by_command_line(checkpoint, tmp_path, capsys, monkeypatch):
+def dgemma(monkeypatch, capsys, *arguments):
     monkeypatch.setattr("sys.argv", ["dgemma", "compare"])
     with pytest.raises(SystemExit) as ended:
-        app(["compare", "--model", str(checkpoint), "--baseline", f"{checkpoint}:ar", "--tasks",
-             TASK, "--limit", "2", "--seeds", "2", "--out", str(tmp_path), "--device", "cpu",
-             "--sweep", "steps=1,2", "entropy_bound=.5"])  # fmt: skip
-    assert not ended.value.code, capsys.readouterr().err
-    assert "On 2 documents" in capsys.readouterr().out
+        app(["compare", *map(str, arguments)])
+    said = capsys.readouterr()
+    assert not ended.value.code, said.err
+    return said.out
+
+
+def test_both_modes_of_a_checkpoint_by_command_line(checkpoint, tmp_path, capsys, monkeypatch):
+    said = dgemma(monkeypatch, capsys, checkpoint, f"{checkpoint}:ar", "--tasks", TASK, "--limit", 2,
+                  "--seeds", 2, "--out", tmp_path, "--device", "cpu", "--no-fresh",
+                  "--sweep", "steps=1,2", "entropy_bound=.5")  # fmt: skip
+    assert "On 2 documents" in said
+    assert f"{TASK}: at most 128 tokens, stop strings none, do_sample=False" in said
     table = pd.read_parquet(tmp_path / "generations.parquet")
-    assert len(table) == 2 * 2 + 2 + 2 * 2 * 2
+    assert len(table) == 2 * 2 + 2 * 2 + 2 * 2 * 2
     assert (table[table.settings.str.contains('"steps": 1')].denoising_steps >= 1).all()
     assert (table.kept_tokens <= 128).all() and (table.seconds > 0).all()
-    plain = table[(table.side == "model") & ~table.swept]
+    plain = table[(table.side == str(checkpoint)) & ~table.swept]
     assert (plain.passes == 1 + plain.denoising_steps + plain.steps_per_canvas.map(len) - 1).all()
+    assert set(plain.readable) <= {0.0, 1.0}
+
+
+@pytest.mark.subprocess
+def test_blocks_in_fresh_processes(checkpoint, tmp_path, capsys, monkeypatch):
+    """Each block loads the sides anew; a block that fails says why in one line; a whole run is not run again."""
+    asked = (checkpoint, f"{checkpoint}:ar", "--tasks", TASK, "--limit", 2, "--seeds", 2, "--out",
+             tmp_path, "--device", "cpu")  # fmt: skip
+    dgemma(monkeypatch, capsys, *asked)
+    heads = sorted(tmp_path.glob("records/records-*.jsonl"))
+    assert [path.stem[-4:] for path in heads] == ["0of2", "1of2"]
+    results = json.loads((tmp_path / "results.json").read_text())
+    found = results["against"][f"{checkpoint}:ar"]["speed"]
+    assert found["blocks"] == 2 and len(found["by_block"]) == 2
+    assert all(b["cores_busy_with_others"] is not None for b in results["facts"]["blocks"])
+    before = [path.read_bytes() for path in heads]
+    dgemma(monkeypatch, capsys, *asked)
+    assert [path.read_bytes() for path in heads] == before
+    with pytest.raises(SystemExit) as ended:
+        app(["compare", *map(str, (*asked, f"hf:{tmp_path}"))])
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("dgemma: ")]
+    assert ended.value.code == 2 and "transformers cannot load it" in line
 
 
 def test_speculation_against_the_causal_mode_by_command_line(
     checkpoint, tmp_path, capsys, monkeypatch
 ):
-    """The same texts, each once; every pass is counted, and the report says what a round accepts."""
-    monkeypatch.setattr("sys.argv", ["dgemma", "compare"])
-    with pytest.raises(SystemExit) as ended:
-        app(["compare", "--model", f"{checkpoint}:spec", "--baseline", f"{checkpoint}:ar", "--tasks",
-             TASK, "--limit", "2", "--seeds", "2", "--out", str(tmp_path), "--device", "cpu",
-             "--model-arg", "draft=fixed", "--sweep", "draft_positions=2,5"])  # fmt: skip
-    assert not ended.value.code, capsys.readouterr().err
+    """The same texts; every pass is counted, and the report says what a round accepts."""
+    spec = f"{checkpoint}:spec,draft=fixed"
+    dgemma(monkeypatch, capsys, spec, f"{checkpoint}:ar", "--tasks", TASK, "--limit", 2, "--seeds", 1,
+           "--out", tmp_path, "--device", "cpu", "--sweep", "draft_positions=2,5")  # fmt: skip
     table = pd.read_parquet(tmp_path / "generations.parquet")
-    assert len(table) == 2 * 4, "both sides and both points of the sweep, once a document"
+    assert len(table) == 2 * 4, "both sides and both points of the sweep"
     assert (table.groupby("doc_id").text.nunique() == 1).all()
-    spec = table[table["mode"] == "speculative"]
-    assert (
-        len(spec) == 6 and (spec.passes == 1 + spec.denoising_steps + spec.accepted.map(len)).all()
-    )
-    side = json.loads((tmp_path / "results.json").read_text())["sides"]["model"]
+    drafted = table[table["mode"] == "speculative"]
+    rounds = drafted.accepted.map(len)
+    assert len(drafted) == 6 and (drafted.passes == 1 + drafted.denoising_steps + rounds).all()
+    side = json.loads((tmp_path / "results.json").read_text())["sides"][spec]
     assert side["tokens_per_forward"] == side["tokens_per_pass"] and side["rounds"] > 0
     assert "accepted a round" in (tmp_path / "report.html").read_text()
 
 
-@pytest.mark.parametrize(
-    ("asked", "forms"),
-    [
-        (("--quantize", "int4"), ("int4", "int4")),
-        (("--quantize", "int4", "--baseline-quantize", "none"), ("int4", None)),
-        (("--baseline-quantize", "int8"), (None, "int8")),
-    ],
-)
-def test_either_side_is_quantised(checkpoint, tmp_path, capsys, monkeypatch, asked, forms):
-    monkeypatch.setattr("sys.argv", ["dgemma", "compare"])
-    with pytest.raises(SystemExit) as ended:
-        app(["compare", "--model", str(checkpoint), "--baseline", f"{checkpoint}:ar", "--tasks", TASK,
-             "--limit", "1", "--seeds", "1", "--out", str(tmp_path), "--device", "cpu", *asked])  # fmt: skip
-    assert not ended.value.code, capsys.readouterr().err
-    summary = json.loads((tmp_path / "results.json").read_text())
-    for side, name, form in zip(("model", "baseline"), ("", ":ar"), forms, strict=True):
-        facts = summary["facts"][side]
-        assert facts["model_quantize"] == form
-        assert facts["name"] == f"{checkpoint}{name}" + (f" {form}" if form else "")
-    with pytest.raises(RequestError, match="quantize is of checkpoints that this project runs"):
-        writer("hf:x", quantize="int4")
-
-
-def test_either_side_has_its_backend(checkpoint, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["dgemma", "compare"])
-    with pytest.raises(SystemExit) as ended:
-        app(["compare", "--model", f"{checkpoint}:ar", "--baseline", f"{checkpoint}:ar", "--tasks",
-             TASK, "--limit", "1", "--out", str(tmp_path), "--device", "cpu", "--backend", "torch",
-             "--baseline-backend", "cpu"])  # fmt: skip
-    assert not ended.value.code, capsys.readouterr().err
-    facts = json.loads((tmp_path / "results.json").read_text())["facts"]
-    for side, backend in (("model", "torch"), ("baseline", "cpu")):
-        assert facts[side]["model_backend"] == backend
-        assert facts[side]["name"] == f"{checkpoint}:ar {backend}"
-    assert facts["model"]["identity"] != facts["baseline"]["identity"]
-    heads = [json.loads(path.read_text().splitlines()[0]) for path in tmp_path.rglob("*.jsonl")]
-    assert heads[0]["settings"]["baseline"]["model_backend"] == "cpu"
-    with pytest.raises(RequestError, match="backend is of checkpoints that this project runs"):
-        writer("http://x", backend="torch")
+def test_each_side_has_its_own_form_and_backend(checkpoint, tmp_path, capsys, monkeypatch):
+    sides = (f"{checkpoint}:ar", f"{checkpoint}:ar,quantize=none", f"{checkpoint}:ar,backend=torch")
+    dgemma(monkeypatch, capsys, *sides, "--tasks", TASK, "--limit", 1, "--seeds", 1, "--out",
+           tmp_path, "--device", "cpu", "--quantize", "int4", "--backend", "cpu")  # fmt: skip
+    facts = json.loads((tmp_path / "results.json").read_text())["facts"]["sides"]
+    assert [facts[side]["model_quantize"] for side in sides] == ["int4", None, "int4"]
+    assert [facts[side]["model_backend"] for side in sides] == ["cpu", "cpu", "torch"]
+    assert len({facts[side]["identity"] for side in sides}) == 3
 
 
 def test_the_exported_causal_half_is_the_same_model_in_transformers(checkpoint, tmp_path):
@@ -403,97 +425,6 @@ def test_the_exported_causal_half_is_the_same_model_in_transformers(checkpoint, 
     with pytest.raises(DgemmaError, match="holds another model"):
         export_autoregressive(checkpoint, checkpoint)
     assert tiny.TURN_END in theirs.eos
-
-
-class Server(http.server.BaseHTTPRequestHandler):
-    """Speaks the part of the protocol that is used, in pieces."""
-
-    def log_message(self, *_):
-        pass
-
-    def do_GET(self):
-        self._send(json.dumps({"data": [{"id": "m"}]}).encode())
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append(body)
-        self.server.keys.append(self.headers["Authorization"])
-        if body["max_tokens"] == 13:
-            self.send_error(400, "too many")
-            return
-        if body["max_tokens"] == 14:
-            self._send(b'data: {"error": {"message": "out of memory"}}\n\n')
-            return
-        if body["max_tokens"] == 15:
-            self._send(b"<html>")
-            return
-        if body["max_tokens"] == 16:
-            self._send(b": alive\n\ndata: {", missing=9)
-            return
-        if self.path.endswith("/v1/completions"):
-            part = {
-                "choices": [{"text": "42", "finish_reason": "stop"}],
-                "usage": {"completion_tokens": 1},
-            }
-            self._send(f"data: {json.dumps(part)}\n\n".encode())
-            return
-        events = [
-            {"choices": [{"delta": {"content": "4"}}]},
-            {"choices": [{"delta": {"content": "2"}, "finish_reason": "stop"}]},
-            {"choices": [], "usage": {"completion_tokens": 3, "prompt_tokens": 7}},
-        ]
-        lines = [f"data: {json.dumps(event)}\n\n" for event in events] + ["data: [DONE]\n\n"]
-        self._send("".join(lines).encode())
-
-    def _send(self, content, missing=0):
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content) + missing))
-        self.end_headers()
-        self.wfile.write(content)
-
-
-@pytest.fixture
-def server():
-    served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    served.asked, served.keys = [], []
-    threading.Thread(target=served.serve_forever, daemon=True).start()
-    yield served
-    served.shutdown()
-    served.server_close()
-
-
-def test_a_server_is_measured_from_outside(server, pair, tmp_path, monkeypatch):
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    url = f"http://127.0.0.1:{server.server_port}/v1"
-    client = writer(url)
-    assert client.model == "m"
-    found = summarise(compared((pair[0], client), tmp_path, limit=2, seeds=1))
-    side = found["sides"]["baseline"]
-    assert side["kept_tokens"] == 6 and "tokens_per_forward" not in side
-    assert side["stop_reasons"] == {"stop": 2} and math.isfinite(side["first_seconds"])
-    assert any("client cannot see" in line for line in found["not_measured"])
-    asked = server.asked[-1]
-    assert asked["temperature"] == 0 and asked["max_tokens"] == 128 and asked["stream"]
-    assert asked["seed"] == 0 and len(asked["stop"]) <= 4, "the request is lm-eval's"
-    with pytest.raises(RequestError, match="the server has m"):
-        writer(f"{url}#other")
-    task = load_tasks([TASK], limit=1)[TASK]
-    task.build_all_requests(limit=1)
-    instance = task.instances[0]
-    for limit, says in ((13, "answers 400"), (14, "says.*out of memory"), (15, "no tokens"),
-                        (16, "no OpenAI-compatible server")):  # fmt: skip
-        refused = replace(instance, arguments=(instance.args[0], {"max_gen_toks": limit}))
-        with pytest.raises(DgemmaError, match=says) as caught:
-            client.write(refused, 0, {})
-        assert "\n" not in str(caught.value)
-    assert set(server.keys) == {None}
-    plain = writer(url, chat=False)
-    assert plain.write(instance, 0, {}).text == "42" and plain.identity != client.identity
-    assert server.asked[-1]["prompt"] == instance.args[0] and "messages" not in server.asked[-1]
-    assert plain.describe()["prompts"] == "as they are"
-    monkeypatch.setenv("OPENAI_API_KEY", "k")
-    client.write(instance, 0, {})
-    assert server.keys[-1] == "Bearer k"
 
 
 def test_bad_writers_are_one_clear_line(tmp_path, monkeypatch):

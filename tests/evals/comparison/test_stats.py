@@ -12,7 +12,7 @@ from dgemma_evals.comparison.stats import (
     mean_difference,
     paired_bootstrap,
     quantiles,
-    ratio_of_rates,
+    rates_ratio,
     sign_flip,
 )
 
@@ -88,8 +88,28 @@ def test_documents_are_drawn_within_their_task():
 
 
 def test_a_ratio_of_rates_weighs_every_token_alike():
-    table = np.array([[10.0, 30.0], [1.0, 1.0], [5.0, 5.0], [1.0, 4.0]])
-    assert float(ratio_of_rates(table)) == pytest.approx((40 / 2) / (10 / 5))
+    one = rates_ratio([[10.0, 30.0]], [[1.0, 1.0]], [[5.0, 5.0]], [[1.0, 4.0]], strata="aa")
+    assert one.estimate == pytest.approx((40 / 2) / (10 / 5))
+    same = np.full((3, 6), 2.0)
+    found = rates_ratio(2 * same, same, same, same, strata="aabbbb")
+    assert (found.estimate, found.low, found.high) == (2.0, 2.0, 2.0)
+
+
+def test_the_interval_of_a_speed_ratio_covers_the_blocks():
+    """Where one process is as a whole faster than another, intervals over documents alone are far too short."""
+    rng = np.random.default_rng(5)
+    held = {"blocks": 0, "documents": 0}
+    for trial in range(200):
+        kept = rng.integers(10, 30, 40) * np.ones((5, 1))
+        own = np.exp(rng.normal(0, 0.1, (5, 1)) + rng.normal(0, 0.05, (5, 40))) * kept
+        other = np.exp(rng.normal(0, 0.05, (5, 40))) * kept
+        columns = [kept, own, kept, other]
+        found = rates_ratio(*columns, strata=["t"] * 40, samples=400, seed=trial)
+        held["blocks"] += found.low <= 1 <= found.high
+        flat = [column.reshape(1, -1) for column in columns]
+        found = rates_ratio(*flat, strata=["t"] * 200, samples=400, seed=trial)
+        held["documents"] += found.low <= 1 <= found.high
+    assert held["blocks"] > 150 and held["documents"] < 80
 
 
 def test_edges():

@@ -143,8 +143,8 @@ def test_chats_and_thoughts(checkpoint):
 
 def test_a_thought_is_stripped_before_stop_strings_are_sought(checkpoint):
     lm = model(checkpoint, enable_thinking=True)
-    lm.apply_chat_template([{"role": "user", "content": "one"}])
-    written = lm.writer.write(writing("one"), 0, {})
+    prompt = lm.apply_chat_template([{"role": "user", "content": "one"}])
+    written = lm.writer.write(writing(prompt), 0, {})
     ids = lm.text.encode("<|channel>thought\nno, stop<channel|>yes. stop here<turn|>")
     answered = SimpleNamespace(ids=tuple(ids), text=lm.text.strip_thought(ids)[1])
     counts = replace(written.counts, kept_tokens=len(ids), milestones=((len(ids), 1.0),))
@@ -260,7 +260,20 @@ def test_a_sampler_that_has_the_argument_honours_it(checkpoint):
 
 def test_a_long_prompt_loses_its_beginning(checkpoint):
     lm = model(checkpoint, max_length=40)
-    assert lm.writer.write(writing("word " * 60), 0, {}).counts.prompt_tokens == 28
+    counts = lm.writer.write(writing("word " * 60), 0, {}).counts
+    assert counts.prompt_tokens == 28
+    assert counts.cut_tokens == len(lm.text.encode("word " * 60, bos=True)) - 28
+
+
+def test_requests_from_a_cache_are_known_as_chats(checkpoint):
+    """--cache_requests hands out prompts that another process has templated."""
+    prompt = model(checkpoint, enable_thinking=True).apply_chat_template(
+        [{"role": "user", "content": "one"}]
+    )
+    lm = model(checkpoint, enable_thinking=True)
+    assert isinstance(lm.generate_until([writing(prompt)], True)[0], str)
+    with pytest.raises(RequestError, match="apply_chat_template"):
+        lm.generate_until([writing("one")], True)
 
 
 def test_auto_batch_fits_the_memory(checkpoint):

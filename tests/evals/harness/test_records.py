@@ -14,9 +14,10 @@ import pytest
 from lm_eval.api.instance import Instance
 
 from dgemma_core import DgemmaError, RequestError
-from dgemma_evals.harness.models import DGemma, check_response_cache
+from dgemma_evals.harness.models import DGemma, DGemmaAR
 from dgemma_evals.harness.records import Records, read
-from dgemma_evals.hashes import digest
+from dgemma_evals.hashes import digest, fingerprint
+from dgemma_evals.writers.counting import Counts
 from dgemma_evals.writers.options import Options
 
 REQUESTS = 6
@@ -31,7 +32,13 @@ def requests():
 
 
 def record(number, **more):
-    return {"key": f"k{number}", "answer": f"answer {number}", **more}
+    counts = Counts(
+        mode="autoregressive", prompt_tokens=1, kept_tokens=2, passes=2, denoising_steps=0,
+        steps_per_canvas=(), converged=(), positions=0, prompt_seconds=0.1, seconds=0.2,
+        milestones=((1, 0.1),), stop_reason="eos",
+    )  # fmt: skip
+    answer = {"key": f"k{number}", "answer": f"answer {number}", "counts": counts.to_json()}
+    return json.loads(json.dumps({**answer, **more}))  # as a file gives it back
 
 
 def test_what_was_added_is_there_again(tmp_path):
@@ -64,7 +71,15 @@ def test_a_damaged_line_is_named(tmp_path):
     for number in range(3):
         records.add(record(number))
     lines = records.path.read_text().splitlines(keepends=True)
-    for bad in ('{"key": \n', "[1]\n", '{"key": "k"}\n', "\0\0\0\n"):
+    counted = json.loads(lines[2])
+    half = {**counted["counts"], "kept_tokens": None}
+    values = (
+        {"key": "k"}, {**counted, "answer": None}, {"key": "k", "answer": "no counts"},
+        {**counted, "counts": None}, {**counted, "counts": half}, {**counted, "counts": {}},
+        {**counted, "answer": [1.0]}, {**counted, "answer": {}},
+    )  # fmt: skip
+    bad_lines = [json.dumps(value) + "\n" for value in values]
+    for bad in ('{"key": \n', "[1]\n", "\0\0\0\n", *bad_lines):
         records.path.write_text("".join([*lines[:2], bad, *lines[3:]]))
         with pytest.raises(DgemmaError, match=r"line 3 is damaged; delete that line") as caught:
             Records(tmp_path, "id", {})
@@ -176,15 +191,56 @@ def test_another_sampler_or_model_has_other_records(checkpoint, tmp_path):
     assert digest(1, "a") == digest(1, "a") != digest("1a")
 
 
-def test_the_response_cache_of_the_harness_carries_the_model(checkpoint, tmp_path):
-    lm = DGemma(pretrained=str(checkpoint), device="cpu")
+def test_weights_are_known_by_their_content(tmp_path):
+    """Large ones, too, whose time of change a copy keeps or a tool sets."""
+    path = tmp_path / "model.safetensors"
+    with path.open("wb") as file:
+        file.truncate(80 * 2**20)
+    before, state = fingerprint(tmp_path), path.stat()
+    with path.open("r+b") as file:
+        file.seek(50 * 2**20)
+        file.write(b"x")
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert fingerprint(tmp_path) != before
+    with path.open("r+b") as file:
+        file.seek(50 * 2**20)
+        file.write(b"\0")
+    os.utime(path)
+    assert fingerprint(tmp_path) == before, "the same again, written later"
+
+
+def test_a_resumed_run_names_what_is_ignored_and_cut(checkpoint, tmp_path):
+    asked = [
+        Instance("generate_until", {}, ("word " * 60, {**GEN, "top_p": 0.9}), 0, ("task", 0, 1))
+    ]
+    pairs = [Instance("loglikelihood", {}, ("word " * 60, " end"), 0, ("task", 0, 1))]
+    given = {"pretrained": str(checkpoint), "device": "cpu", "records": tmp_path, "max_length": 40}
+    infos = []
+    for _ in range(2):
+        lm = DGemma(**given)
+        lm.generate_until(asked, True)
+        lm.loglikelihood(pairs, True)
+        infos.append(lm.get_model_info())
+    assert infos[1].pop("resumed_records") == 2 and infos[0].pop("resumed_records") == 0
+    assert infos[0] == infos[1]
+    assert infos[1]["ignored_arguments"] == {"top_p": [0.9]}
+    assert infos[1]["written"]["truncated_prompts"] == 1
+    assert infos[1]["written"]["truncated_tokens"] > 0
+    assert infos[1]["truncated_contexts"] == 1 and infos[1]["truncated_context_tokens"] > 0
+
+
+def test_the_response_cache_of_the_harness(checkpoint, tmp_path):
+    """It knows neither models nor repeats: it is taken where neither can be mixed up."""
     from lm_eval.api.model import CachingLM
 
+    lm = DGemmaAR(pretrained=str(checkpoint), device="cpu")
     with pytest.raises(RequestError, match="mix up models"):
         CachingLM(lm, str(tmp_path / "cache_rank0.db"))
     cached = CachingLM(lm, str(tmp_path / f"cache-{lm.identity}_rank0.db"))
     assert cached.generate_until(requests()[:1]) == cached.generate_until(requests()[:1])
-    timed = DGemma(pretrained=str(checkpoint), device="cpu", records=tmp_path)
+    timed = DGemmaAR(pretrained=str(checkpoint), device="cpu", records=tmp_path)
     with pytest.raises(RequestError, match="without a time"):
         CachingLM(timed, str(tmp_path / f"c-{timed.identity}_rank0.db"))
-    check_response_cache(f"/x/{lm.identity}.db", lm.identity, lm.options)
+    sampling = DGemma(pretrained=str(checkpoint), device="cpu")
+    with pytest.raises(RequestError, match=r"every repeat .* the same answer.*records=FOLDER"):
+        CachingLM(sampling, str(tmp_path / f"c-{sampling.identity}_rank0.db"))

@@ -1,4 +1,4 @@
-"""A real vLLM server as the baseline. Opt-in: DGEMMA_VLLM names the folder of its environment.
+"""A real vLLM server as a side. Opt-in: DGEMMA_VLLM names the folder of its environment.
 
 evals/README.md says how to set that environment up. `pytest -m vllm` runs this file alone.
 """
@@ -90,17 +90,18 @@ def served(tmp_path_factory):
 
 def test_the_exported_half_in_vllm_is_the_same_model(served, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["dgemma", "compare"])
-    dgemma("compare", "--model", "nano", "--baseline", f"{served}#nano-ar", "--tasks", TASK,
-           "--limit", "3", "--seeds", "1", "--dtype", "float32", "--device", "cpu",
-           "--out", tmp_path)  # fmt: skip
+    server = f"{served}#nano-ar"
+    dgemma("compare", "nano", server, "--tasks", TASK, "--limit", "3", "--seeds", "1",
+           "--dtype", "float32", "--device", "cpu", "--batch", "1,4", "--out", tmp_path)  # fmt: skip
     results = json.loads((tmp_path / "results.json").read_text())
-    side = results["sides"]["baseline"]
+    side = results["sides"][server]
+    assert len(results["traffic"]) == 2 * 2
     assert side["texts"] == 3 and math.isfinite(side["first_seconds"])
     assert "tokens_per_forward" not in side  # a client does not see passes
     assert any("client cannot see" in line for line in results["not_measured"])
 
     table = pd.read_parquet(tmp_path / "generations.parquet")
-    theirs = table[table.side == "baseline"].set_index("doc_id")
+    theirs = table[table.side == server].set_index("doc_id")
     ours = writer("nano:ar", dtype="float32", device="cpu")
     for question in documents(load_tasks([TASK], limit=3), {"ours": ours}, limit=3, chat=True):
         mine, other = ours.write(question.instances["ours"], 0, {}), theirs.loc[question.doc_id]
