@@ -69,9 +69,9 @@ def visible(piece: str) -> str:
 
 
 def draw_step(event: StepEvent, decode: Decode, eos: Collection[int] = ()) -> Text:
-    """The canvas as one denoising step leaves it: kept tokens coloured by confidence, noise dim.
+    """The canvas as one denoising step leaves it: accepted tokens coloured by confidence, noise dim.
 
-    A kept newline breaks the line; a kept token of `eos` draws as ■, what is kept behind as dots.
+    An accepted newline breaks the line; an accepted token of `eos` draws as ■, what is accepted behind as dots.
     """
     tokens, accepted, pinned = (
         x.tolist() for x in (event.tokens_out, event.accepted, event.pinned)
@@ -181,11 +181,11 @@ def colour(
 def status(event: StepEvent) -> Text:
     """One dim line: where the run is and how sure the model is."""
     free = ~event.pinned
-    kept = int((event.accepted & free).sum())
+    accepted = int((event.accepted & free).sum())
     entropy = float(event.entropy[free].mean()) if bool(free.any()) else 0.0
     return Text(
         f"canvas {event.canvas + 1} · step {event.step + 1}/{event.steps}"
-        f" · temperature {event.temperature:.2f} · kept {kept}/{len(event.tokens_out)}"
+        f" · temperature {event.temperature:.2f} · accepted {accepted}/{len(event.tokens_out)}"
         f" · entropy {entropy:.3f} nats",
         NOISE,
     )

@@ -7,7 +7,7 @@ autoregressive run, a token each.) All numbers are little-endian:
     0       u32      length of the row in bytes, a multiple of 4
     4       u16      n, positions
     6       u8, u8   bytes of an id (2; 4 beyond 65,536 tokens) · k, alternatives
-    8       u16 ×2   canvas · accepted positions of the text, pins left out
+    8       u16 ×2   canvas · accepted positions, pins left out (as Trace.accepted_count)
     12      u32 ×2   step · answer position of the first entry
     20      f32 ×3   temperature · mean entropy over free positions, nats · seconds
     32      u8 ×4    kind (index into trace.KINDS) · 1 if this pass decided its canvas · 0 · 0
@@ -138,9 +138,7 @@ def pack(now: Pass, marks: NDArray[np.uint8], tokens: TokenTable) -> bytes:
         ]
     )
     body += bytes(-len(body) % 4)
-    accepted = int(
-        ((marks & (MARK_ACCEPTED | MARK_PINNED | MARK_AFTER_EOS)) == MARK_ACCEPTED).sum()
-    )
+    accepted = int(((marks & (MARK_ACCEPTED | MARK_PINNED)) == MARK_ACCEPTED).sum())
     header = HEADER.pack(
         HEADER.size + len(body), n, width, k, now.canvas, accepted, now.step, now.position,
         now.temperature, now.mean_entropy(), now.seconds, now.kind, now.decided,

@@ -633,7 +633,7 @@ def test_a_round_shows_accepted_replaced_and_rejected_by_shape_and_by_colour() -
 def test_the_status_leaves_pins_out() -> None:
     event = step([True, True, False, False, False], pinned=np.arange(5) == 0)
     line = terminal.status(event).plain
-    assert line == "canvas 1 · step 3/48 · temperature 0.75 · kept 1/5 · entropy 1.625 nats"
+    assert line == "canvas 1 · step 3/48 · temperature 0.75 · accepted 1/5 · entropy 1.625 nats"
 
 
 def test_every_shade_can_be_read() -> None:
