@@ -218,6 +218,22 @@ def pack_trace(trace: Trace, tokens: TokenTable, alternatives: int = 5) -> list[
     return rows
 
 
+def packed_rounds(trace: Trace, tokens: TokenTable) -> list[dict[str, Any]]:
+    """The rounds of a run of speculation as json values, ids local, probabilities as in rows."""
+    return [
+        {
+            "start": int(made.start),
+            "tokens": tokens.local(made.tokens).tolist(),
+            "probabilities": quantise_probability(made.probability).tolist(),
+            "steps": int(made.steps),
+            "verified": int(made.verified),
+            "accepted": int(made.accepted),
+            "replacement": int(tokens.local(np.array([made.replacement]))[0]),
+        }
+        for made in trace.rounds
+    ]
+
+
 def state_of(bits: int) -> int:
     """The state, an index into `trace.STATES`, that a mark byte says; as run.js reads it."""
     for bit, name in (
