@@ -52,7 +52,7 @@ def _own_seconds() -> float:
 
 
 def _all_seconds() -> float | None:
-    """CPU seconds of all programs since the machine started, time stolen by other machines included; None unless Linux."""
+    """CPU seconds of all programs since the machine started, those stolen by other machines too; None unless Linux."""
     try:
         fields = Path("/proc/stat").read_text("ascii").split("\n", 1)[0].split()[1:9]
     except OSError:

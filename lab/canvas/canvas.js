@@ -203,6 +203,7 @@ class View {
     const { gone } = this.kernel;
     const { playing } = this.player;
     write(this.title, this.model.get("title") || (this.model.get("heading") ? meta.prompt : "") || "");
+    this.root.classList.toggle("dg-follows", this.model.get("transport") === false);
     this.root.classList.toggle("dg-nothing", this.last === 0 && !this.live);
     this.title.hidden = !this.title.textContent;
     this.root.setAttribute("aria-label", `Denoising canvas${meta.prompt ? `: ${meta.prompt}` : ""}`);
@@ -234,7 +235,7 @@ class View {
     on("_tail", () => this.tail());
     on("step", () => this.player.yield()); // a step that is set ends a replay
     on("step colour_by show selected _steerable _focus speed _against", () => this.draw());
-    on("title heading status alert _steerable _stoppable", () => this.drawHead());
+    on("title heading transport status alert _steerable _stoppable", () => this.drawHead());
     this.root.addEventListener("keydown", (event) => this.key(event));
     this.resized = new ResizeObserver(() => {
       this.card.put();

@@ -84,7 +84,8 @@ class Canvas(Still, anywidget.AnyWidget):
     Traits, all linkable: `step` (the frame in view: 0 is noise, n what stands after n passes, −1 the
     last, whichever that is; only the reader moves it), `colour_by`, `show`, `speed` (times a
     comfortable pace; 0 replays the recorded times), `selected` (answer position, −1 for none),
-    `title`, `heading` (whether the prompt stands there where no title does), `status` (a line beside it in place of the run's facts; `alert` makes it an error).
+    `title`, `heading` (whether the prompt stands there where no title does), `transport` (whether it has
+    controls of its own), `status` (a line beside it in place of the run's facts; `alert` makes it an error).
     """
 
     _esm = bundled("canvas/canvas.js")
@@ -97,6 +98,7 @@ class Canvas(Still, anywidget.AnyWidget):
     selected = traitlets.Int(-1, min=-1).tag(sync=True)
     title = traitlets.Unicode("").tag(sync=True)
     heading = traitlets.Bool(True).tag(sync=True)
+    transport = traitlets.Bool(True).tag(sync=True)
     status = traitlets.Unicode("").tag(sync=True)
     alert = traitlets.Bool(False).tag(sync=True)
 
@@ -119,8 +121,12 @@ class Canvas(Still, anywidget.AnyWidget):
         colour_by: str = "confidence",
         show: str = "draft",
         title: str = "",
+        heading: bool = True,
+        transport: bool = True,
     ) -> None:
-        super().__init__(colour_by=colour_by, show=show, title=title)
+        super().__init__(
+            colour_by=colour_by, show=show, title=title, heading=heading, transport=transport
+        )
         if alternatives < 1:
             raise DgemmaError(f"a canvas shows at least 1 alternative a token, got {alternatives}")
         self.alternatives = alternatives
@@ -158,7 +164,8 @@ class Canvas(Still, anywidget.AnyWidget):
         rounds = packed_rounds(trace, table)
         with self._lock, self.hold_sync():
             # A run that was over before one could look is shown once more.
-            replay = self._live is not None and trace.total_seconds < REPLAYED
+            live = self._live is not None and self.transport
+            replay = live and trace.total_seconds < REPLAYED
             self._trace, self._table, self._live = trace, table, None
             self._against = {}
             self._rows = b"".join(rows)
@@ -332,9 +339,7 @@ class Canvas(Still, anywidget.AnyWidget):
         state["_rows"] = base64.b64encode(self._rows).decode()
         title = self.title or str(trace.metadata.get("prompt", "")) or "Denoising canvas"
         intro = "" if trace.token_by_token else EXPLAINED
-        return write_page(
-            path, "canvas/canvas.js", state, title=title, sheets=SHEETS, intro=intro
-        )
+        return write_page(path, "canvas/canvas.js", state, title=title, sheets=SHEETS, intro=intro)
 
     def to_png(
         self, path: str | os.PathLike[str] | None = None, *, step: int | None = None

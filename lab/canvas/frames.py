@@ -100,7 +100,11 @@ def frame(
 def against(trace: Trace, name: str) -> dict[str, Any]:
     """What a canvas needs to mark differences from this run: its tokens by frame and answer position (−1: none)."""
     frames = [
-        [-1 if cell.token is None else cell.token for canvas in frame(trace, step) for cell in canvas]
+        [
+            -1 if cell.token is None else cell.token
+            for canvas in frame(trace, step)
+            for cell in canvas
+        ]
         for step in range(len(trace) + 1)
     ]
     occurring = {token for row in frames for token in row if token >= 0}
@@ -111,15 +115,19 @@ def against(trace: Trace, name: str) -> dict[str, Any]:
 def line_starts(trace: Trace) -> set[int]:
     """Answer positions that begin a line of the final text, where it has several; as `Run.lineStarts` in run.js.
 
-    They stand behind a line break, and where there is one the first position behind the end begins a line, too.
+    They stand behind a line break, unless nothing but another one stands there; and where there is one the first
+    position behind the end begins a line, too.
     """
-    cells = [cell for canvas in frame(trace, len(trace)) for cell in canvas if cell.token is not None]
+    cells = [
+        cell for canvas in frame(trace, len(trace)) for cell in canvas if cell.token is not None
+    ]
     eos = trace.eos_ids()
     kept = [cell for cell in cells if cell.state != AFTER_EOS and cell.token not in eos]
+    texts = [trace.text(cell.token) for cell in kept if cell.token is not None]
     starts = {
-        cell.position + 1
-        for cell in kept[:-1]
-        if cell.token is not None and trace.text(cell.token).endswith("\n")
+        kept[at].position
+        for at in range(1, len(kept))
+        if texts[at - 1].endswith("\n") and texts[at] != "\n"
     }
     end = next((cell.position for cell in cells if cell.token in eos), None)
     return starts | {end + 1} if starts and end is not None else starts

@@ -6,6 +6,8 @@ import { percent, visible } from "../frontend/text.js";
 import { cellWidth, fit, USUAL } from "./cells.js";
 import { isAccepted, STATES } from "./rows.js";
 
+const BOARD = 9; // cells of a line that is kept whole in a narrow grid
+
 export const SHADES = Array.from({ length: 256 }, (_, q) => {
   const rgb = ramp(q / 255);
   return { fill: `rgb(${rgb.join(" ")})`, ink: ink(rgb) };
@@ -16,6 +18,14 @@ function nearest(cell, others) {
   const row = others.find((other) => other.offsetTop !== cell.offsetTop)?.offsetTop;
   const off = (other) => Math.abs(other.offsetLeft - cell.offsetLeft);
   return others.filter((other) => other.offsetTop === row).sort((a, b) => off(a) - off(b))[0];
+}
+
+/** Cells of the longest line of a text in several lines, where it is a short one as a board's; 1 where there is none. */
+export function longestLine(starts) {
+  if (starts.size === 0) return 1;
+  const begins = [0, ...[...starts].sort((a, b) => a - b)];
+  const longest = Math.max(...begins.slice(1).map((at, i) => at - begins[i]));
+  return longest <= BOARD ? longest : 1;
 }
 
 export class Grid {
@@ -49,6 +59,7 @@ export class Grid {
     this.width ??= live ? USUAL : cellWidth(this.lengths());
     this.node.style.setProperty("--dg-columns", `${this.width}ch`);
     const starts = live ? new Set() : run.lineStarts(this.view.texts, this.view.ends());
+    this.node.style.setProperty("--dg-line-length", longestLine(starts));
     this.cells = run.groups.map((group, g) => {
       const grid = grids[g] ?? this.add();
       grid.setAttribute("aria-label", run.autoregressive ? "Tokens, one a pass" : `Canvas ${group.canvas + 1}`);

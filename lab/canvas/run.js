@@ -111,8 +111,8 @@ export class Run {
   }
 
   /**
-   * Answer positions that begin a line of the final text, where it has several: behind a line break, and the first one
-   * behind the end. texts: of local ids; ends: local ids of end marks.
+   * Answer positions that begin a line of the final text, where it has several: behind a line break, unless nothing but
+   * another one stands there, and the first one behind the end. texts: of local ids; ends: local ids of end marks.
    */
   lineStarts(texts, ends) {
     const starts = new Set();
@@ -124,7 +124,8 @@ export class Run {
       }
     }
     const kept = text.filter(([, token, behind]) => !behind && !ends.has(token));
-    kept.slice(0, -1).forEach(([position, token]) => texts[token]?.endsWith("\n") && starts.add(position + 1));
+    const breaks = (at) => texts[kept[at][1]]?.endsWith("\n");
+    kept.forEach(([position, token], at) => at > 0 && breaks(at - 1) && texts[token] !== "\n" && starts.add(position));
     const end = text.find(([, token]) => ends.has(token));
     if (starts.size && end) starts.add(end[0] + 1);
     return starts;

@@ -64,7 +64,9 @@ class StepCost:
     seconds: float
     flops: float
     bytes: float
-    times: tuple[float, ...] = ()  # of each round in which the two kinds took turns; `seconds` is their median
+    times: tuple[
+        float, ...
+    ] = ()  # of each round in which the two kinds took turns; `seconds` is their median
 
     @property
     def rate(self) -> float:
@@ -144,9 +146,7 @@ def measure(
         spread = _spread(config.text, batch)
         token_steps.append(_cost(loaded, batch, 1, len(ids), tokens, spread))
         experts = min(float(config.text.num_experts), max(touched, spread))
-        canvas_steps.append(
-            _cost(loaded, batch, config.canvas_length, len(ids), canvases, experts)
-        )
+        canvas_steps.append(_cost(loaded, batch, config.canvas_length, len(ids), canvases, experts))
     others = watch.others()
     return Machine(
         name=_machine_name(model.device),
@@ -369,12 +369,12 @@ def _explained(figure: Figure, *, entries: int) -> Figure:
     return figure
 
 
-def _paying(
-    batches: Sequence[int], ranges: Sequence[tuple[float, float]], kept: float
-) -> str:
+def _paying(batches: Sequence[int], ranges: Sequence[tuple[float, float]], kept: float) -> str:
     """At which batch sizes diffusion pays in every round, and at which some rounds say so and others not."""
     paying = [str(at) for at, (_, high) in zip(batches, ranges, strict=True) if kept > high]
-    unclear = [str(at) for at, (low, high) in zip(batches, ranges, strict=True) if low < kept <= high]
+    unclear = [
+        str(at) for at, (low, high) in zip(batches, ranges, strict=True) if low < kept <= high
+    ]
     words = f"diffusion pays at batch {', '.join(paying)}" if paying else "diffusion does not pay"
     return words + (f", unclear at batch {', '.join(unclear)}" if unclear else "")
 
@@ -396,7 +396,7 @@ def break_even(
     figure = Figure()
     pairs = zip(machine.canvas_steps, machine.token_steps, strict=True)
     figure.add_scatter(
-        x=batches, y=needed, mode="lines+markers", name="break-even, measured here: median of the rounds, and their range",
+        x=batches, y=needed, mode="lines+markers", name="break-even, measured here: median and range of the rounds",
         line={"color": theme.BLUE, "width": 3}, marker={"size": 8},
         error_y={
             "symmetric": False, "thickness": 2, "width": 5, "color": theme.BLUE,

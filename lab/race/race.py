@@ -236,7 +236,7 @@ def still(traces: Mapping[str, Trace]) -> str:
             "".join(_shown(trace.text(t)) for t in trace.ids.tolist() if t not in trace.eos_ids())
         )
         rows.append(
-            f'<div style="margin:6px 0"><b>{html.escape(name)}</b> · {trace.total_seconds:.3f} s · '
+            f'<div style="margin:6px 0"><b>{html.escape(name)}</b> · {trace.total_seconds:.3f} s{spread} · '
             f"{len(trace.ids)} tokens kept · {trace.passes} passes"
             f'<div style="width:{part:.1f}%;height:8px;background:#0072B2;border-radius:2px"></div>'
             f'<pre style="margin:4px 0;white-space:pre-wrap">{html.escape(text)}</pre></div>'

@@ -88,7 +88,7 @@ def test_the_modes_take_turns_and_the_run_of_median_time_is_shown(
 
     monkeypatch.setattr("dgemma_lab.race.race.record", timed)
     traces = record_race(runs.loaded(), PROMPT, max_new_tokens=6, repeats=3)
-    assert turns == ["diffusion", "autoregressive"] + ["autoregressive", "diffusion"] + turns[:2]
+    assert turns == ["diffusion", "autoregressive", "autoregressive", "diffusion", *turns[:2]]
     for trace in traces.values():
         seconds = trace.metadata["measured"]["seconds"]
         assert len(seconds) == 3 and trace.total_seconds == sorted(seconds)[1]
@@ -98,7 +98,9 @@ def test_the_modes_take_turns_and_the_run_of_median_time_is_shown(
     ]
     assert "1 thread" in race.note or "threads" in race.note
     busy = {
-        name: replace(t, metadata={**t.metadata, "measured": {**t.metadata["measured"], "others": 0.5}})
+        name: replace(
+            t, metadata={**t.metadata, "measured": {**t.metadata["measured"], "others": 0.5}}
+        )
         for name, t in traces.items()
     }
     assert "Other programs used 50% of this machine" in Race(busy).note
