@@ -35,9 +35,9 @@ export class Legend {
     const against = model.get("_against");
     const [differs, written] = this.extra;
     differs.node.hidden = !against?.frames;
-    write(differs.words, `not as in ${against?.name ?? ""}: ${grid.differing}`);
+    write(differs.words, differs.node.hidden ? "" : `not as in ${against.name}: ${grid.differing}`);
     written.node.hidden = chosen.size === 0;
-    write(written.words, "the causal mode's own choice");
+    write(written.words, written.node.hidden ? "" : "the causal mode's own choice");
     counts.forEach((count, state) => {
       write(this.states[state].count, String(count));
       this.states[state].node.hidden = run.autoregressive && state !== 2;
