@@ -16,18 +16,21 @@ export function chosenBy(rounds) {
 
 /**
  * A round as groups of tokens: [{kind, words, tokens: [{token, p}]}]. Kinds: given, accepted, replaced, chosen, rejected.
- * A draft whose next token is the causal mode's own choice has nothing replaced.
+ * A draft whose next token is the causal mode's own choice has nothing replaced. The rejected tail is shown to its first
+ * end mark, and not at all behind one that stays; ends: their local ids.
  */
-export function parts({ tokens, probabilities, accepted, replacement }) {
+export function parts({ tokens, probabilities, accepted, replacement }, ends = new Set()) {
   const at = (from, to) => tokens.slice(from, to).map((token, i) => ({ token, p: probabilities[from + i] }));
   const [next] = at(1 + accepted, 2 + accepted);
   const same = next?.token === replacement;
+  const tail = ends.has(replacement) && same ? [] : at(2 + accepted, tokens.length);
+  const end = tail.findIndex(({ token }) => ends.has(token));
   const found = [
     { kind: "given", words: "written before", tokens: at(0, 1) },
     { kind: "accepted", words: `${accepted} accepted`, tokens: at(1, 1 + accepted) },
     { kind: "replaced", words: "replaced", tokens: next && !same ? [next] : [] },
     { kind: "chosen", words: same ? "confirmed" : "the causal mode's choice", tokens: [{ token: replacement, p: null }] },
-    { kind: "rejected", words: "rejected tail", tokens: at(2 + accepted, tokens.length) },
+    { kind: "rejected", words: "rejected tail", tokens: end < 0 ? tail : tail.slice(0, end + 1) },
   ];
   return found.filter((part) => part.tokens.length);
 }
@@ -54,7 +57,7 @@ export class Rounds {
     const round = rounds[at];
     const steps = `${round.steps} denoising ${round.steps === 1 ? "step" : "steps"}`;
     write(this.name, `round ${at + 1} of ${rounds.length} · ${round.tokens.length - 1} drafted in ${steps} · ${round.verified - 1} verified in one pass · ${round.accepted} accepted`);
-    this.row.replaceChildren(...parts(round).map(({ kind, words, tokens }) =>
+    this.row.replaceChildren(...parts(round, view.ends()).map(({ kind, words, tokens }) =>
       node("div", { class: `dg-part dg-part-${kind}` },
         node("div", { class: "dg-part-tokens" }, ...tokens.map((token) => this.token(token))), node("div", { class: "dg-part-name" }, words))));
   }

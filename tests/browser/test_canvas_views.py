@@ -134,7 +134,7 @@ def test_what_another_run_has_is_marked_where_it_differs(
 def test_a_token_that_is_taken_back_flashes_while_one_watches(
     open_page: OpenPage, tmp_path: Path
 ) -> None:
-    trace = make(list(range(20, 35)) + [EOS], seed=2)
+    trace = make([*range(20, 35), EOS], seed=2)
     taken = trace.remelted()
     assert taken.any()
     page = open_page(Canvas(trace).to_html(tmp_path / "flash.html", play=False))
@@ -172,7 +172,8 @@ def test_a_round_of_speculation_shows_what_became_of_each_token(
         assert len(parts["rejected"]) == 2
         looks = page.evaluate("""['accepted', 'replaced', 'chosen', 'rejected'].map((kind) => {
           const s = getComputedStyle(document.querySelector(`.dg-part-${kind} .dg-drafted`));
-          return [s.borderStyle, s.textDecorationLine, s.fontStyle, s.borderLeftWidth, s.borderTopColor === 'rgba(0, 0, 0, 0)'].join() })""")
+          return [s.borderStyle, s.textDecorationLine, s.fontStyle, s.borderLeftWidth,
+            s.borderTopColor === 'rgba(0, 0, 0, 0)'].join() })""")
         assert len(set(looks)) == 4, "by shape, not by colour alone"
         assert page.locator(".dg-grid .dg-chosen").count() == 2
         assert violations(page) == []

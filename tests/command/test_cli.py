@@ -696,7 +696,9 @@ def test_a_short_run_is_replayed_from_its_noise_at_a_pace_that_can_be_followed(
     mode: str, loaded: Loaded
 ) -> None:
     file = io.StringIO()
-    console = Console(file=file, force_terminal=True, width=160, height=30, color_system="truecolor")
+    console = Console(
+        file=file, force_terminal=True, width=160, height=30, color_system="truecolor"
+    )
     assert loaded.tokenizer is not None
     pauses: list[float] = []
     with screen.Screen(

@@ -46,6 +46,10 @@ test("a round says what became of each drafted token", () => {
   assert.deepEqual(shown(ROUNDS[0]), [["given", [7]], ["accepted", [8, 9]], ["replaced", [4]], ["chosen", [3]], ["rejected", [5]]]);
   assert.deepEqual(shown(ROUNDS[1]), [["given", [3]], ["chosen", [6]]], "what was drafted is what the causal mode chose");
   assert.deepEqual(shown(ROUNDS[2]), [["given", [6]], ["accepted", [1]], ["chosen", [2]]], "the draft was over");
+  const long = { ...ROUNDS[0], tokens: [7, 8, 9, 4, 5, 0, 0, 0], probabilities: Array(8).fill(9) };
+  assert.deepEqual(parts(long, new Set([0])).at(-1).tokens.map(({ token }) => token), [5, 0], "to the first end");
+  const ended = { ...long, tokens: [7, 8, 9, 0, 0, 0], replacement: 0 };
+  assert.deepEqual(parts(ended, new Set([0])).map(({ kind }) => kind), ["given", "accepted", "chosen"]);
   assert.deepEqual(parts(ROUNDS[0])[1].tokens.map(({ p }) => p), [250, 240]);
 });
 

@@ -299,7 +299,9 @@ def test_a_prompt_outside_says_so_in_the_status_line() -> None:
     until = time.monotonic() + 30
     while not box.form.message and time.monotonic() < until:
         time.sleep(0.005)
-    assert box.form.message.startswith("Outside what nano knows: it is worded like none of the tasks")
+    assert box.form.message.startswith(
+        "Outside what nano knows: it is worded like none of the tasks"
+    )
     assert box.verdict is None
     bare = Session(runs.loaded()).ask(PROMPT)  # a model that says nothing of itself
     assert [field["name"] for field in bare.form.fields] == ["prompt", "run", "seed"]
