@@ -16,20 +16,25 @@ PIP := $(BIN)/python -m pip install --constraint constraints.txt
 NOTEBOOKS := $(if $(wildcard notebooks/*.ipynb),notebooks)
 JS_TESTS := $(wildcard tests/lab/*/*.test.mjs)
 AXE := tests/browser/node_modules/.package-lock.json
+# JupyterLab asks on its first start whether it may fetch news, in a box over the notebook: here it does neither.
+QUIET := {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}
 ALLOW_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
+
+# One thread for all that runs here, so that times can be compared: on models this small several only wait for each
+# other. A large model on a CPU wants more: make lab OMP_NUM_THREADS=8
+export OMP_NUM_THREADS ?= 1
 
 .PHONY: docs fuzz notebooks lab test quick lint results tools clean
 
 lab: $(VENV)/.lab
 	$(BIN)/jupyter lab $(ALLOW_ROOT) --ServerApp.root_dir="$(CURDIR)" $(JUPYTER_FLAGS) notebooks/01_first_canvas.ipynb
 
-# One thread: on models this small several only wait for each other.
 test: lint tools $(AXE)
 	$(if $(JS_TESTS),node --test $(JS_TESTS))
-	OMP_NUM_THREADS=1 $(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=180 --durations=20 $(PYTEST_FLAGS) tests $(NOTEBOOKS)
+	$(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=180 --durations=20 $(PYTEST_FLAGS) tests $(NOTEBOOKS)
 
 quick: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not (slow or browser or subprocess)" --durations=20 $(PYTEST_FLAGS) tests
+	$(BIN)/pytest -n 2 --dist loadfile -m "not (slow or browser or subprocess)" --durations=20 $(PYTEST_FLAGS) tests
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -44,6 +49,8 @@ $(VENV)/.lab: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) $$(grep '^torch==' constraints.txt)
 	$(PIP) --editable .
+	mkdir -p $(VENV)/etc/jupyter/labconfig
+	printf '%s\n' '$(QUIET)' > $(VENV)/etc/jupyter/labconfig/default_setting_overrides.json
 	touch $@
 
 $(VENV)/.test: $(VENV)/.lab
@@ -72,7 +79,7 @@ tools:
 
 # Ten times the cases of bad input that `make test` tries.
 fuzz: $(VENV)/.test
-	DGEMMA_FUZZ=20000 OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_FLAGS) tests/fuzz
+	DGEMMA_FUZZ=20000 $(BIN)/pytest $(PYTEST_FLAGS) tests/fuzz
 
 docs: $(VENV)/.test
 	$(BIN)/python -m scripts.build_docs

@@ -6,8 +6,8 @@ Subjects are the twelve families in their own wording and the kinds of English r
 never asked about in training and half in wordings that were never trained. Every subject is written by diffusion with
 the checkpoint's own sampler settings (seeds averaged), by greedy autoregression and by speculative decoding, and judged
 by its verifier; families also in the wording that is kept from training. A family's documents, prompts, seeds and
-verdicts are those of `dgemma compare`: both give the same accuracies. What has been measured is kept in the file, so that
-a stopped run goes on. `--against` says how far both modes lie from an earlier file's, problem by problem.
+verdicts are those of `dgemma compare`: both give the same accuracies. What has been measured is kept in the file, so
+that a stopped run goes on. `--against` says how far both modes lie from an earlier file's, problem by problem.
 """
 
 from __future__ import annotations

@@ -102,6 +102,13 @@ BackendName = Annotated[
     str,
     typer.Option("--backend", help="What runs the passes: torch, cpu, cuda; auto: the device's."),
 ]
+Replay = Annotated[
+    bool,
+    typer.Option(
+        "--replay/--no-replay",
+        help="In a terminal, show a run that was over in a moment once more, slowly.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one json object.")]
 
 

@@ -1,4 +1,4 @@
-"""How a run looks in a terminal: pure functions from events to rich text, and the live screen.
+"""How a run looks in a terminal: pure functions from events to rich text. The screen that shows it live is screen.py.
 
 Notable:
 - confidence is the colour behind a token, from blue (unsure) to yellow (sure): cividis, which
@@ -12,22 +12,18 @@ Notable:
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from rich.color import Color
 from rich.color_triplet import ColorTriplet
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.live import Live
 from rich.style import Style
 from rich.text import Text
 
 from dgemma_core.command.lines import count, escaped
 
 if TYPE_CHECKING:
-    from dgemma_core.events import DraftEvent, Event, StepEvent
+    from dgemma_core.events import DraftEvent, StepEvent
     from dgemma_core.files.trace_schema import Round
 
 Decode = Callable[[int], str]
@@ -40,7 +36,6 @@ RAMP = (
 NOISE = Style(dim=True)
 END, TAIL, NEWLINE = "■", "·", "↵"
 REPLACED, REPLACEMENT = Style(strike=True, dim=True), Style(bold=True, underline=True)
-REDRAWS_A_SECOND = 30
 
 
 def shade(probability: float) -> Style:
@@ -69,9 +64,9 @@ def visible(piece: str) -> str:
 
 
 def draw_step(event: StepEvent, decode: Decode, eos: Collection[int] = ()) -> Text:
-    """The canvas as one denoising step leaves it: kept tokens coloured by confidence, noise dim.
+    """The canvas as one denoising step leaves it: accepted tokens coloured by confidence, noise dim.
 
-    A kept newline breaks the line; a kept token of `eos` draws as ■, what is kept behind as dots.
+    An accepted newline breaks the line; an accepted token of `eos` draws as ■, what is accepted behind as dots.
     """
     tokens, accepted, pinned = (
         x.tolist() for x in (event.tokens_out, event.accepted, event.pinned)
@@ -97,6 +92,16 @@ def draw_step(event: StepEvent, decode: Decode, eos: Collection[int] = ()) -> Te
             ended = True
         else:
             _append(text, decode(token), style)
+    return text
+
+
+def draw_noise(event: StepEvent, decode: Decode) -> Text:
+    """The canvas before a step: of the first one of a canvas its noise. Pinned tokens stand out."""
+    text = Text()
+    pinned = event.pinned.tolist()
+    for i, token in enumerate(event.tokens_in.tolist()):
+        style = Style(underline=True, bold=True) if pinned[i] else NOISE
+        text.append(visible(decode(token)), style)
     return text
 
 
@@ -181,11 +186,11 @@ def colour(
 def status(event: StepEvent) -> Text:
     """One dim line: where the run is and how sure the model is."""
     free = ~event.pinned
-    kept = int((event.accepted & free).sum())
+    accepted = int((event.accepted & free).sum())
     entropy = float(event.entropy[free].mean()) if bool(free.any()) else 0.0
     return Text(
         f"canvas {event.canvas + 1} · step {event.step + 1}/{event.steps}"
-        f" · temperature {event.temperature:.2f} · kept {kept}/{len(event.tokens_out)}"
+        f" · temperature {event.temperature:.2f} · accepted {accepted}/{len(event.tokens_out)}"
         f" · entropy {entropy:.3f} nats",
         NOISE,
     )
@@ -197,78 +202,3 @@ def legend() -> Text:
     for i in range(len(RAMP)):
         text.append(" ", shade(i / (len(RAMP) - 1)))
     return text.append(" 1", NOISE)
-
-
-class Screen(AbstractContextManager["Screen"]):
-    """Shows one request's events as they come: committed text, the canvas, a status line.
-
-    Everything it draws disappears when it closes, so that the caller's final text is what stays.
-    """
-
-    def __init__(self, console: Console, decode: Decode, eos: Collection[int] = ()) -> None:
-        self._decode, self._eos = decode, eos
-        self._committed = Text()
-        self._shown = 0.0
-        self._drafts = False
-        self._live = Live(
-            console=console, auto_refresh=False, transient=True, vertical_overflow="crop"
-        )
-
-    def __enter__(self) -> Screen:
-        self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._live.stop()
-
-    def add(self, event: Event) -> None:
-        """Draws one event. Steps and rounds that come faster than 30 a second are skipped, save the last step.
-
-        A round stays on the screen until the next one: the tokens that it wrote are part of it.
-        """
-        from dgemma_core.events import CanvasEvent, DraftEvent, FinishEvent, StepEvent, TokenEvent
-
-        if isinstance(event, StepEvent):
-            if event.finished or self._due():
-                self._draw(draw_step(event, self._decode, self._eos), status(event))
-        elif isinstance(event, DraftEvent):
-            self._drafts = True
-            if self._due():
-                self._draw(draw_round(event, self._decode, self._eos), round_status(event))
-        elif isinstance(event, CanvasEvent):
-            kept = event.ids[: event.kept]
-            chances = event.probability[: event.kept].tolist()
-            self._committed += draw_tokens(kept, chances, self._decode, self._eos)
-            self._draw()
-        elif isinstance(event, TokenEvent):
-            drawn = draw_tokens([event.token], [event.probability], self._decode, self._eos)
-            self._committed += drawn
-            if not self._drafts:
-                self._draw(Text(), Text(count(event.index + 1, "token"), NOISE))
-        elif isinstance(event, FinishEvent) and self._drafts:
-            self._draw()
-
-    def _due(self) -> bool:
-        """Whether the last drawing is old enough for another; if so, this one counts as drawn now."""
-        now = time.perf_counter()
-        if now - self._shown < 1 / REDRAWS_A_SECOND:
-            return False
-        self._shown = now
-        return True
-
-    def _draw(self, canvas: Text | None = None, line: Text | None = None) -> None:
-        text = self._committed + canvas if canvas else self._committed
-        self._live.update(_Tail(text, Text.assemble(line or "", "\n", legend())), refresh=True)
-
-
-class _Tail:
-    """A text and its footer; of the text only the last lines where the terminal is too low."""
-
-    def __init__(self, text: Text, footer: Text) -> None:
-        self._text, self._footer = text, footer
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        lines = self._text.wrap(console, options.max_width)
-        room = max(console.height - 4, 1)
-        yield from lines[-room:]
-        yield self._footer

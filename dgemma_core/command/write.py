@@ -52,6 +52,7 @@ def generate(
         Path | None, typer.Option(metavar="FILE", help="Record every step into this file.")
     ] = None,
     as_json: options.AsJson = False,
+    replay: options.Replay = True,
     dtype: options.Dtype = "auto",
     quantize: options.Quantize = None,
     device: options.Device = "auto",
@@ -86,7 +87,7 @@ def generate(
     console = Console(highlight=False)
     recorder = _recorder(loaded, settings) if trace is not None else None
     try:
-        with _listener(loaded, None if as_json else console, recorder) as listen:
+        with _listener(loaded, None if as_json else console, recorder, replay=replay) as listen:
             (generation,) = write(
                 loaded,
                 text,
@@ -129,6 +130,7 @@ def chat(
     system: options.System = None,
     thinking: options.Thinking = False,
     stop: options.Stop = None,
+    replay: options.Replay = True,
     dtype: options.Dtype = "auto",
     quantize: options.Quantize = None,
     device: options.Device = "auto",
@@ -161,7 +163,7 @@ def chat(
     lines: Iterator[str | bytes] = _typed_lines() if typed else _piped_lines()
     for turn, line in enumerate(lines):
         try:
-            with _listener(loaded, console) as listen:
+            with _listener(loaded, console, replay=replay) as listen:
                 generation = conversation.say(
                     utf8("the message", line), seed=seed + turn, stop=stop or (), listen=listen
                 )
@@ -209,14 +211,19 @@ def _piped_lines() -> Iterator[bytes]:
 
 @contextmanager
 def _listener(
-    loaded: Loaded, console: Console | None, recorder: TraceRecorder | None = None
+    loaded: Loaded,
+    console: Console | None,
+    recorder: TraceRecorder | None = None,
+    *,
+    replay: bool = True,
 ) -> Iterator[Callable[[Event], None]]:
     """What hears every event: the live screen of a terminal, the recorder of a trace."""
-    from dgemma_core.command.terminal import Screen
+    from dgemma_core.command.screen import Screen
 
     screen = None
     if console is not None and console.is_terminal:
-        screen = Screen(console, _tokenizer(loaded).token_string, loaded.generation.eos_token_ids)
+        decode, eos = _tokenizer(loaded).token_string, loaded.generation.eos_token_ids
+        screen = Screen(console, decode, eos, replay=replay)
 
     def listen(event: Event) -> None:
         if screen is not None:

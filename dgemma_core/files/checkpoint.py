@@ -14,6 +14,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,12 +39,13 @@ CHECKED_MODEL, CHECKED_TENSOR = 4 * 2**30, 16 * 2**20
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model that is ready to write: `tokenizer` is None where the checkpoint has none."""
+    """A model that is ready to write. None: a checkpoint without a tokenizer; a model without a folder."""
 
     model: DiffusionGemma
     tokenizer: Tokenizer | None
     generation: GenerationDefaults
     name: str
+    folder: Path | None = None
 
 
 def load(
@@ -74,7 +76,7 @@ def load(
         dtype = "float32"
     tokenizer = load_tokenizer(folder)
     model = load_model(folder, dtype=dtype, device=device, quantize=quantize, backend=backend)
-    return Loaded(model, tokenizer, generation, name)
+    return Loaded(model, tokenizer, generation, name, folder)
 
 
 def load_model(

@@ -354,13 +354,17 @@ class Trace:
         return _sum_rows(self, self.accepted & ~self.pinned).astype(np.int64)
 
     def to_frame(self) -> pandas.DataFrame:
-        """A tidy table: one row a canvas, step and position. Needs pandas."""
+        """A tidy table: one row a canvas, step and position. Needs pandas.
+
+        Column `step` counts from 1, as the views do: 1 is the first pass over a canvas. (The array counts from 0.)
+        """
         import pandas
 
         lengths = np.diff(self.offsets)
         columns: dict[str, Any] = {"pass_index": np.repeat(np.arange(len(self)), lengths)}
         for name in PASSES:
             columns[name] = np.repeat(getattr(self, name), lengths)
+        columns["step"] = columns["step"] + 1
         columns["kind"] = pandas.Categorical.from_codes(columns["kind"], categories=list(KINDS))
         columns["position"] = self.positions()
         for name in TOKENS:  # a column named like a method of DataFrame would hide it

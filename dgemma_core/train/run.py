@@ -197,12 +197,15 @@ class Smooth:
 def export(model: DiffusionGemma, recipe: NamedRecipe, folder: Path) -> Path:
     """Writes the model as bfloat16 in the public layout, with tokenizer, template and the tiny vision tower.
 
+    Beside them stands what it was trained for (nano/problems.py).
+
     folder: within the run's, beside the tokenizer that the run built.
     """
     import torch
 
     from dgemma_core.files.saving import save_model, tiny_vision
     from dgemma_core.model import DiffusionGemma
+    from dgemma_core.nano import problems
     from dgemma_core.nano.named import NANO
 
     copy = DiffusionGemma(recipe.config, dtype=torch.bfloat16)
@@ -216,6 +219,7 @@ def export(model: DiffusionGemma, recipe: NamedRecipe, folder: Path) -> Path:
     for name in TOKENIZER_FILES:
         if (source / name).resolve() != (folder / name).resolve():
             shutil.copyfile(source / name, folder / name)
+    problems.write(folder, problems.of_recipe(recipe))
     return folder
 
 

@@ -2,7 +2,7 @@
 
 import { node, numbers, plainModel, write } from "../frontend/dom.js";
 
-const HEIGHT = 240;
+const HEIGHT = 184;
 const EDGE = { left: 54, right: 8, top: 12, bottom: 62 };
 
 /** The packed rankings as typed arrays, with the first entry of each pass. */
@@ -60,7 +60,7 @@ class Chart {
 
   build(el) {
     this.title = node("span", { class: "dgb-title", role: "status" });
-    const keys = ["accepted", "redrawn", "sum of those before", "bound"].map((name, k) =>
+    const keys = ["accepted", "redrawn", "sum before", "bound"].map((name, k) =>
       node("span", { class: "dgb-entry" }, node("span", { class: `dgb-key dgb-key-${k}`, "aria-hidden": "true" }), name));
     this.plot = node("svg:svg", { class: "dgb-chart", height: HEIGHT, role: "img", tabindex: 0 });
     this.why = node("div", { class: "dgb-why", "aria-live": "polite" });

@@ -13,11 +13,16 @@ import { Grid } from "./grid.js";
 import { Legend } from "./legend.js";
 import { Player } from "./player.js";
 import { Reading } from "./reading.js";
+import { chosenBy, Rounds } from "./rounds.js";
 import { parseRows } from "./rows.js";
 import { Run } from "./run.js";
+import { Share } from "./share.js";
 import { Strip } from "./strip.js";
 
 class View {
+  replayed = null; // the frame of a replay under way, which leaves the reader's `step` alone
+  chosen = new Set(); // answer positions whose token the causal mode chose, in a run of speculation
+
   constructor(model, el) {
     this.model = model;
     this.kernel = new Kernel(model, () => this.drawHead());
@@ -38,6 +43,7 @@ class View {
 
   /** The frame in view, 0 … last. */
   get step() {
+    if (this.replayed !== null) return Math.min(this.replayed, this.last);
     const step = this.model.get("step");
     return step < 0 ? this.last : Math.min(step, this.last);
   }
@@ -52,6 +58,20 @@ class View {
 
   text(token) {
     return this.texts[token] ?? "";
+  }
+
+  /** Local ids of the end marks. */
+  ends() {
+    const eos = new Set(this.meta.eos ?? []);
+    return new Set(this.ids.flatMap((id, local) => (eos.has(id) ? [local] : [])));
+  }
+
+  /** What another run has at an answer position, in words, where it is not this token; "" where it is, or nobody compares. */
+  differs(position, token) {
+    const { name, frames, texts } = this.model.get("_against") ?? {};
+    if (!frames?.length || this.live) return "";
+    const other = frames[Math.min(this.step, frames.length - 1)][position] ?? -1;
+    return other < 0 || other === this.ids[token] ? "" : `${texts[other]} in ${name}`;
   }
 
   /** What stands at place i of a group in view. */
@@ -76,11 +96,28 @@ class View {
     this.run.initial = this.meta.initial ?? null;
     const rows = this.model.get("_rows");
     if (rows?.byteLength) for (const row of parseRows(rows)) this.run.add(row);
-    this.player.playing = null;
+    this.player.playing = this.replayed = null;
+    this.chosen = chosenBy(this.meta.rounds ?? []);
     this.grid.renew({ keepWidth: wasLive && !this.live });
     this.layout();
     this.tail();
     this.draw();
+    this.replay();
+  }
+
+  /** Replays a short run once, when it is first seen; not where the reader has gone to a step. */
+  replay() {
+    const { meta, model } = this;
+    if (!meta.replay || model.get("step") >= 0 || model.dgReplayed === meta.version || !this.last) return;
+    this.seen?.disconnect();
+    this.seen = new IntersectionObserver((entries) => {
+      if (!entries.some((entry) => entry.isIntersecting)) return;
+      this.seen.disconnect();
+      if (model.get("step") >= 0 || this.live || model.dgReplayed === meta.version) return;
+      model.dgReplayed = meta.version; // views of one model: once
+      this.player.replay();
+    });
+    this.seen.observe(this.grid.node);
   }
 
   /**
@@ -106,6 +143,7 @@ class View {
 
   /** Shows a frame; beyond the last of a live run, and for −1, whichever is the last from then on. */
   go(step) {
+    this.replayed = null;
     const end = step < 0 || (this.live && step >= this.last);
     const to = end ? -1 : Math.min(step, this.last);
     if (to === this.model.get("step")) this.draw();
@@ -128,12 +166,14 @@ class View {
     this.reading = new Reading(this);
     this.title = node("div", { class: "dg-title" });
     this.summary = node("div", { class: "dg-summary", role: "status" });
+    this.rounds = new Rounds(this);
+    this.share = new Share(this);
     const keys = node("details", { class: "dg-keys" }, node("summary", {}, "Keys"),
       node("span", {}, "Space plays and pauses · , and . step · < and > go to the first and last step · arrows move "
         + "between tokens, with Shift they mark a span · Page Up and Page Down change the canvas · Esc lets go"));
-    this.main = node("div", { class: "dg-main" }, this.grid.node, this.legend.node, this.reading.node, keys);
+    this.main = node("div", { class: "dg-main" }, this.grid.node, this.rounds.node, this.strip.node, this.legend.node, this.reading.node, keys);
     this.root = node("div", { class: "dg-base dg", role: "group" },
-      node("div", { class: "dg-head" }, this.title, this.summary), this.player.node, this.strip.node,
+      node("div", { class: "dg-head" }, this.title, this.summary, this.share.node), this.player.node,
       node("div", { class: "dg-body" }, this.main, this.card.node), this.player.spoken);
     el.append(this.root);
   }
@@ -153,6 +193,7 @@ class View {
     this.strip.draw();
     this.legend.draw(counts);
     this.reading.draw();
+    this.rounds.draw();
     this.card.draw();
     this.takeFocus();
   }
@@ -160,11 +201,16 @@ class View {
   drawHead() {
     const { meta } = this;
     const { gone } = this.kernel;
-    write(this.title, this.model.get("title") || meta.prompt || "");
+    const { playing } = this.player;
+    write(this.title, this.model.get("title") || (this.model.get("heading") ? meta.prompt : "") || "");
+    this.root.classList.toggle("dg-follows", this.model.get("transport") === false);
+    this.root.classList.toggle("dg-nothing", this.last === 0 && !this.live);
     this.title.hidden = !this.title.textContent;
     this.root.setAttribute("aria-label", `Denoising canvas${meta.prompt ? `: ${meta.prompt}` : ""}`);
     const facts = [this.live ? "live" : null, ...(meta.facts ?? [])].filter(Boolean).join(" · ");
-    write(this.summary, gone ? GONE : this.model.get("status") || facts);
+    const rest = this.last === 0 && !this.live ? "The canvas fills here." : facts;
+    write(this.summary, gone ? GONE : this.model.get("status") || playing?.replay || rest);
+    this.share.draw(gone);
     this.summary.classList.toggle("dg-alert", gone || Boolean(this.model.get("alert")));
     this.player.halt.hidden = gone || !(this.live && this.model.get("_stoppable"));
   }
@@ -187,8 +233,9 @@ class View {
     });
     on("_meta", () => this.load());
     on("_tail", () => this.tail());
-    on("step colour_by show selected _steerable _focus speed", () => this.draw());
-    on("title status alert _steerable _stoppable", () => this.drawHead());
+    on("step", () => this.player.yield()); // a step that is set ends a replay
+    on("step colour_by show selected _steerable _focus speed _against", () => this.draw());
+    on("title heading transport status alert _steerable _stoppable", () => this.drawHead());
     this.root.addEventListener("keydown", (event) => this.key(event));
     this.resized = new ResizeObserver(() => {
       this.card.put();
@@ -202,6 +249,8 @@ class View {
 
   close() {
     this.player.playing = null;
+    this.seen?.disconnect();
+    this.share.close();
     this.kernel.close();
     this.grid.close();
     this.offs.forEach((off) => off());

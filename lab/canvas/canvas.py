@@ -15,6 +15,8 @@ Of passes that come faster than that the newest of each canvas becomes a row, so
 one that decided it; until the whole trace is there, frames between look like the row before them. In autoregression,
 where a pass is a token, a row holds all tokens since the row before it.
 
+A run that took less than a moment is replayed once from its noise, at a pace that can be followed; `replay` says so.
+
 A second `begin` replaces the first run. `canvas.on_stop(callback)` shows a Stop button while a run
 is live.
 
@@ -41,16 +43,16 @@ import traitlets
 from dgemma_core.errors import DgemmaError
 from dgemma_core.files.trace import Trace
 from dgemma_lab.canvas import pictures, still
-from dgemma_lab.canvas.frames import frame
+from dgemma_lab.canvas.frames import against, frame
 from dgemma_lab.canvas.live import Live
-from dgemma_lab.canvas.packing import (
-    TokenTable,
-    pack_trace,
-)
+from dgemma_lab.canvas.packing import TokenTable, pack_trace, packed_rounds
+from dgemma_lab.canvas.sharing import EXPLAINED, shared
 from dgemma_lab.frontend.page import write_page
 from dgemma_lab.frontend.scripts import bundled, style
 from dgemma_lab.frontend.still import Still
 
+REPLAYED = 2.5
+"""Seconds below which a run that has ended is replayed."""
 SHEETS = ("frontend/base.css", "canvas/canvas.css")
 
 Action = Literal["pin", "unpin", "replace", "blank", "branch"]
@@ -82,7 +84,8 @@ class Canvas(Still, anywidget.AnyWidget):
     Traits, all linkable: `step` (the frame in view: 0 is noise, n what stands after n passes, −1 the
     last, whichever that is; only the reader moves it), `colour_by`, `show`, `speed` (times a
     comfortable pace; 0 replays the recorded times), `selected` (answer position, −1 for none),
-    `title`, `status` (a line beside it in place of the run's facts; `alert` makes it an error).
+    `title`, `heading` (whether the prompt stands there where no title does), `transport` (whether it has
+    controls of its own), `status` (a line beside it in place of the run's facts; `alert` makes it an error).
     """
 
     _esm = bundled("canvas/canvas.js")
@@ -94,6 +97,8 @@ class Canvas(Still, anywidget.AnyWidget):
     speed = traitlets.Float(1.0, min=0.0).tag(sync=True)
     selected = traitlets.Int(-1, min=-1).tag(sync=True)
     title = traitlets.Unicode("").tag(sync=True)
+    heading = traitlets.Bool(True).tag(sync=True)
+    transport = traitlets.Bool(True).tag(sync=True)
     status = traitlets.Unicode("").tag(sync=True)
     alert = traitlets.Bool(False).tag(sync=True)
 
@@ -104,6 +109,8 @@ class Canvas(Still, anywidget.AnyWidget):
     _tail = traitlets.Dict().tag(sync=True)
     _steerable = traitlets.Bool(False).tag(sync=True)
     _stoppable = traitlets.Bool(False).tag(sync=True)
+    _shareable = traitlets.Bool(True).tag(sync=True)
+    _against = traitlets.Dict().tag(sync=True)
     _focus = traitlets.Int(-1, min=-1).tag(sync=True)
 
     def __init__(
@@ -114,8 +121,12 @@ class Canvas(Still, anywidget.AnyWidget):
         colour_by: str = "confidence",
         show: str = "draft",
         title: str = "",
+        heading: bool = True,
+        transport: bool = True,
     ) -> None:
-        super().__init__(colour_by=colour_by, show=show, title=title)
+        super().__init__(
+            colour_by=colour_by, show=show, title=title, heading=heading, transport=transport
+        )
         if alternatives < 1:
             raise DgemmaError(f"a canvas shows at least 1 alternative a token, got {alternatives}")
         self.alternatives = alternatives
@@ -150,12 +161,20 @@ class Canvas(Still, anywidget.AnyWidget):
         initial = None
         if len(trace) and trace.mode == "diffusion":
             initial = table.local(trace.tokens_in[: trace.offsets[1]]).tolist()
+        rounds = packed_rounds(trace, table)
         with self._lock, self.hold_sync():
+            # A run that was over before one could look is shown once more.
+            live = self._live is not None and self.transport
+            replay = live and trace.total_seconds < REPLAYED
             self._trace, self._table, self._live = trace, table, None
+            self._against = {}
             self._rows = b"".join(rows)
             self._tokens = {"ids": list(table.ids), "texts": list(table.texts)}
             self._tail = {}
-            self._meta = {**describe(trace), "version": self._next_version(), "initial": initial}
+            self._meta = {
+                **describe(trace), "version": self._next_version(), "initial": initial,
+                "rounds": rounds, "replay": replay,
+            }  # fmt: skip
         self.refresh_still()
 
     # a live run
@@ -226,6 +245,12 @@ class Canvas(Still, anywidget.AnyWidget):
         with self.hold_sync():
             self.status, self.alert = status, alert
 
+    # comparing
+
+    def compare(self, other: Trace | None, name: str = "") -> None:
+        """Marks the tokens that differ from what another run shows at the same step; None ends it."""
+        self._against = {} if other is None else against(other, name)
+
     # steering
 
     def take_focus(self, position: int) -> None:
@@ -249,6 +274,9 @@ class Canvas(Still, anywidget.AnyWidget):
                 if self._live is not None:
                     self._live.back_to(int(content["first"]), int(content["firstToken"]))
                     self._send_tail()
+        elif kind == "share":
+            message, data = shared(self, content["kind"])
+            self.send({"type": "shared", **message}, [data])
         elif kind == "stop":
             for stop in list(self._stoppers):
                 stop()
@@ -298,14 +326,20 @@ class Canvas(Still, anywidget.AnyWidget):
             raise DgemmaError("the canvas holds no trace yet: nothing to export")
         return self._trace
 
-    def to_html(self, path: str | os.PathLike[str]) -> Path:
-        """A standalone page with the same script, which needs no network. Returns the path."""
+    def to_html(self, path: str | os.PathLike[str], *, play: bool = True) -> Path:
+        """A standalone page with the same script, which needs no network and explains itself. Returns the path.
+
+        play: it opens with a replay from the noise; else on the step in view.
+        """
         trace = self._needs_trace()
-        names = ("step", "colour_by", "show", "speed", "title", "_tokens", "_meta")
+        names = ("step", "colour_by", "show", "speed", "title", "heading", "_tokens", "_meta")
         state = {name: getattr(self, name) for name in names}
+        if play:
+            state |= {"step": -1, "_meta": {**self._meta, "replay": True}}
         state["_rows"] = base64.b64encode(self._rows).decode()
         title = self.title or str(trace.metadata.get("prompt", "")) or "Denoising canvas"
-        return write_page(path, "canvas/canvas.js", state, title=title, sheets=SHEETS)
+        intro = "" if trace.token_by_token else EXPLAINED
+        return write_page(path, "canvas/canvas.js", state, title=title, sheets=SHEETS, intro=intro)
 
     def to_png(
         self, path: str | os.PathLike[str] | None = None, *, step: int | None = None
@@ -345,7 +379,7 @@ def describe(trace: Trace) -> dict[str, Any]:
         str(sampler.get("name", "")) if isinstance(sampler, dict) else str(sampler or ""),
         trace.mode if trace.token_by_token else "",
         *counts,
-        f"{trace.total_seconds:.2f} s",
+        took(trace.total_seconds),
         f"seed {trace.seed}" if trace.seed is not None else "",
         f"stopped by {trace.stop_reason}" if trace.stop_reason else "unfinished",
     ]
@@ -354,10 +388,16 @@ def describe(trace: Trace) -> dict[str, Any]:
         "prompt": str(trace.metadata.get("prompt", "")),
         "facts": [fact for fact in facts if fact],
         "eos": sorted(trace.eos_ids()),
+        "seconds": trace.total_seconds,
         "commits": [
             {"canvas": c.canvas, "kept": c.kept, "converged": c.converged} for c in trace.commits
         ],
     }
+
+
+def took(seconds: float) -> str:
+    """A time with as many digits as it deserves: "16 ms", "2.3 s"."""
+    return f"{1000 * seconds:.0f} ms" if 0.001 <= seconds < 1 else f"{seconds:.2f} s"
 
 
 def _model(metadata: Mapping[str, Any]) -> str:

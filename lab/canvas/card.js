@@ -114,7 +114,7 @@ export class Card {
       bar.style.setProperty("--dg-part", p.toFixed(3));
       write(value, row ? percent(p) : "");
     });
-    const own = cell?.state === 4 ? " · the list is what the model would have written" : "";
+    const own = cell?.state === 4 ? " · before conditioning: the list is what the model would have written here" : "";
     const drawn = row && row.kind !== "token" && !own ? ` · sample ${percent(probability(row.sample[cell.i]))}` : "";
     write(numbers, row ? `entropy ${nats(entropy(row.entropy[cell.i]))}${drawn}${own}` : "noise: a random token");
     this.story.hidden = view.run.autoregressive; // a token was written once and stays

@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from dgemma_core.errors import DgemmaError
-from dgemma_core.files.trace import NOISE, PINNED, Trace
+from dgemma_core.files.trace import AFTER_EOS, NOISE, PINNED, Trace
 from dgemma_lab.frontend.text import visible
 
 # The colours of colour.js, unsure to sure.
@@ -94,6 +95,42 @@ def frame(
             ]
         )
     return canvases
+
+
+def against(trace: Trace, name: str) -> dict[str, Any]:
+    """What a canvas needs to mark differences from this run: its tokens by frame and answer position (−1: none)."""
+    frames = [
+        [
+            -1 if cell.token is None else cell.token
+            for canvas in frame(trace, step)
+            for cell in canvas
+        ]
+        for step in range(len(trace) + 1)
+    ]
+    occurring = {token for row in frames for token in row if token >= 0}
+    texts = {token: visible(trace.text(token), LONGEST) for token in sorted(occurring)}
+    return {"name": name, "frames": frames, "texts": texts}
+
+
+def line_starts(trace: Trace) -> set[int]:
+    """Answer positions that begin a line of the final text, where it has several; as `Run.lineStarts` in run.js.
+
+    They stand behind a line break, unless nothing but another one stands there; and where there is one the first
+    position behind the end begins a line, too.
+    """
+    cells = [
+        cell for canvas in frame(trace, len(trace)) for cell in canvas if cell.token is not None
+    ]
+    eos = trace.eos_ids()
+    kept = [cell for cell in cells if cell.state != AFTER_EOS and cell.token not in eos]
+    texts = [trace.text(cell.token) for cell in kept if cell.token is not None]
+    starts = {
+        kept[at].position
+        for at in range(1, len(kept))
+        if texts[at - 1].endswith("\n") and texts[at] != "\n"
+    }
+    end = next((cell.position for cell in cells if cell.token in eos), None)
+    return starts | {end + 1} if starts and end is not None else starts
 
 
 def _shades(trace: Trace, colour_by: str) -> list[float | None]:

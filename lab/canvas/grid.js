@@ -4,12 +4,29 @@ import { ink, ramp } from "../frontend/colour.js";
 import { node, write } from "../frontend/dom.js";
 import { percent, visible } from "../frontend/text.js";
 import { cellWidth, fit, USUAL } from "./cells.js";
-import { STATES } from "./rows.js";
+import { isAccepted, STATES } from "./rows.js";
+
+const BOARD = 9; // cells of a line that is kept whole in a narrow grid
 
 export const SHADES = Array.from({ length: 256 }, (_, q) => {
   const rgb = ramp(q / 255);
   return { fill: `rgb(${rgb.join(" ")})`, ink: ink(rgb) };
 });
+
+/** Of the first row among `others` that is not the cell's own, the one that stands nearest to it. */
+function nearest(cell, others) {
+  const row = others.find((other) => other.offsetTop !== cell.offsetTop)?.offsetTop;
+  const off = (other) => Math.abs(other.offsetLeft - cell.offsetLeft);
+  return others.filter((other) => other.offsetTop === row).sort((a, b) => off(a) - off(b))[0];
+}
+
+/** Cells of the longest line of a text in several lines, where it is a short one as a board's; 1 where there is none. */
+export function longestLine(starts) {
+  if (starts.size === 0) return 1;
+  const begins = [0, ...[...starts].sort((a, b) => a - b)];
+  const longest = Math.max(...begins.slice(1).map((at, i) => at - begins[i]));
+  return longest <= BOARD ? longest : 1;
+}
 
 export class Grid {
   cells = []; // [canvas][place] nodes
@@ -41,6 +58,8 @@ export class Grid {
     const grids = [...this.node.querySelectorAll(".dg-grid")];
     this.width ??= live ? USUAL : cellWidth(this.lengths());
     this.node.style.setProperty("--dg-columns", `${this.width}ch`);
+    const starts = live ? new Set() : run.lineStarts(this.view.texts, this.view.ends());
+    this.node.style.setProperty("--dg-line-length", longestLine(starts));
     this.cells = run.groups.map((group, g) => {
       const grid = grids[g] ?? this.add();
       grid.setAttribute("aria-label", run.autoregressive ? "Tokens, one a pass" : `Canvas ${group.canvas + 1}`);
@@ -51,6 +70,7 @@ export class Grid {
         cell.dataset.index = grid.children.length;
         grid.append(cell);
       }
+      [...grid.children].forEach((cell, i) => (cell.style.gridColumnStart = starts.has(group.position + i) ? "1" : ""));
       return [...grid.children];
     });
     for (const extra of grids.slice(run.groups.length)) extra.parentNode.remove();
@@ -75,14 +95,20 @@ export class Grid {
     const by = view.model.get("colour_by");
     const [from, to] = this.span();
     const counts = STATES.map(() => 0);
+    this.differing = 0;
     run.groups.forEach((group, g) => {
       for (let i = 0; i < group.n; i++) {
         const cell = view.cell(group, i);
         if (cell) counts[cell.state] += 1;
+        if (cell?.state === 5 && isAccepted(cell.row.marks[cell.i])) counts[2] += 1; // behind the end, accepted all the same
         const shade = cell ? run.shade(group, i, step, cell, by) : null;
         const newest = run.autoregressive && cell && i === step - group.first - 1;
         const position = group.position + i;
-        this.drawCell(this.cells[g][i], cell, shade, newest, position >= from && position <= to && to > from);
+        const differs = cell && this.view.differs(position, cell.token);
+        if (differs) this.differing += 1;
+        const flags = [newest && "dg-newest", position >= from && position <= to && to > from && "dg-marked", differs && "dg-differs",
+          cell && this.view.chosen.has(position) && "dg-chosen", cell?.state === 3 && this.view.player.playing && "dg-flash"];
+        this.drawCell(this.cells[g][i], cell, shade, flags.filter(Boolean).join(" "));
       }
     });
     this.drawSelection();
@@ -92,16 +118,15 @@ export class Grid {
     return counts;
   }
 
-  drawCell(node, cell, shade, newest, marked) {
-    const key = cell ? `${cell.token} ${cell.state} ${shade} ${newest} ${marked}` : "";
+  drawCell(node, cell, shade, flags) {
+    const key = cell ? `${cell.token} ${cell.state} ${shade} ${flags}` : "";
     if (node.dgKey === key) return;
     node.dgKey = key;
     if (cell) node.removeAttribute("aria-label"); // of the frame before
     else node.setAttribute("aria-label", `${this.positionOf(node)}: not written yet`);
     node.className = cell ? `dg-cell dg-s${cell.state}` : "dg-cell dg-empty";
     if (cell && shade === null) node.classList.add("dg-blank");
-    if (newest) node.classList.add("dg-newest");
-    if (marked) node.classList.add("dg-marked");
+    if (flags) node.className += ` ${flags}`;
     const text = cell ? visible(this.view.text(cell.token)) : "";
     write(node.firstChild, text);
     node.style.setProperty("--dg-fit", fit([...text].length, this.width).toFixed(2));
@@ -131,6 +156,7 @@ export class Grid {
       const group = run.groups[g];
       const done = Math.min(Math.max(step - group.first, 0), group.passes);
       if (steerable) grid.setAttribute("aria-multiselectable", "true");
+      if (meta.rounds?.length) return write(name, `${done} of ${group.passes} tokens`);
       if (run.autoregressive) return write(name, `one token a pass · ${done} of ${group.passes}`);
       const commit = meta.commits?.find(({ canvas }) => canvas === group.canvas);
       const ended = done === group.passes && commit ? (commit.converged ? " · converged" : " · not converged") : "";
@@ -146,7 +172,8 @@ export class Grid {
         const cell = view.cell(group, i);
         const sure = cell?.row && cell.state !== 4 ? `, ${percent(view.run.confidence(cell))}` : "";
         const what = cell ? `${visible(view.text(cell.token))}, ${STATES[cell.state]}${sure}` : "not written yet";
-        const text = `${group.position + i}: ${what}`;
+        const other = cell ? view.differs(group.position + i, cell.token) : "";
+        const text = `${group.position + i}: ${what}${other ? `, ${other}` : ""}`;
         const node = this.cells[g][i];
         if (node.getAttribute("aria-label") !== text) node.setAttribute("aria-label", text);
       }
@@ -223,13 +250,12 @@ export class Grid {
     const g = Number(cell.dataset.group);
     const i = Number(cell.dataset.index);
     const line = this.cells[g];
-    const columns = line.filter((node) => node.offsetTop === line[0].offsetTop).length;
-    const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[key];
     let to = null;
-    if (by !== undefined) {
-      to = line[i + by] ?? (i + by < 0 ? this.cells[g - 1]?.at(-1) : this.cells[g + 1]?.[0]);
-      if (Math.abs(by) > 1 && i + by >= line.length && Math.floor(i / columns) < Math.floor((line.length - 1) / columns)) to = line.at(-1);
-    } else if (key === "Home") to = line[0];
+    if (key === "ArrowLeft") to = line[i - 1] ?? this.cells[g - 1]?.at(-1);
+    else if (key === "ArrowRight") to = line[i + 1] ?? this.cells[g + 1]?.[0];
+    else if (key === "ArrowUp") to = nearest(cell, line.slice(0, i).reverse()) ?? this.cells[g - 1]?.at(-1);
+    else if (key === "ArrowDown") to = nearest(cell, line.slice(i + 1)) ?? this.cells[g + 1]?.[0];
+    else if (key === "Home") to = line[0];
     else if (key === "End") to = line.at(-1);
     else if (key === "PageUp") to = this.cells[g - 1]?.[0] ?? line[0];
     else if (key === "PageDown") to = this.cells[g + 1]?.[0] ?? line.at(-1);

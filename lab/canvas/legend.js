@@ -20,12 +20,24 @@ export class Legend {
     const bar = node("span", { class: "dg-ramp", "aria-hidden": "true" });
     bar.style.background = `linear-gradient(to right, ${stops.join(", ")})`;
     this.ends = [node("span"), node("span")];
-    this.node = node("div", { class: "dg-legend" }, ...this.states.map((state) => state.node), node("span", { class: "dg-space" }),
+    this.extra = ["dg-differs", "dg-chosen"].map((look) => {
+      const sample = node("span", { class: `dg-cell dg-sample ${look}`, "aria-hidden": "true" }, node("bdi", {}, "ab"));
+      const words = node("span");
+      return { words, node: node("span", { class: "dg-entry" }, sample, words) };
+    });
+    this.node = node("div", { class: "dg-legend" }, ...this.states.map((state) => state.node), ...this.extra.map((entry) => entry.node),
+      node("span", { class: "dg-space" }),
       node("span", { class: "dg-entry" }, this.ends[0], bar, this.ends[1]));
   }
 
   draw(counts) {
-    const { run, model } = this.view;
+    const { run, model, grid, chosen } = this.view;
+    const against = model.get("_against");
+    const [differs, written] = this.extra;
+    differs.node.hidden = !against?.frames;
+    write(differs.words, differs.node.hidden ? "" : `not as in ${against.name}: ${grid.differing}`);
+    written.node.hidden = chosen.size === 0;
+    write(written.words, written.node.hidden ? "" : "the causal mode's own choice");
     counts.forEach((count, state) => {
       write(this.states[state].count, String(count));
       this.states[state].node.hidden = run.autoregressive && state !== 2;

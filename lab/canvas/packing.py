@@ -7,7 +7,7 @@ autoregressive run, a token each.) All numbers are little-endian:
     0       u32      length of the row in bytes, a multiple of 4
     4       u16      n, positions
     6       u8, u8   bytes of an id (2; 4 beyond 65,536 tokens) · k, alternatives
-    8       u16 ×2   canvas · accepted positions of the text, pins left out
+    8       u16 ×2   canvas · accepted positions, pins left out (as Trace.accepted_count)
     12      u32 ×2   step · answer position of the first entry
     20      f32 ×3   temperature · mean entropy over free positions, nats · seconds
     32      u8 ×4    kind (index into trace.KINDS) · 1 if this pass decided its canvas · 0 · 0
@@ -138,9 +138,7 @@ def pack(now: Pass, marks: NDArray[np.uint8], tokens: TokenTable) -> bytes:
         ]
     )
     body += bytes(-len(body) % 4)
-    accepted = int(
-        ((marks & (MARK_ACCEPTED | MARK_PINNED | MARK_AFTER_EOS)) == MARK_ACCEPTED).sum()
-    )
+    accepted = int(((marks & (MARK_ACCEPTED | MARK_PINNED)) == MARK_ACCEPTED).sum())
     header = HEADER.pack(
         HEADER.size + len(body), n, width, k, now.canvas, accepted, now.step, now.position,
         now.temperature, now.mean_entropy(), now.seconds, now.kind, now.decided,
@@ -218,6 +216,22 @@ def pack_trace(trace: Trace, tokens: TokenTable, alternatives: int = 5) -> list[
             bits[kept[now.canvas] :] |= MARK_AFTER_EOS
         rows.append(pack(now, bits, tokens))
     return rows
+
+
+def packed_rounds(trace: Trace, tokens: TokenTable) -> list[dict[str, Any]]:
+    """The rounds of a run of speculation as json values, ids local, probabilities as in rows."""
+    return [
+        {
+            "start": int(made.start),
+            "tokens": tokens.local(made.tokens).tolist(),
+            "probabilities": quantise_probability(made.probability).tolist(),
+            "steps": int(made.steps),
+            "verified": int(made.verified),
+            "accepted": int(made.accepted),
+            "replacement": int(tokens.local(np.array([made.replacement]))[0]),
+        }
+        for made in trace.rounds
+    ]
 
 
 def state_of(bits: int) -> int:

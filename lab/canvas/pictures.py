@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,7 +23,7 @@ from dgemma_core.files.trace import (
     STATES,
     Trace,
 )
-from dgemma_lab.canvas.frames import Cell, column_width, fit, frame, ink, ramp
+from dgemma_lab.canvas.frames import Cell, column_width, fit, frame, ink, line_starts, ramp
 from dgemma_lab.frontend.text import visible
 
 Paint = tuple[int, int, int, int]
@@ -131,7 +132,8 @@ def draw(
     letters = column_width(trace)
     column = letters * round(_font(12 * scale).getlength("m") / scale) + 10
     columns = max(1, (WIDTH - 2 * MARGIN + GAP) // (column + GAP))
-    lines = [-(-len(cells) // columns) for cells in canvases]
+    placed = [_placed(cells, columns, line_starts(trace)) for cells in canvases]
+    lines = [1 + max((line for line, _ in places), default=-1) for places in placed]
     height = 2 * MARGIN + 20 + sum(18 + count * (CELL_HEIGHT + GAP) for count in lines)
     picture = Image.new("RGBA", (WIDTH * scale, height * scale), inks.paper)
     pen = _Pen(ImageDraw.Draw(picture), trace, inks, scale, letters)
@@ -140,9 +142,9 @@ def draw(
         name = f"canvas {g + 1}" if trace.mode == "diffusion" else "one token a pass"
         pen.write(f"{name} · step {step} of {len(trace)}", MARGIN, y)
         y += 18
-        for i, cell in enumerate(cells):
-            left = MARGIN + (i % columns) * (column + GAP)
-            top = y + (i // columns) * (CELL_HEIGHT + GAP)
+        for cell, (line, place) in zip(cells, placed[g], strict=True):
+            left = MARGIN + place * (column + GAP)
+            top = y + line * (CELL_HEIGHT + GAP)
             pen.cell(cell, left, top, column, CELL_HEIGHT)
         y += lines[g] * (CELL_HEIGHT + GAP)
     x = float(MARGIN)
@@ -151,6 +153,18 @@ def draw(
         pen.write(name, x + 24, y + 4)
         x += 34 + small.getlength(name) / scale
     return picture
+
+
+def _placed(cells: Sequence[Cell], columns: int, starts: set[int]) -> list[tuple[int, int]]:
+    """Line and column of each cell: a line is full, or another one of the text begins."""
+    places: list[tuple[int, int]] = []
+    line, column = 0, 0
+    for cell in cells:
+        if column == columns or (column and cell.position in starts):
+            line, column = line + 1, 0
+        places.append((line, column))
+        column += 1
+    return places
 
 
 class _Pen:

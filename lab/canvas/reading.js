@@ -22,7 +22,7 @@ export class Reading {
     return unturned(readable(parts.join("")));
   }
 
-  /** Room for the whole text, up to eight lines, so that nothing moves while it is being written. */
+  /** Room for the whole text, up to six lines, so that nothing moves while it is being written. */
   fit() {
     const { node, view } = this;
     if (view.live || !node.clientWidth) return;
@@ -30,7 +30,7 @@ export class Reading {
     node.textContent = this.text(view.last);
     node.style.setProperty("--dg-lines", 1);
     const line = parseFloat(getComputedStyle(node).lineHeight);
-    node.style.setProperty("--dg-lines", Math.min(Math.max(Math.floor(node.scrollHeight / line), 1), 8));
+    node.style.setProperty("--dg-lines", Math.min(Math.max(Math.floor(node.scrollHeight / line), 1), 6));
     node.textContent = shown;
   }
 

@@ -110,6 +110,27 @@ export class Run {
     return Math.round(255 * (1 - settled / Math.max(1, group.passes - 1)));
   }
 
+  /**
+   * Answer positions that begin a line of the final text, where it has several: behind a line break, unless nothing but
+   * another one stands there, and the first one behind the end. texts: of local ids; ends: local ids of end marks.
+   */
+  lineStarts(texts, ends) {
+    const starts = new Set();
+    const text = []; // [position, token, whether it is behind the end]
+    for (const group of this.groups) {
+      for (let i = 0; i < group.n; i++) {
+        const cell = this.cell(group, i, this.rows.length, "draft");
+        if (cell) text.push([group.position + i, cell.token, cell.state === 5]);
+      }
+    }
+    const kept = text.filter(([, token, behind]) => !behind && !ends.has(token));
+    const breaks = (at) => texts[kept[at][1]]?.endsWith("\n");
+    kept.forEach(([position, token], at) => at > 0 && breaks(at - 1) && texts[token] !== "\n" && starts.add(position));
+    const end = text.find(([, token]) => ends.has(token));
+    if (starts.size && end) starts.add(end[0] + 1);
+    return starts;
+  }
+
   /** The frame that stood at a time since the run began. */
   stepAt(seconds) {
     let low = 0;

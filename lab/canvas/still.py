@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 
 from dgemma_core.files.trace import ACCEPTED, AFTER_EOS, CANDIDATE, NOISE, PINNED, REMELTED, Trace
-from dgemma_lab.canvas.frames import Cell, frame, ink, ramp
+from dgemma_lab.canvas.frames import Cell, frame, ink, line_starts, ramp
 from dgemma_lab.frontend.text import readable, visible
 
 
@@ -14,8 +14,12 @@ def static_html(trace: Trace, *, title: str = "", colour_by: str = "confidence")
     parts = []
     if head := title or str(trace.metadata.get("prompt", "")):
         parts.append(f'<div style="font:600 13px sans-serif">{html.escape(head)}</div>')
+    starts = line_starts(trace)
     for canvas in frame(trace, len(trace), colour_by=colour_by):
-        cells = "".join(_static_cell(trace, cell) for cell in canvas)
+        cells = "".join(
+            ("<br>" if i and cell.position in starts else "") + _static_cell(trace, cell)
+            for i, cell in enumerate(canvas)
+        )
         parts.append(f'<div style="max-width:960px;line-height:26px;margin:4px 0">{cells}</div>')
     text = readable(
         "".join(trace.text(token) for token in trace.ids if token not in trace.eos_ids())

@@ -1,10 +1,10 @@
-// The strip over the slider: three tracks with a value a pass, on the slider's own axis; dragging it scrubs.
+// The strip under the grid: three thin tracks with a value a pass; dragging it scrubs.
 
 import { node, write } from "../frontend/dom.js";
 import { nats, percent } from "../frontend/text.js";
 import { probability } from "./rows.js";
 
-const TRACK = 24; // px, height of one track
+const TRACK = 14; // px, height of one track
 const NAMES = { diffusion: ["entropy", "accepted", "temperature"], autoregressive: ["entropy", "confidence", "seconds"] };
 
 /** SVG path of steps over equally wide columns; values 0 … 1 go up from `bottom` by `height`. */
@@ -29,8 +29,7 @@ export class Strip {
       this.cursor, ...this.paths, this.seams);
     this.node = node("div", { class: "dg-strip" },
       node("div", { class: "dg-names" }, ...this.tracks.map((track) => track.label)), this.chart,
-      node("div", { class: "dg-names dg-values" }, ...this.tracks.map((track) => track.value)),
-      node("span", { class: "dg-name" }, "step"), view.player.range, view.player.count);
+      node("div", { class: "dg-names dg-values" }, ...this.tracks.map((track) => track.value)));
     this.listen();
   }
 
@@ -63,11 +62,11 @@ export class Strip {
     tracks.forEach((values, t) => {
       const highest = t === 1 ? 1 : Math.max(...values, 1e-9);
       const path = t === 2 ? linePath : barPath;
-      this.paths[t].setAttribute("d", path(values.map((v) => v / highest), (t + 1) * TRACK - 2, TRACK - 5));
+      this.paths[t].setAttribute("d", path(values.map((v) => v / highest), (t + 1) * TRACK - 1, TRACK - 3));
       write(this.tracks[t].label, names[t]);
     });
     this.seams.setAttribute("d", groups.slice(1).map(({ first }) => `M${first} 0V${3 * TRACK}`).join(""));
-    this.chart.setAttribute("aria-label", `${names.join(", ")} of each pass; the slider below moves through them`);
+    this.chart.setAttribute("aria-label", `${names.join(", ")} of each pass; dragging moves through them`);
   }
 
   /** The cursor and the values of the step in view. */

@@ -173,11 +173,10 @@ def self_conditioning(trace: Trace, step: int, *, most: int = 40) -> Figure:
     return figure
 
 
-def attention(trace: Trace, step: int, position: int | None = None) -> Figure:
-    """Where one canvas position looks at a step: layer by layer (mean over heads), over the prefix and the canvas.
-
-    position: an observed place on the canvas, the first of them if None.
-    """
+def observed_attention(
+    trace: Trace, step: int, position: int | None
+) -> tuple[int, int, NDArray[np.float32]]:
+    """The row of a step, the observed place, its attention (layers, P + C), mean over heads. DgemmaError: unseen."""
     row = _row(trace, step)
     observed = [int(at) for at in trace.metadata.get("attention_positions", ())]
     if trace.attention is None or not observed:
@@ -191,8 +190,17 @@ def attention(trace: Trace, step: int, position: int | None = None) -> Figure:
         raise DgemmaError(
             f"step {step} was not observed: record the whole run with Observe(attention_positions=…)"
         )
-    weights = trace.attention[row][:, observed.index(place)].mean(1)  # (layers, P + C)
-    texts, prefix = _seen(trace, row, weights.shape[1])
+    weights: NDArray[np.float32] = trace.attention[row][:, observed.index(place)].mean(1)
+    return row, place, weights
+
+
+def attention(trace: Trace, step: int, position: int | None = None) -> Figure:
+    """Where one canvas position looks at a step: layer by layer (mean over heads), over the prefix and the canvas.
+
+    position: an observed place on the canvas, the first of them if None.
+    """
+    row, place, weights = observed_attention(trace, step, position)
+    texts, prefix = seen(trace, row, weights.shape[1])
     layers, count = weights.shape
     figure = theme.panels(2, 1, shared_xaxes=True, vertical_spacing=0.04, row_heights=[0.3, 0.7])
     columns = np.arange(count)
@@ -254,7 +262,7 @@ def attention(trace: Trace, step: int, position: int | None = None) -> Figure:
     return figure
 
 
-def _seen(trace: Trace, row: int, count: int) -> tuple[list[str], int]:
+def seen(trace: Trace, row: int, count: int) -> tuple[list[str], int]:
     """The texts of what a pass can see, prefix then canvas, and the length of the prefix."""
     canvas = int(trace.canvas[row])
     cut = slice(int(trace.offsets[row]), int(trace.offsets[row + 1]))

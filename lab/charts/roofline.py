@@ -28,6 +28,7 @@ from dgemma_core.config import TextConfig
 from dgemma_core.diffusion import denoise_canvases
 from dgemma_core.errors import RequestError
 from dgemma_core.events import Event, StepEvent, TokenEvent
+from dgemma_core.facts.machine import BUSY, Watch
 from dgemma_core.files.checkpoint import Loaded
 from dgemma_core.files.quantised import held_sizes
 from dgemma_core.generation import Prompt, prompt_ids
@@ -63,6 +64,9 @@ class StepCost:
     seconds: float
     flops: float
     bytes: float
+    times: tuple[
+        float, ...
+    ] = ()  # of each round in which the two kinds took turns; `seconds` is their median
 
     @property
     def rate(self) -> float:
@@ -87,6 +91,7 @@ class Machine:
     prefix: int  # tokens of the prompt
     token_steps: tuple[StepCost, ...]
     canvas_steps: tuple[StepCost, ...]
+    others: float = 0.0  # share of the cores that other programs used meanwhile
 
     def break_even(self) -> tuple[float, ...]:
         """A denoising step in autoregressive steps, batch size by batch size: the tokens it must keep to pay."""
@@ -95,45 +100,54 @@ class Machine:
             for canvas, token in zip(self.canvas_steps, self.token_steps, strict=True)
         )
 
+    def break_even_range(self) -> tuple[tuple[float, float], ...]:
+        """Least and greatest break-even of the rounds, batch size by batch size."""
+        found = []
+        for canvas, token, middle in zip(
+            self.canvas_steps, self.token_steps, self.break_even(), strict=True
+        ):
+            ratios = [c / t for c, t in zip(canvas.times, token.times, strict=True)] or [middle]
+            found.append((min(*ratios, middle), max(*ratios, middle)))
+        return tuple(found)
+
+    def warning(self) -> str:
+        """What to say where other programs were in the way; "" where none was."""
+        if self.others <= BUSY:
+            return ""
+        return f"other programs used {self.others:.0%} of the machine: measure again when it is at rest"
+
 
 def measure(
     loaded: Loaded,
     prompt: Prompt = "Sort ascending:\n3,1,2",
     *,
     batches: Sequence[int] = (1, 2, 4, 8, 16, 32),
-    passes: int = 8,
+    passes: int = 4,
+    rounds: int = 5,
     raw: bool = False,
 ) -> Machine:
-    """Times this machine and this model. `passes` of each kind are timed at each batch size, after two to warm up.
+    """Times this machine and this model: at each batch size the two kinds of step take turns, `rounds` times.
 
-    Takes about passes · sum(batches) denoising steps of one row.
+    A round times `passes` of each kind after two to warm up, and takes their median. All takes about
+    rounds · (passes + 2) · sum(batches) denoising steps of one row.
     """
-    if not batches or min(batches) < 1 or passes < 2:
-        raise RequestError("measure needs batch sizes of at least 1 and at least 2 passes")
+    if not batches or min(batches) < 1 or passes < 2 or rounds < 1:
+        raise RequestError(
+            "measure needs batch sizes of at least 1, at least 2 passes and at least 1 round"
+        )
     model, config = loaded.model, loaded.model.config
     ids = prompt_ids(loaded, prompt, raw=raw)
     touched = _experts_touched(loaded, ids)
     token_steps, canvas_steps = [], []
+    watch = Watch()
     for batch in batches:
-        requests = [
-            Request(ids, seed=seed, max_new_tokens=passes + 3, id=seed) for seed in range(batch)
-        ]
-        seconds = _pass_seconds(
-            decode_tokens(model, requests, batch_size=batch, eos=(), temperature=1.0),
-            TokenEvent,
-            batch,
-            passes,
-        )
-        token_steps.append(_cost(loaded, batch, 1, len(ids), seconds, _spread(config.text, batch)))
-        never = StopRule(
-            stability=1, confidence=1e-300
-        )  # every pass is made, the test of the rule included
-        seconds = _pass_seconds(
-            denoise_canvases(model, requests, batch_size=batch, steps=passes + 3, stop_rule=never, eos=()),
-            StepEvent, batch, passes,
-        )  # fmt: skip
-        experts = min(float(config.text.num_experts), max(touched, _spread(config.text, batch)))
-        canvas_steps.append(_cost(loaded, batch, config.canvas_length, len(ids), seconds, experts))
+        times = [_round(model, ids, batch, passes) for _ in range(rounds)]
+        tokens, canvases = zip(*times, strict=True)
+        spread = _spread(config.text, batch)
+        token_steps.append(_cost(loaded, batch, 1, len(ids), tokens, spread))
+        experts = min(float(config.text.num_experts), max(touched, spread))
+        canvas_steps.append(_cost(loaded, batch, config.canvas_length, len(ids), canvases, experts))
+    others = watch.others()
     return Machine(
         name=_machine_name(model.device),
         model=loaded.name,
@@ -143,6 +157,26 @@ def measure(
         prefix=len(ids),
         token_steps=tuple(token_steps),
         canvas_steps=tuple(canvas_steps),
+        others=others,
+    )
+
+
+def _round(
+    model: DiffusionGemma, ids: Sequence[int], batch: int, passes: int
+) -> tuple[float, float]:
+    """Seconds of an autoregressive and of a denoising step of a batch, one measured right after the other."""
+    requests = [
+        Request(ids, seed=seed, max_new_tokens=passes + 3, id=seed) for seed in range(batch)
+    ]
+    tokens = decode_tokens(model, requests, batch_size=batch, eos=(), temperature=1.0)
+    # Every pass is made, the test of the stop rule included.
+    never = StopRule(stability=1, confidence=1e-300)
+    canvases = denoise_canvases(
+        model, requests, batch_size=batch, steps=passes + 3, stop_rule=never, eos=()
+    )
+    return (
+        _pass_seconds(tokens, TokenEvent, batch, passes),
+        _pass_seconds(canvases, StepEvent, batch, passes),
     )
 
 
@@ -191,7 +225,7 @@ def _spread(text: TextConfig, tokens: int) -> float:
 
 
 def _cost(
-    loaded: Loaded, batch: int, length: int, prefix: int, seconds: float, experts: float
+    loaded: Loaded, batch: int, length: int, prefix: int, times: Sequence[float], experts: float
 ) -> StepCost:
     """Arithmetic and bytes of one step over `batch` rows of `length` new tokens each.
 
@@ -216,7 +250,8 @@ def _cost(
     return StepCost(
         batch=batch,
         tokens=tokens,
-        seconds=seconds,
+        seconds=statistics.median(times),
+        times=tuple(times),
         flops=2.0 * tokens * (matrices + scores),
         bytes=_sum(always, 1)
         + _sum(vocabulary, 1)
@@ -305,7 +340,8 @@ def roofline(machine: Machine) -> Figure:
         title=theme.titled(
             f"Roofline of {machine.name}",
             f"{machine.model}, {machine.dtype}: {_si(machine.bandwidth)}B/s, {_si(machine.matrix_rate)}FLOP/s, "
-            f"prompt of {machine.prefix} tokens",
+            f"prompt of {machine.prefix} tokens"
+            + (f"<br>{machine.warning()}" if machine.warning() else ""),
         ),
         xaxis={"type": "log", "title": "arithmetic intensity, FLOP a byte", "dtick": 1},
         yaxis={"type": "log", "title": "FLOP/s", "exponentformat": "SI", "dtick": 1},
@@ -333,6 +369,16 @@ def _explained(figure: Figure, *, entries: int) -> Figure:
     return figure
 
 
+def _paying(batches: Sequence[int], ranges: Sequence[tuple[float, float]], kept: float) -> str:
+    """At which batch sizes diffusion pays in every round, and at which some rounds say so and others not."""
+    paying = [str(at) for at, (_, high) in zip(batches, ranges, strict=True) if kept > high]
+    unclear = [
+        str(at) for at, (low, high) in zip(batches, ranges, strict=True) if low < kept <= high
+    ]
+    words = f"diffusion pays at batch {', '.join(paying)}" if paying else "diffusion does not pay"
+    return words + (f", unclear at batch {', '.join(unclear)}" if unclear else "")
+
+
 def break_even(
     machine: Machine,
     *,
@@ -345,17 +391,23 @@ def break_even(
     diffusion pays where it runs above the break-even. published: others' figures beside it, None to leave them out.
     """
     batches = [step.batch for step in machine.canvas_steps]
-    needed = machine.break_even()
+    needed, ranges = machine.break_even(), machine.break_even_range()
+    lows, highs = zip(*ranges, strict=True)
     figure = Figure()
     pairs = zip(machine.canvas_steps, machine.token_steps, strict=True)
     figure.add_scatter(
-        x=batches, y=needed, mode="lines+markers", name="break-even, measured here",
+        x=batches, y=needed, mode="lines+markers", name="break-even, measured here: median and range of the rounds",
         line={"color": theme.BLUE, "width": 3}, marker={"size": 8},
+        error_y={
+            "symmetric": False, "thickness": 2, "width": 5, "color": theme.BLUE,
+            "array": [high - middle for high, middle in zip(highs, needed, strict=True)],
+            "arrayminus": [middle - low for low, middle in zip(lows, needed, strict=True)],
+        },
         customdata=[[1000 * canvas.seconds, 1000 * token.seconds] for canvas, token in pairs],
         hovertemplate="batch %{x}: %{y:.1f} tokens a forward<br>%{customdata[0]:.2f} ms a denoising step, "
         "%{customdata[1]:.2f} ms an autoregressive step<extra></extra>",
     )  # fmt: skip
-    ceiling, shown = [*needed], batches
+    ceiling, shown = [*highs], batches
     verdict = f"{machine.name}, {machine.model}"
     if tokens_per_forward is not None:
         figure.add_hline(
@@ -363,14 +415,9 @@ def break_even(
             name=f"kept here: {tokens_per_forward:.1f} tokens a forward", showlegend=True,
         )  # fmt: skip
         ceiling.append(tokens_per_forward)
-        paying = [
-            str(at) for at, least in zip(batches, needed, strict=True) if tokens_per_forward > least
-        ]
-        verdict += (
-            f": diffusion pays at batch {', '.join(paying)}"
-            if paying
-            else ": diffusion does not pay"
-        )
+        verdict += f": {_paying(batches, ranges, tokens_per_forward)}"
+    if machine.warning():
+        verdict += f"<br>{machine.warning()}"
     if published is not None:
         figure.add_scatter(
             x=[1], y=[published.steps_ratio], mode="markers",
@@ -400,7 +447,7 @@ def break_even(
         yaxis={
             "type": "log", "title": "tokens kept a forward",
             "tickvals": ticks, "ticktext": [str(tick) for tick in ticks],
-            "range": np.log10([min(0.8, min(needed) * 0.8), max(ceiling) * 1.6]).tolist(),
+            "range": np.log10([min(0.8, min(lows) * 0.8), max(ceiling) * 1.6]).tolist(),
         },
     )  # fmt: skip
     return _explained(

@@ -2,9 +2,11 @@
 //
 // A field is {name, kind, label} with kind text, area, int, float, choice, flag, list or button, and where it fits
 // help, options ([{value, label, note, indent}]), when ({field: [values]} under which it shows), main (the button that
-// Enter presses). Native elements do the work.
+// Enter presses), light and mark (of a button: small, and the tick or cross behind it), press (of a choice: choosing is
+// pressing), advanced (it stands in a fold). Native elements do the work.
 
 import { node, write } from "../frontend/dom.js";
+import { icon } from "../frontend/icons.js";
 import { GONE, Kernel } from "../frontend/kernel.js";
 
 /** Whether a field shows under these values. */
@@ -50,7 +52,12 @@ class Controls {
     const focused = document.activeElement;
     const held = [...this.controls].find(([, { outer }]) => outer.contains(focused))?.[0];
     this.controls = new Map();
-    this.fields.replaceChildren(...this.model.get("fields").map((field) => this.field(field)));
+    const fields = this.model.get("fields");
+    const folded = fields.filter((field) => field.advanced).map((field) => this.field(field));
+    const open = fields.filter((field) => !field.advanced).map((field) => this.field(field));
+    const wasOpen = this.fold?.open;
+    this.fold = folded.length ? node("details", { class: "dgf-fold", open: Boolean(wasOpen) }, node("summary", {}, "more settings"), node("div", { class: "dgf-fields" }, ...folded)) : null;
+    this.fields.replaceChildren(...open, ...(this.fold ? [this.fold] : []));
     this.draw();
     const again = this.controls.get(held)?.control;
     (again?.querySelector("input:checked") ?? again)?.focus();
@@ -62,13 +69,19 @@ class Controls {
     let control;
     let outer;
     if (kind === "button") {
-      control = node("button", { type: "button", title: help, class: field.main ? "dgf-main" : null, click: () => this.press(name) }, label);
+      control = node("button", { type: "button", title: help, class: field.main ? "dgf-main" : field.light ? "dgf-light" : null, click: () => this.press(name) }, label);
+      if (typeof field.mark === "boolean") {
+        control.append(icon(field.mark ? "tick" : "cross"));
+        control.setAttribute("aria-label", `${label}, ${field.mark ? "accepted" : "rejected"} by its verifier`);
+        control.classList.add(field.mark ? "dgf-right" : "dgf-wrong");
+      }
       outer = control;
     } else if (kind === "list") {
       control = node("fieldset", { class: "dgf-list" }, node("legend", {}, label), ...field.options.map((option) => this.option(name, option)));
       outer = control;
     } else if (kind === "choice") {
-      control = node("select", { change }, ...field.options.map((option) => node("option", { value: option.value }, option.label)));
+      const chosen = () => (change(), field.press && this.press(name));
+      control = node("select", { change: chosen, "aria-label": field.aria ?? null }, ...field.options.map((option) => node("option", { value: option.value }, option.label)));
       outer = node("label", { class: "dgf-field", title: help }, label, control);
     } else if (kind === "flag") {
       control = node("input", { type: "checkbox", change });
@@ -81,7 +94,7 @@ class Controls {
       const type = kind === "text" ? "text" : "number";
       const step = kind === "int" ? 1 : "any";
       control = node("input", { type, step: type === "number" ? step : null, placeholder: field.placeholder ?? null, change, keydown: (event) => this.enter(event, change) });
-      outer = node("label", { class: "dgf-field", title: help }, label, control);
+      outer = node("label", { class: field.inline ? "dgf-field dgf-inline" : "dgf-field", title: help }, label, control);
     }
     this.controls.set(name, { field, control, outer });
     return outer;

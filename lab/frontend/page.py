@@ -19,11 +19,12 @@ def write_page(
     *,
     title: str,
     sheets: Sequence[str],
+    intro: str = "",
 ) -> Path:
     """A page of the widget `script` (a path from lab/) over `state` (json values). It needs no network.
 
     The widget shows its title itself; the page has it as its name, and as a heading for those who listen. The page's
-    script can reach the widget's model by the script's name.
+    script can reach the widget's model by the script's name. intro: a paragraph under the widget.
     """
     name = Path(script).stem
     data = json.dumps(state, ensure_ascii=False).replace("<", "\\u003c")
@@ -37,6 +38,7 @@ def write_page(
 <title>{title}</title>
 <style>
 body {{ margin: 16px auto; max-width: 1180px; padding: 0 12px; background: Canvas; color: CanvasText; }}
+.intro {{ font: 15px/1.5 system-ui, sans-serif; max-width: 44em; margin: 16px 4px; }}
 h1 {{ position: absolute; width: 1px; height: 1px; margin: 0; overflow: hidden; clip-path: inset(50%); }}
 {style(*sheets)}</style>
 </head>
@@ -44,6 +46,7 @@ h1 {{ position: absolute; width: 1px; height: 1px; margin: 0; overflow: hidden; 
 <main>
 <h1>{title}</h1>
 <div id="{name}"></div>
+{f'<p class="intro">{html.escape(intro)}</p>' if intro else ""}
 </main>
 <script type="application/json" id="state">{data}</script>
 <script type="module">

@@ -36,8 +36,8 @@ function visibleCharacter(character) {
   if (character === " ") return "·";
   if (character === "\n") return "⏎";
   if (character === "\t") return "⇥";
-  if (code < 0x20) return String.fromCodePoint(0x2400 + code);
-  if (code === 0x7f) return "␡";
+  if (code < 0x20) return `⟨${code.toString(16).toUpperCase().padStart(2, "0")}⟩`; // few fonts have the pictures of controls
+  if (code === 0x7f) return "⟨7F⟩";
   if (/[\p{C}\p{Z}]/u.test(character)) return `⟨${code.toString(16).toUpperCase().padStart(4, "0")}⟩`;
   return character;
 }

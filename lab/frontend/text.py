@@ -34,11 +34,11 @@ def readable(text: str) -> str:
 
 
 def _visible_character(character: str) -> str:
-    named = {" ": "·", "\n": "⏎", "\t": "⇥", "\x7f": "␡"}
+    named = {" ": "·", "\n": "⏎", "\t": "⇥", "\x7f": "⟨7F⟩"}
     if character in named:
         return named[character]
     if ord(character) < 32:
-        return chr(0x2400 + ord(character))
+        return f"⟨{ord(character):02X}⟩"  # few fonts have the pictures of controls
     if unicodedata.category(character)[0] in "CZ":
         return f"⟨{ord(character):04X}⟩"
     return character

@@ -15,24 +15,28 @@ from typing import Any, get_args, get_type_hints
 
 from dgemma_core.errors import DgemmaError, RequestError
 from dgemma_core.files.trace import Trace
+from dgemma_core.nano.problems import Known, known
 from dgemma_core.samplers import SAMPLERS, StopRule, sampler_from
-from dgemma_lab.canvas.canvas import Canvas
-from dgemma_lab.canvas.compare import difference, linked
+from dgemma_lab.canvas.canvas import REPLAYED, Canvas
+from dgemma_lab.canvas.compare import difference
 from dgemma_lab.form.boxes import Columns, Stack
 from dgemma_lab.form.form import Field, Form, button
+from dgemma_lab.playground.transport import Transport
 from dgemma_lab.session.run import Run
 from dgemma_lab.session.session import Session
 
-CAUSAL = "autoregressive"
+CAUSAL, DRAFTED = "autoregressive", "speculative"
 LETTERS = "ABC"
 
 
 def controls() -> tuple[list[Field], dict[str, Any]]:
     """The fields of one way to decode, and their defaults: a rule, and under each rule its own settings.
 
-    Names are `rule`, `<rule>.<setting>`, `steps`, `stop`, `stop.<setting>` and `autoregressive.temperature`.
+    Names are `rule`, `<rule>.<setting>`, `steps`, `stop`, `stop.<setting>`, and of the other modes
+    `autoregressive.temperature`, `speculative.temperature`, `speculative.draft_positions` and
+    `speculative.draft_steps`. All but `rule` and `steps` are folded away at first.
     """
-    rules = [*SAMPLERS, CAUSAL]
+    rules = [*SAMPLERS, CAUSAL, DRAFTED]
     made: list[Field] = [
         {"name": "rule", "kind": "choice", "label": "rule",
          "options": [{"value": rule, "label": rule.replace("_", " ")} for rule in rules]}
@@ -43,19 +47,24 @@ def controls() -> tuple[list[Field], dict[str, Any]]:
         _settings(made, values, kind, rule, {"rule": [rule]})
     made.append({"name": "steps", "kind": "int", "label": "steps", "when": denoising,
                  "help": "The most passes that a canvas may take."})  # fmt: skip
-    made.append({"name": "stop", "kind": "flag", "label": "stop early", "when": denoising,
+    made.append({"name": "stop", "kind": "flag", "advanced": True, "label": "stop early", "when": denoising,
                  "help": "End a canvas when its argmax rests and its mean entropy is low."})  # fmt: skip
     values.update(steps=48, stop=True)
     _settings(made, values, StopRule, "stop", {**denoising, "stop": [True]})
-    made.append(
-        {
-            "name": f"{CAUSAL}.temperature",
-            "kind": "float",
-            "label": "temperature",
-            "when": {"rule": [CAUSAL]},
-        }
-    )
-    values[f"{CAUSAL}.temperature"] = 0.0
+    for mode in (CAUSAL, DRAFTED):
+        name = f"{mode}.temperature"
+        made.append({"name": name, "kind": "float", "label": "temperature", "advanced": True,
+                     "when": {"rule": [mode]}})  # fmt: skip
+        values[name] = 0.0
+    for setting, words in (
+        ("draft_positions", "Positions that each round drafts; empty: as many as pay."),
+        ("draft_steps", "Denoising steps of a draft."),
+    ):
+        name = f"{DRAFTED}.{setting}"
+        made.append({"name": name, "kind": "int", "label": setting.replace("_", " "), "help": words,
+                     "placeholder": "adaptive" if setting == "draft_positions" else None,
+                     "advanced": True, "when": {"rule": [DRAFTED]}})  # fmt: skip
+        values[name] = None if setting == "draft_positions" else 1
     return made, values
 
 
@@ -74,6 +83,7 @@ def _settings(
                 "label": item.name.replace("_", " "),
                 "when": dict(when),
                 "placeholder": "none" if optional else None,
+                "advanced": True,
             }
         )
         values[f"{group}.{item.name}"] = None if item.default is MISSING else item.default
@@ -84,6 +94,8 @@ def options_from(values: Mapping[str, Any]) -> dict[str, Any]:
     rule = values["rule"]
     if rule == CAUSAL:
         return {"mode": CAUSAL, "temperature": _needed(values, f"{CAUSAL}.temperature")}
+    if rule == DRAFTED:
+        return {"mode": DRAFTED, **_group(values, DRAFTED)}
     stop = StopRule(**_group(values, "stop")) if values["stop"] else None
     return {
         "sampler": sampler_from(rule, **_group(values, rule)),
@@ -107,6 +119,21 @@ def _needed(values: Mapping[str, Any], name: str) -> Any:
     return values[name]
 
 
+DEFAULT: Sequence[Mapping[str, Any]] = (
+    {"steps": 8}, {"rule": "block_refinement", "steps": 8}, {"rule": DRAFTED},
+)  # fmt: skip
+
+
+def default_prompt(session: Session) -> str:
+    """An unseen problem on which the rules differ, of what the model was trained for; "" where it does not say."""
+    folder = session.loaded.folder
+    found = Known() if folder is None else known(folder)
+    for name in ("story", "word_sorting", *found.labels()):
+        if name in found.labels():
+            return found.problem(name, 1).prompt
+    return ""
+
+
 class Column:
     """One way to decode: its controls, its canvas, and its last run."""
 
@@ -119,7 +146,7 @@ class Column:
                 f"the playground has no control {unknown[0]!r}: it has {', '.join(defaults)}"
             )
         self.form = Form(made, {**defaults, **(values or {})})
-        self.canvas = Canvas(title=letter)
+        self.canvas = Canvas(title=letter, transport=False)
         self.run: Run | None = None
 
 
@@ -127,15 +154,16 @@ class Playground(Stack):
     """Two or three columns of controls and canvases under one prompt and one seed.
 
     columns: what each starts with, as values of `controls`, e.g. [{}, {"rule": "block_refinement", "steps": 16}].
-    `run()` is what the button does; `traces` are the last run of each column that has one.
+    prompt: None takes an unseen problem. `run()` is what the button does; `traces` are the last run of each column that
+    has one.
     """
 
     def __init__(
         self,
         session: Session,
-        prompt: str = "",
+        prompt: str | None = None,
         *,
-        columns: Sequence[Mapping[str, Any]] = ({}, {"rule": "block_refinement"}),
+        columns: Sequence[Mapping[str, Any]] = DEFAULT,
         seed: int = 0,
         max_new_tokens: int | None = None,
     ) -> None:
@@ -157,13 +185,17 @@ class Playground(Stack):
                 },
                 button("run", "Run all", main=True),
                 button("stop"),
-                {"name": "seed", "kind": "int", "label": "seed"},
-                {"name": "limit", "kind": "int", "label": "most new tokens"},
+                {"name": "seed", "kind": "int", "label": "seed", "inline": True},
+                {"name": "limit", "kind": "int", "label": "most new tokens", "inline": True},
             ],
-            {"prompt": prompt, "seed": seed, "limit": limit},
+            {
+                "prompt": default_prompt(session) if prompt is None else prompt,
+                "seed": seed,
+                "limit": limit,
+            },
         )
         self.form.disabled = ["stop"]
-        self._links: list[Any] = []
+        self.transport = Transport()
         self._turn = 0
         self._idle = threading.Event()
         self._idle.set()
@@ -173,6 +205,7 @@ class Playground(Stack):
             column.form.on_press(lambda _: self.run())  # Enter in one of its fields
         rows = (
             Columns(children=[column.form for column in self.columns]),
+            self.transport,
             Columns(children=[column.canvas for column in self.columns]),
         )
         super().__init__(children=(self.form, *rows))
@@ -190,9 +223,7 @@ class Playground(Stack):
                 return
             options |= {"seed": said["seed"] or 0, "max_new_tokens": said["limit"]}
             waiting.append((column, options))
-        for link in self._links:
-            link.unlink()
-        self._links = []
+        self.transport.untie()
         self._turn += 1
         self._waiting = waiting
         self._idle.clear()
@@ -221,9 +252,9 @@ class Playground(Stack):
     def _next(self, turn: int) -> None:
         """Starts the next column; ties the scrubbers together once all are over."""
         if not self._waiting:
-            for column in self.columns:
-                column.canvas.step = -1  # each at its own end, however many passes it took
-            self._links = linked(*(column.canvas for column in self.columns))
+            self._compare()
+            longest = max((trace.total_seconds for trace in self.traces.values()), default=0.0)
+            self.transport.tie([c.canvas for c in self.columns], play=longest < REPLAYED)
             self._rest("; ".join(self._comparisons()))
             return
         column, options = self._waiting.pop(0)
@@ -250,6 +281,13 @@ class Playground(Stack):
         self.form.say(message, alert=alert)
         self.refresh_still()
         self._idle.set()
+
+    def _compare(self) -> None:
+        """Marks in the columns behind A what is not as in A."""
+        traces = self.traces
+        for column in self.columns[1:]:
+            if "A" in traces and column.letter in traces:
+                column.canvas.compare(traces["A"], "A")
 
     def _comparisons(self) -> list[str]:
         traces = self.traces

@@ -81,23 +81,38 @@ export function steps(lane) {
   return { kept, live: [[0, 0], ...live, [lane.total, lane.kept.length]] };
 }
 
-/** Who was first, in words. */
+/**
+ * Who was first, in words: over the rounds in which the lanes took turns, with the range of their ratios. Where the
+ * order changes from round to round nobody is.
+ */
 export function verdict(lanes) {
   if (lanes.length < 2) return "";
   const [first, second] = [...lanes].sort((a, b) => a.total - b.total);
   const each = [first, second].map(({ name, kept, passes }) => `${name}: ${kept.length} tokens in ${passes} passes`).join(", ");
-  return `${first.name} is first, ${(second.total / first.total).toFixed(1)} times as fast as ${second.name} (${each}).`;
+  const rounds = Math.min(first.times.length, second.times.length);
+  const ratios = first.times.slice(0, rounds).map((seconds, i) => second.times[i] / seconds).sort((a, b) => a - b);
+  const won = ratios.filter((ratio) => ratio > 1).length;
+  const [low, high] = [ratios[0], ratios.at(-1)].map((ratio) => ratio.toFixed(1));
+  if (rounds < 2) return `${first.name} was first in the only run, ${(second.total / first.total).toFixed(1)} times as fast as ${second.name} (${each}).`;
+  if (won < rounds) return `No clear winner: ${first.name} was first in ${won} of ${rounds} rounds, ${low} to ${high} times as fast as ${second.name} (${each}).`;
+  return `${first.name} is first in all ${rounds} rounds, ${(second.total / first.total).toFixed(1)} times as fast as ${second.name} (${low} to ${high}; ${each}).`;
 }
 
 function stairs(points, x, y) {
   return points.map(([at, value], i) => (i ? `H${x(at).toFixed(1)}V${y(value).toFixed(1)}` : `M${x(at).toFixed(1)} ${y(value).toFixed(1)}`)).join("");
 }
 
+/** A bracket over the range of several times, at a height. */
+function spread(places, y) {
+  const [low, high] = [Math.min(...places), Math.max(...places)].map((x) => x.toFixed(1));
+  return places.length > 1 ? `M${low} ${y - 3}V${y + 3}M${low} ${y}H${high}M${high} ${y - 3}V${y + 3}` : "M0 0";
+}
+
 class Track {
   constructor(model, el) {
     this.model = model;
     this.reduced = matchMedia("(prefers-reduced-motion: reduce)");
-    this.heard = { lanes: () => this.load(), seconds: () => this.draw() };
+    this.heard = { lanes: () => this.load(), seconds: () => this.draw(), note: () => this.draw() };
     this.build(el);
     for (const [name, react] of Object.entries(this.heard)) model.on(`change:${name}`, react);
     this.resized = new ResizeObserver(() => this.chart());
@@ -141,7 +156,7 @@ class Track {
 
   load() {
     this.runs = this.model.get("lanes").map(unpack);
-    this.end = Math.max(...this.runs.map((run) => run.total), 1e-9);
+    this.end = Math.max(...this.runs.flatMap((run) => [run.total, ...run.times]), 1e-9);
     this.most = Math.max(...this.runs.map((run) => run.kept.length), 1);
     this.select.value = String(pace(this.end));
     write(this.title, this.model.get("title"));
@@ -217,7 +232,7 @@ class Track {
         write(text.children[j], readable(piece.text));
       });
     });
-    write(this.verdict, seconds >= this.end && !this.playing ? verdict(this.runs) : "");
+    write(this.verdict, seconds >= this.end && !this.playing ? [verdict(this.runs), this.model.get("note")].filter(Boolean).join(" ") : "");
     this.cursor?.setAttribute("transform", `translate(${this.x(seconds).toFixed(1)} 0)`);
     for (const clip of this.clips ?? []) clip.setAttribute("width", Math.max(0, this.x(seconds)));
   }
@@ -254,6 +269,7 @@ class Track {
         node("svg:g", { class: "dgr-rest" }, node("svg:path", { class: "dgr-line", d: line })),
         node("svg:g", { "clip-path": `url(#${id})` }, ...(run.free ? [] : [node("svg:path", { class: "dgr-live", d: area })]), node("svg:path", { class: "dgr-line", d: line })),
         node("svg:path", { class: "dgr-flag", d: `M${endX} ${bottom}V${endY - 6}` }),
+        node("svg:path", { class: "dgr-spread", d: spread(run.times.map(this.x), bottom - 4 - 6 * i) }),
         node("svg:text", { class: "dgr-end", x: endX + (left ? -5 : 5), y: heights[i], "text-anchor": left ? "end" : "start" }, text));
     });
     this.cursor = node("svg:path", { class: "dgr-now", d: `M0 ${EDGE.top - 6}V${bottom}` });

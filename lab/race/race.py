@@ -6,25 +6,31 @@
 A lane shows what was written when: tokens are *kept* once their canvas is committed (elsewhere one by one);
 what is accepted on a canvas under way is shaded in the chart, the rest of the draft dotted in the text. Passes count
 as in a trace: prefill, denoising steps and commits, or prefill and tokens, or prefill, drafts and verifications.
+
+Times are measured more than once, the modes in turn, so that a verdict does not hang on one moment of the machine. A
+lane replays the run of median time; `metadata["measured"]` of its trace holds all times, and what else ran meanwhile.
 """
 
 from __future__ import annotations
 
 import html
 import os
+import time
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import anywidget
 import numpy as np
+import torch
 import traitlets
 from numpy.typing import NDArray
 
 from dgemma_core.errors import DgemmaError, RequestError
 from dgemma_core.events import Mode
+from dgemma_core.facts.machine import BUSY, Watch
 from dgemma_core.files.checkpoint import Loaded
 from dgemma_core.files.trace import Trace
 from dgemma_core.generation import Prompt
@@ -36,6 +42,7 @@ from dgemma_lab.frontend.text import readable, visible
 from dgemma_lab.session.plan import record
 
 HIDDEN, DRAFT, STANDING = range(3)
+LONG = 20.0  # seconds after which a race is not repeated a third time
 SHEETS = ("frontend/base.css", "form/form.css", "race/race.css")
 
 
@@ -50,6 +57,7 @@ class Race(Still, anywidget.AnyWidget):
 
     lanes = traitlets.List(traitlets.Dict()).tag(sync=True)
     seconds = traitlets.Float(-1.0).tag(sync=True)
+    note = traitlets.Unicode("").tag(sync=True)
     title = traitlets.Unicode("").tag(sync=True)
 
     def __init__(
@@ -64,11 +72,12 @@ class Race(Still, anywidget.AnyWidget):
         self.traces = named
         if title is None:
             title = str(next(iter(named.values())).metadata.get("prompt", ""))
-        super().__init__(lanes=[lane(name, trace) for name, trace in named.items()], title=title)
+        lanes = [lane(name, trace) for name, trace in named.items()]
+        super().__init__(lanes=lanes, title=title, note=_note(named.values()))
 
     def to_html(self, path: str | os.PathLike[str]) -> Path:
         """A standalone page with the same script; it works from a file with no network. Returns the path."""
-        state = {"lanes": self.lanes, "seconds": -1.0, "title": self.title}
+        state = {"lanes": self.lanes, "seconds": -1.0, "title": self.title, "note": self.note}
         return write_page(path, "race/race.js", state, title=self.title or "Race", sheets=SHEETS)
 
     def __repr__(self) -> str:
@@ -83,13 +92,18 @@ def record_race(
     prompt: Prompt,
     *,
     modes: Sequence[Mode] = ("diffusion", "autoregressive"),
+    repeats: int = 5,
     **options: Any,
 ) -> dict[str, Trace]:
     """Runs a prompt in each of `modes` and returns the traces by mode; each is warmed up first.
 
+    The modes take turns `repeats` times, twice where that takes long; of each the run of median time is returned.
+
     options as for `session.plan`; a setting of some modes alone (steps, temperature, draft) goes to those, so that the
     same limits hold for all. Raises RequestError for one that none of `modes` has.
     """
+    if repeats < 1:
+        raise RequestError(f"a race is run at least once, not {repeats} times")
     settings = {mode: {setting.name for setting in fields(kind)} for mode, kind in MODES.items()}
     homes = {
         name: [mode for mode in MODES if name in settings[mode]]
@@ -110,7 +124,36 @@ def record_race(
     }
     for given in ways.values():
         record(loaded, prompt, **{**given, "max_new_tokens": 2})
-    return {name: record(loaded, prompt, **given) for name, given in ways.items()}
+    watch, began = Watch(), time.monotonic()
+    runs: dict[str, list[Trace]] = {name: [] for name in ways}
+    for turn in range(repeats):
+        order = list(ways.items())
+        for name, given in order if turn % 2 == 0 else reversed(order):
+            runs[name].append(record(loaded, prompt, **given))
+        if turn and time.monotonic() - began > LONG:
+            break
+    others = watch.others()
+    return {name: _median(found, others) for name, found in runs.items()}
+
+
+def _median(runs: Sequence[Trace], others: float) -> Trace:
+    """The run of median time, with the times of all."""
+    seconds = [run.total_seconds for run in runs]
+    run = sorted(runs, key=lambda run: run.total_seconds)[(len(runs) - 1) // 2]
+    measured = {"seconds": seconds, "others": round(others, 3), "threads": torch.get_num_threads()}
+    return replace(run, metadata={**run.metadata, "measured": measured})
+
+
+def _note(traces: Iterable[Trace]) -> str:
+    """What is to be known about the times: threads, and whether other programs were in the way."""
+    found = [trace.metadata["measured"] for trace in traces if "measured" in trace.metadata]
+    if not found:
+        return ""
+    threads, others = found[0]["threads"], max(one["others"] for one in found)
+    note = f"Measured with {threads} thread{'s' * (threads > 1)}."
+    if others > BUSY:
+        note += f" Other programs used {others:.0%} of this machine meanwhile: measure again when it is at rest."
+    return note
 
 
 def _named(traces: Sequence[Trace]) -> dict[str, Trace]:
@@ -129,6 +172,7 @@ def lane(name: str, trace: Trace) -> dict[str, Any]:
     return {
         "name": name,
         "total": trace.total_seconds,
+        "times": trace.metadata.get("measured", {}).get("seconds", [trace.total_seconds]),
         "start": trace.prompt_seconds,
         "passes": trace.passes,
         "canvases": trace.canvases,
@@ -183,15 +227,18 @@ def still(traces: Mapping[str, Trace]) -> str:
     """The finish as HTML with inline styles only, for pages where no script runs."""
     longest = max(trace.total_seconds for trace in traces.values()) or 1.0
     rows = []
+    note = f"<div>{html.escape(_note(traces.values()))}</div>"
     for name, trace in traces.items():
         part = 100 * trace.total_seconds / longest
+        times = trace.metadata.get("measured", {}).get("seconds", [])
+        spread = f" ({min(times):.3f} to {max(times):.3f} s)" if len(times) > 1 else ""
         text = readable(
             "".join(_shown(trace.text(t)) for t in trace.ids.tolist() if t not in trace.eos_ids())
         )
         rows.append(
-            f'<div style="margin:6px 0"><b>{html.escape(name)}</b> · {trace.total_seconds:.3f} s · '
+            f'<div style="margin:6px 0"><b>{html.escape(name)}</b> · {trace.total_seconds:.3f} s{spread} · '
             f"{len(trace.ids)} tokens kept · {trace.passes} passes"
             f'<div style="width:{part:.1f}%;height:8px;background:#0072B2;border-radius:2px"></div>'
             f'<pre style="margin:4px 0;white-space:pre-wrap">{html.escape(text)}</pre></div>'
         )
-    return f'<div style="max-width:960px;font:13px sans-serif">{"".join(rows)}</div>'
+    return f'<div style="max-width:960px;font:13px sans-serif">{"".join(rows)}{note}</div>'

@@ -64,7 +64,7 @@ def describe_run(
     return {
         "model": loaded.name,
         "backend": loaded.model.backend.name,
-        "prompt": prompt if isinstance(prompt, str) else "",
+        "prompt": prompt_text(prompt),
         **settings.described(),
         "eos_token_ids": list(loaded.generation.eos_token_ids),
         "num_experts": text.num_experts,
@@ -83,6 +83,14 @@ def record(
         metadata=describe_run(loaded, settings, prompt, observe),
         decode=decoder(loaded),
     )
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """What a prompt is called: the text, or the last message of a chat."""
+    if isinstance(prompt, str):
+        return prompt
+    last = list(prompt)[-1:]
+    return str(last[0].get("content", "")) if last and isinstance(last[0], Mapping) else ""
 
 
 def decoder(loaded: Loaded) -> Callable[[int], str]:

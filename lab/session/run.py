@@ -20,7 +20,7 @@ from dgemma_core.observe import Observe
 from dgemma_core.request import DecodeState, Request
 from dgemma_lab.canvas.canvas import Canvas
 from dgemma_lab.frontend.still import static_wanted
-from dgemma_lab.session.plan import decoder, describe_run
+from dgemma_lab.session.plan import decoder, describe_run, prompt_text
 from dgemma_lab.session.states import StateCache
 
 SECONDS_BETWEEN_STATUS = 0.2
@@ -93,7 +93,7 @@ class Run:
         """The run itself, from an empty canvas to the whole trace on it."""
         self.canvas.on_stop(self.stop)
         self.canvas.begin(
-            prompt=self.prompt if isinstance(self.prompt, str) else "",
+            prompt=prompt_text(self.prompt),
             steps=getattr(self.settings, "steps", None) or 0,
             decode=decoder(self.loaded),
             eos_token_ids=self.loaded.generation.eos_token_ids,
@@ -157,6 +157,11 @@ class Run:
     def failed(self) -> bool:
         """It is over, and an error ended it: reading its trace raises that."""
         return self._over.is_set() and self._error is not None
+
+    @property
+    def written(self) -> bool:
+        """It is over, and its text has ended: it was neither stopped nor failed."""
+        return self._over.is_set() and self._error is None and self._generation is not None
 
     def on_finish(self, callback: Callable[[Run], Any]) -> None:
         """Calls `callback(run)` when it is over, stopped or failed: from the run's thread, or here if it is already."""

@@ -11,18 +11,15 @@ Nothing here decodes: a run drains the event stream of `dgemma_core` into a trac
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
-from dgemma_core.errors import DgemmaError
 from dgemma_core.files.checkpoint import Loaded
 from dgemma_core.generation import Prompt
 from dgemma_core.generation.settings import ModeSettings
 from dgemma_core.observe import Observe
 from dgemma_core.request import Request
 from dgemma_lab.canvas.canvas import Canvas
-from dgemma_lab.form.boxes import Stack
-from dgemma_lab.form.form import Form, button
+from dgemma_lab.session.asking import Asking
 from dgemma_lab.session.plan import plan
 from dgemma_lab.session.run import Run
 from dgemma_lab.session.states import MEBIBYTE, StateCache
@@ -92,54 +89,5 @@ class Session:
             self._current[box].stop()
 
     def ask(self, prompt: str = "", **options: Any) -> Asking:
-        """A box for one's own prompt with a canvas under it; `options` hold for all its runs."""
+        """A box for one's own prompt with a canvas under it, and examples; `options` hold for all its runs."""
         return Asking(self, prompt, options)
-
-
-class Asking(Stack):
-    """A prompt box over a canvas. Enter runs; a run that is still writing is replaced. `current` is the last run."""
-
-    def __init__(self, session: Session, prompt: str, options: Mapping[str, Any]) -> None:
-        self.session, self.options = session, dict(options)
-        self.current: Run | None = None
-        self.canvas = Canvas()
-        self.form = Form(
-            [
-                {
-                    "name": "prompt",
-                    "kind": "area",
-                    "label": "Prompt (Enter runs, Shift+Enter breaks the line)",
-                },
-                button("run", main=True),
-                {
-                    "name": "seed",
-                    "kind": "int",
-                    "label": "seed",
-                    "help": "The same seed writes the same text.",
-                },
-            ],
-            {"prompt": prompt, "seed": self.options.pop("seed", 0)},
-        )
-        self.form.on_press(lambda _: self.run())
-        super().__init__(children=(self.form, self.canvas))
-
-    def settle(self) -> None:
-        if self.current is not None:
-            self.current.wait()
-
-    def run(self) -> Run | None:
-        """What the button does; what is wrong with the request is said under the box."""
-        try:
-            self.current = self.session.run(
-                self.form.values["prompt"],
-                seed=self.form.values["seed"] or 0,
-                canvas=self.canvas,
-                box=self,
-                **self.options,
-            )
-        except DgemmaError as error:
-            self.form.say(str(error), alert=True)
-            return None
-        self.form.say("")
-        self.current.on_finish(lambda _: self.refresh_still())
-        return self.current

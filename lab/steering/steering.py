@@ -141,12 +141,14 @@ class Steering(Stack):
                 {"value": option["value"], "label": option["label"]} for option in options
             ]
             values.setdefault("other", "")
+            changed = chosen is not None or "other" not in self.form.values
             with self.form.hold_sync():
                 self.form.fields = [
                     {"name": "node", "kind": "list", "label": "Runs", "options": options},
                     {"name": "other", "kind": "choice", "label": "compare with", "options": others},
                 ]
-                self.form.values = values
+                if changed:  # what a reader has chosen meanwhile is not written over
+                    self.form.values = values
             self._arrange()
 
     def _under(self, node: Node) -> Iterator[Node]:
@@ -170,6 +172,11 @@ class Steering(Stack):
                 self.columns.children = below
                 self._links = linked(*(run.canvas for run in runs))
             ended = len(runs) == 2 and not any(run.running or run.failed for run in runs)
+            for run, other in ((runs[0], runs[-1]), (runs[-1], runs[0])):
+                if ended:
+                    run.canvas.compare(other.trace, "the run beside it")
+                elif not run.running:
+                    run.canvas.compare(None)
             self.form.say(difference(*(run.trace for run in runs)) if ended else "")
 
     def settle(self) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 import nbformat
 from playwright.sync_api import Browser, Error, Locator
 
-PATIENCE = 180.0
+PATIENCE = 90.0
 """Seconds that the server, a kernel or a run may take on a busy machine."""
 
 QUIET = {

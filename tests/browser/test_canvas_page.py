@@ -40,13 +40,13 @@ def make(**options: Any) -> Trace:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Canvas(make()).to_html(tmp_path_factory.mktemp("pages") / "diffusion.html")
+    return Canvas(make()).to_html(tmp_path_factory.mktemp("pages") / "diffusion.html", play=False)
 
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
     trace = Trace.record(token_events(ANSWER, top_k=5), metadata=META, decode=decode)
-    return Canvas(trace).to_html(tmp_path_factory.mktemp("pages") / "tokens.html")
+    return Canvas(trace).to_html(tmp_path_factory.mktemp("pages") / "tokens.html", play=False)
 
 
 def step(page: Page) -> int:
@@ -146,12 +146,12 @@ def test_menus_change_colour_and_text(open_page: OpenPage, exported: Path) -> No
     fills = """[...document.querySelectorAll('.dg-grid .dg-cell')].slice(0, 16)
       .map((c) => c.style.getPropertyValue('--dg-fill') + c.classList.contains('dg-blank'))"""
     seen = {str(page.evaluate(fills))}
-    for choice in ("entropy", "step settled"):
+    for choice in ("entropy", "settled"):
         page.get_by_label("colour").select_option(choice)
         seen.add(str(page.evaluate(fills)))
     assert len(seen) == 3
     draft = shown(page)
-    page.get_by_label("show").select_option("canvas with noise")
+    page.get_by_label("show").select_option("canvas")
     assert shown(page) != draft
 
 
@@ -175,7 +175,7 @@ def test_a_frame_makes_no_nodes(open_page: OpenPage, tmp_path: Path) -> None:
     answer = np.random.default_rng(0).integers(2, 60, 250).tolist()
     events = diffusion_events([*answer, EOS], canvas_length=256, steps=48, top_k=5)
     widget = Canvas(Trace.record(events, metadata=META, decode=decode))
-    page = open_page(widget.to_html(tmp_path / "big.html"))
+    page = open_page(widget.to_html(tmp_path / "big.html", play=False))
     count = page.evaluate("document.querySelectorAll('*').length")
     assert count <= 256 * 2 + 230
     page.evaluate(
@@ -505,7 +505,7 @@ def test_tokens_can_be_read_in_every_frame(open_page: OpenPage, tmp_path: Path) 
     answer = [*range(2, 30), EOS]
     events = diffusion_events(answer, top_k=3, pins=(0, 3), canvas_length=16, steps=8)
     trace = Trace.record(events, metadata=META, decode=lambda t: words[t % len(words)])
-    page = open_page(Canvas(trace).to_html(tmp_path / "legible.html"))
+    page = open_page(Canvas(trace).to_html(tmp_path / "legible.html", play=False))
     cut_off = """[...document.querySelectorAll('.dg-grid .dg-cell')].filter((cell) =>
       cell.firstChild.getBoundingClientRect().width > cell.clientWidth + 0.5).map((cell) => cell.textContent)"""
     for show in ("draft", "canvas"):

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from dgemma_core import (
     load,
     save_model,
 )
-from dgemma_core.command import cli, terminal
+from dgemma_core.command import cli, screen, terminal
 from dgemma_core.files.recording import TraceRecorder
 from dgemma_core.generation import generate
 from dgemma_core.generation.settings import MODES
@@ -633,7 +634,7 @@ def test_a_round_shows_accepted_replaced_and_rejected_by_shape_and_by_colour() -
 def test_the_status_leaves_pins_out() -> None:
     event = step([True, True, False, False, False], pinned=np.arange(5) == 0)
     line = terminal.status(event).plain
-    assert line == "canvas 1 · step 3/48 · temperature 0.75 · kept 1/5 · entropy 1.625 nats"
+    assert line == "canvas 1 · step 3/48 · temperature 0.75 · accepted 1/5 · entropy 1.625 nats"
 
 
 def test_every_shade_can_be_read() -> None:
@@ -679,8 +680,9 @@ def test_the_screen_shows_all_of_a_run_and_clears_itself(mode: str, loaded: Load
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, width=60, height=30, color_system="truecolor")
     assert loaded.tokenizer is not None
-    with terminal.Screen(console, loaded.tokenizer.token_string, DEFAULTS.eos_token_ids) as screen:
-        (generation,) = generate(loaded, PROMPT, mode=mode, listen=screen.add)
+    decode = loaded.tokenizer.token_string
+    with screen.Screen(console, decode, DEFAULTS.eos_token_ids, replay=False) as shown:
+        (generation,) = generate(loaded, PROMPT, mode=mode, listen=shown.add)
     frames = plain(file.getvalue()).split("probability 0")
     assert len(frames) > 2
     assert file.getvalue().rstrip().endswith("\x1b[2K")  # the last line is wiped
@@ -689,10 +691,67 @@ def test_the_screen_shows_all_of_a_run_and_clears_itself(mode: str, loaded: Load
         assert terminal.visible(loaded.tokenizer.token_string(token)).strip() in last
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_short_run_is_replayed_from_its_noise_at_a_pace_that_can_be_followed(
+    mode: str, loaded: Loaded
+) -> None:
+    file = io.StringIO()
+    console = Console(
+        file=file, force_terminal=True, width=160, height=30, color_system="truecolor"
+    )
+    assert loaded.tokenizer is not None
+    pauses: list[float] = []
+    with screen.Screen(
+        console, loaded.tokenizer.token_string, DEFAULTS.eos_token_ids, sleep=pauses.append
+    ) as shown:
+        (generation,) = generate(
+            loaded,
+            PROMPT,
+            mode=mode,
+            listen=lambda event: shown.add(replace(event, seconds=event.seconds / 1000)),
+        )
+        before = len(file.getvalue())
+    replayed = plain(file.getvalue()[before:])
+    assert 2 <= sum(pauses) <= 6.01 and len(set(pauses)) == 1
+    assert re.search(r"replayed \d+ times slower: it took \d+ ms", replayed)
+    # rich draws the last frame once more as it stops
+    assert replayed.count("probability 0") == len(pauses) + 1 >= 3
+    if mode == "diffusion":
+        assert len(pauses) == generation.denoising_steps + generation.canvases
+        assert "canvas 1 · noise: random tokens" in replayed
+        assert f"step 1/{DEFAULTS.max_denoising_steps}" in replayed
+
+
+def test_a_long_run_and_one_that_failed_are_not_replayed(loaded: Loaded) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=60, height=30)
+    assert loaded.tokenizer is not None
+    pauses: list[float] = []
+    decode = loaded.tokenizer.token_string
+
+    def slow(event: Any) -> None:
+        shown.add(replace(event, seconds=event.seconds + 2))
+
+    with screen.Screen(console, decode, sleep=pauses.append) as shown:
+        generate(loaded, PROMPT, listen=slow)
+    with (
+        pytest.raises(ZeroDivisionError),
+        screen.Screen(console, decode, sleep=pauses.append) as shown,
+    ):
+        generate(loaded, PROMPT, listen=shown.add)
+        1 / 0  # noqa: B018
+    assert pauses == []
+
+    def impatient(_: float) -> None:
+        raise KeyboardInterrupt
+
+    with screen.Screen(console, decode, sleep=impatient) as shown:  # Ctrl-C ends the replay alone
+        generate(loaded, PROMPT, listen=shown.add)
+
+
 def test_a_low_terminal_shows_the_end(loaded: Loaded) -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=20, height=8)
     lines = [f"line {i}" for i in range(50)]
-    shown = console.render_lines(terminal._Tail(Text("\n".join(lines)), Text("footer")))
+    shown = console.render_lines(screen._Tail(Text("\n".join(lines)), Text("footer")))
     plain = ["".join(segment.text for segment in line).strip() for line in shown]
     assert plain == [*lines[-4:], "footer"]
 
@@ -726,6 +785,7 @@ def in_a_terminal(arguments: Sequence[str]) -> Iterator[bytes]:
 def test_in_a_terminal_the_canvas_is_seen_and_the_text_stays(folder: Path, loaded: Loaded) -> None:
     command = ["generate", PROMPT, "-m", str(folder), "--seed", "2"]
     written = b"".join(in_a_terminal(command)).decode()
+    assert "times slower: it took" in plain(written)
     assert "canvas 1 · step 1/4" in plain(written)
     assert "\x1b[38;2;255;255;255;48;2;" in written
     (expected,) = generate(loaded, PROMPT, seed=2)

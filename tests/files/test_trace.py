@@ -371,7 +371,8 @@ def test_to_frame_is_tidy(trace: Trace) -> None:
     frame = trace.to_frame()
     assert len(frame) == 16 * 16
     assert not frame.duplicated(["canvas", "step", "position"]).any()
-    last = frame[(frame.canvas == 1) & (frame.step == 7) & (frame.position == 23)].iloc[0]
+    assert frame.step.min() == 1 and frame.step.max() == 8  # as the views count them
+    last = frame[(frame.canvas == 1) & (frame.step == 8) & (frame.position == 23)].iloc[0]
     assert (last.text, last.argmax_id, last.state) == ("w33", 33, "accepted")
     assert (frame[frame.pinned].state == "pinned").all() and set(frame[frame.pinned].position) == {
         2,

@@ -180,7 +180,7 @@ test("autoregression is one group that grows by a cell a pass", () => {
 test("every token's text is visible and stays in its line", () => {
   assert.equal(js.visible(" the\n"), "·the⏎");
   assert.equal(js.visible(""), "∅");
-  assert.equal(js.visible("\t\u0000\u001b\u007f"), "⇥␀␛␡");
+  assert.equal(js.visible("\t\u0000\u001b\u007f"), "⇥⟨00⟩⟨1B⟩⟨7F⟩");
   assert.equal(js.visible("\u202eevil"), "⟨202E⟩evil");
   assert.equal(js.visible("\u200b\ufeff\u00a0\u2028"), "⟨200B⟩⟨FEFF⟩⟨00A0⟩⟨2028⟩");
   assert.equal(js.visible("\u0301"), "◌\u0301");

@@ -10,6 +10,7 @@ import pytest
 from dgemma_core.errors import DgemmaError
 from dgemma_core.files.trace import Trace
 from dgemma_core.observe import Observe
+from dgemma_lab.charts.board import attention_board, lines_of
 from dgemma_lab.charts.inside import (
     attention,
     balance,
@@ -19,6 +20,7 @@ from dgemma_lab.charts.inside import (
     self_conditioning,
     touched,
 )
+from dgemma_lab.frontend.text import visible
 from tests.lab import runs
 
 
@@ -83,6 +85,33 @@ def test_attention_covers_prompt_and_canvas(trace: Trace) -> None:
     second = attention(trace, 12)
     heat = next(part for part in second.data if part.type == "heatmap")
     assert np.array(heat.z).shape == (2, prompt + 16), "the first canvas is part of the prefix now"
+
+
+def test_a_board_has_each_token_where_it_stands(trace: Trace) -> None:
+    assert lines_of(["a", "b⏎", "c", "⏎", "⏎", "d"]) == [
+        (0, 0),
+        (0, 1),
+        (1, 0),
+        (1, 1),
+        (2, 0),
+        (3, 0),
+    ]
+    assert lines_of(["x"] * 20)[-1] == (1, 3), "long lines go on in the next"
+    figure = attention_board(trace, 2, 5)
+    before, canvas = (np.array(part.z, float) for part in figure.data)
+    assert trace.attention is not None
+    mean = trace.attention[1][:, 1].mean((0, 1))
+    prompt = len(trace.prompt_ids)
+    np.testing.assert_allclose(before[~np.isnan(before)], mean[:prompt], rtol=1e-6)
+    np.testing.assert_allclose(canvas[~np.isnan(canvas)], mean[prompt:], rtol=1e-6)
+    assert len(before) > 1, "the prompt has two lines"
+    words = [note.text for note in figure.layout.annotations]
+    assert len(words) == 2 + prompt + 8
+    (frame,) = figure.layout.shapes
+    line, column = lines_of([visible(trace.text(t), 10) for t in trace.tokens_in[8:16]])[5]
+    assert ((frame.y0 + frame.y1) / 2, (frame.x0 + frame.x1) / 2) == (line, column)
+    with pytest.raises(DgemmaError, match=r"only of \[2, 5\]"):
+        attention_board(trace, 1, 3)
 
 
 def test_what_was_not_observed_is_said(trace: Trace, unobserved: Trace) -> None:

@@ -37,7 +37,7 @@ def test_a_step_is_counted_right() -> None:
     )
     weights = attention + 2 * (dense + router) + 2 * 2 * expert + v * d
     scores = 2 * 4 * 4 * 11 + 2 * 4 * 8 * 11
-    one = cost(loaded, 1, 1, 10, 0.5, 2.0)
+    one = cost(loaded, 1, 1, 10, [0.5], 2.0)
     small = 2 * (7 * d + d + 3 + 1) + 2 * (4 + 4) - 2 * 4 + 2 * 4 + d + 40  # norms and scalars
     assert one.flops == pytest.approx(2 * (weights + scores), rel=0.03)
     assert 0 <= one.flops - 2 * (weights + scores) <= 4 * small
@@ -50,15 +50,15 @@ def test_a_quantised_model_counts_all_its_weights(tmp_path: Path) -> None:
     """The arithmetic of the plain one, and the bytes in which its weights lie."""
     plain = runs.loaded()
     save_model(plain.model, tmp_path, generation=plain.generation)
-    one = cost(plain, 2, 8, 10, 0.5, 3.0)
+    one = cost(plain, 2, 8, 10, [0.5], 3.0)
     cached = 2 * 4 * (2 * 2 * 4 * 10 + 2 * 1 * 8 * 10)
     for scheme in ("int8", "int4"):
         loaded = replace(plain, model=load_model(tmp_path, device="cpu", quantize=scheme))
-        found = cost(loaded, 2, 8, 10, 0.5, 3.0)
+        found = cost(loaded, 2, 8, 10, [0.5], 3.0)
         assert found.flops == one.flops
         held = sum(t.nbytes for t in (*loaded.model.parameters(), *loaded.model.buffers()))
         assert found.bytes - cached == held < (one.bytes - cached) / 2  # all experts are touched
-    assert measure(loaded, batches=(1,), passes=2).dtype == "float32, weights int4"
+    assert measure(loaded, batches=(1,), passes=2, rounds=1).dtype == "float32, weights int4"
 
 
 def test_experts_that_tokens_spread_over() -> None:
@@ -68,12 +68,14 @@ def test_experts_that_tokens_spread_over() -> None:
 
 
 def test_measuring_times_both_steps_at_each_batch() -> None:
-    machine = measure(runs.loaded(), batches=(1, 3), passes=2)
+    machine = measure(runs.loaded(), batches=(1, 3), passes=2, rounds=3)
     assert [step.batch for step in machine.token_steps] == [1, 3]
     assert [step.tokens for step in machine.canvas_steps] == [8, 24]
     assert all(step.seconds > 0 for step in (*machine.token_steps, *machine.canvas_steps))
+    for step in (*machine.token_steps, *machine.canvas_steps):
+        assert len(step.times) == 3 and step.seconds == sorted(step.times)[1]
     assert machine.bandwidth > 1e8 and machine.matrix_rate > 1e8
-    for wrong in ({"batches": ()}, {"batches": (0,)}, {"passes": 1}):
+    for wrong in ({"batches": ()}, {"batches": (0,)}, {"passes": 1}, {"rounds": 0}):
         with pytest.raises(RequestError, match="at least"):
             measure(runs.loaded(), **wrong)
 
@@ -84,6 +86,27 @@ def test_the_break_even_is_the_ratio_of_the_steps() -> None:
     assert list(figure.data[0].y) == pytest.approx(MACHINE.break_even())
     assert "diffusion pays at batch 1, 4" in figure.layout.title.text
     assert "does not pay" in break_even(MACHINE, tokens_per_forward=1.5).layout.title.text
+
+
+def test_a_verdict_holds_for_every_round_or_is_called_unclear() -> None:
+    def timed(steps: tuple[StepCost, ...], *factors: float) -> tuple[StepCost, ...]:
+        return tuple(replace(s, times=tuple(f * s.seconds for f in factors)) for s in steps)
+
+    machine = replace(
+        MACHINE,
+        token_steps=timed(MACHINE.token_steps, 1.0, 1.0, 1.0),
+        canvas_steps=timed(MACHINE.canvas_steps, 1.3, 0.8, 1.0),
+    )
+    assert machine.break_even() == MACHINE.break_even()
+    low, high = machine.break_even_range()[1]
+    assert (low, high) == pytest.approx((0.8 * 0.06 / 0.014, 1.3 * 0.06 / 0.014))
+    figure = break_even(machine, tokens_per_forward=5.0)
+    assert "diffusion pays at batch 1, unclear at batch 4" in figure.layout.title.text
+    assert figure.data[0].error_y.array[1] == pytest.approx(high - machine.break_even()[1])
+    assert "at rest" not in figure.layout.title.text
+    busy = replace(machine, others=0.4)
+    for drawn in (break_even(busy), roofline(busy)):
+        assert "other programs used 40% of the machine" in drawn.layout.title.text
 
 
 def test_the_published_points_are_marked_as_published() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from dgemma_core import load
 from dgemma_core.errors import DgemmaError, RequestError
 from dgemma_core.samplers import SAMPLERS, BlockRefinement, DiscreteDDIM, EntropyBound, StopRule
 from dgemma_lab.playground.playground import Playground, controls, options_from
@@ -32,7 +33,11 @@ def test_every_setting_of_every_sampler_has_a_control() -> None:
     )
     assert names["block_refinement.top_p"]["kind"] == "float"
     assert names["discrete_ddim.corrector_steps"]["kind"] == "int"
-    assert [option["value"] for option in names["rule"]["options"]] == [*SAMPLERS, "autoregressive"]
+    assert [option["value"] for option in names["rule"]["options"]] == [
+        *SAMPLERS, "autoregressive", "speculative",
+    ]  # fmt: skip
+    open_at_first = [field["name"] for field in made if not field.get("advanced")]
+    assert open_at_first == ["rule", "steps"]
 
 
 @pytest.mark.parametrize(
@@ -65,6 +70,10 @@ def test_every_setting_of_every_sampler_has_a_control() -> None:
             {"rule": "autoregressive", "autoregressive.temperature": 0.7},
             {"mode": "autoregressive", "temperature": 0.7},
         ),
+        (
+            {"rule": "speculative", "speculative.draft_positions": 6},
+            {"mode": "speculative", "temperature": 0.0, "draft_positions": 6, "draft_steps": 1},
+        ),
     ],
 )
 def test_controls_say_options(changes: dict[str, Any], options: dict[str, Any]) -> None:
@@ -93,9 +102,12 @@ def test_columns_run_with_one_seed_and_are_tied_together() -> None:
     assert {trace.seed for trace in traces.values()} == {5}
     assert [column.canvas.trace for column in play.columns] == list(traces.values())
     assert [column.canvas.step for column in play.columns] == [-1, -1, -1], "each at its end"
-    assert len(play._links) == 2
+    assert play.transport.last == 12 and play.transport.plays == 1
+    assert len(play.transport._links) == 3 * 3
+    for column in play.columns[1:]:
+        assert column.canvas._against["name"] == "A"
     assert play.form.message.count("A and ") == 2 and play.form.disabled == ["stop"]
-    first = play._links
+    first = play.transport._links
     play.run()
     play.wait(30)
     assert {link.comm for link in first} == {None}, "old links are let go"
@@ -145,3 +157,33 @@ def test_what_is_wrong_is_said_where_it_is() -> None:
         Playground(Session(runs.loaded()), PROMPT, columns=[{"colour": 3}])
     with pytest.raises(DgemmaError, match="1 to 3 columns"):
         Playground(Session(runs.loaded()), PROMPT, columns=[{}] * 4)
+
+
+def test_a_column_drafts_and_verifies() -> None:
+    columns = [
+        {"rule": "speculative", "speculative.draft_positions": 4},
+        {"rule": "autoregressive"},
+    ]
+    play = Playground(
+        Session(runs.loaded(eos_token_ids=())), PROMPT, columns=columns, max_new_tokens=10
+    )
+    play.run()
+    play.wait(30)
+    one, two = play.traces.values()
+    assert one.mode == "speculative" and one.ids.tolist() == two.ids.tolist()
+    rounds = play.columns[0].canvas._meta["rounds"]
+    assert len(rounds) == len(one.rounds) and rounds[0]["start"] == 0
+    texts = play.columns[0].canvas._tokens["texts"]
+    drafted = [texts[token] for token in rounds[0]["tokens"]]
+    assert drafted == [one.text(token) for token in one.rounds[0].tokens.tolist()]
+
+
+def test_without_a_prompt_it_takes_an_unseen_problem_on_which_the_rules_differ() -> None:
+    nano = load("nano")
+    play = Playground(Session(nano))
+    assert play.form.values["prompt"].startswith("Sort words")
+    play.run()
+    play.wait(60)
+    texts = {tuple(trace.ids.tolist()) for trace in play.traces.values()}
+    assert len(texts) > 1
+    assert Playground(Session(runs.loaded())).form.values["prompt"] == ""

@@ -9,14 +9,14 @@ const base64 = (array) => Buffer.from(array.buffer).toString("base64");
 
 // Two canvases of 2, two passes each; the text is a b c, its end mark and what is behind it are hidden.
 const diffusion = race.unpack({
-  name: "diffusion", total: 1.0, start: 0.1, passes: 6, canvases: 2, free: 0,
+  name: "diffusion", total: 1.0, times: [0.9, 1.2, 1.0], start: 0.1, passes: 6, canvases: 2, free: 0,
   seconds: [0.2, 0.3, 0.7, 0.8], canvas: [0, 0, 1, 1], offsets: [0, 2, 4, 6, 8],
   ids: base64(new Uint32Array([0, 3, 0, 1, 2, 4, 2, 4])), marks: base64(new Uint8Array([2, 1, 2, 2, 1, 0, 2, 0])),
   rounds: [], kept: [0, 1, 2], commits: [{ seconds: 0.3, canvas: 0, kept: 2 }, { seconds: 0.8, canvas: 1, kept: 3 }],
   texts: ["a", "b", "c", "x", ""],
 });
 const causal = race.unpack({
-  name: "autoregressive", total: 0.5, start: 0.1, passes: 2, canvases: 0, free: 1,
+  name: "autoregressive", total: 0.5, times: [0.5, 0.4, 0.6], start: 0.1, passes: 2, canvases: 0, free: 1,
   seconds: [0.2, 0.4], canvas: [0, 1], offsets: [0, 1, 2],
   ids: base64(new Uint32Array([0, 1])), marks: base64(new Uint8Array([2, 2])),
   rounds: [], kept: [0, 1], commits: [{ seconds: 0.2, canvas: 0, kept: 1 }, { seconds: 0.4, canvas: 1, kept: 2 }], texts: ["a", "b"],
@@ -60,8 +60,12 @@ test("short runs are slowed by a round number, long ones are not", () => {
   assert.deepEqual([0.05, 0.5, 2, 8, 60].map(race.pace), [200, 20, 5, 1, 1]);
 });
 
-test("the verdict names the first", () => {
-  assert.equal(race.verdict([diffusion, causal]), "autoregressive is first, 2.0 times as fast as diffusion (autoregressive: 2 tokens in 2 passes, diffusion: 3 tokens in 6 passes).");
+test("the verdict names the first, over all rounds", () => {
+  const counts = "autoregressive: 2 tokens in 2 passes, diffusion: 3 tokens in 6 passes";
+  assert.equal(race.verdict([diffusion, causal]), `autoregressive is first in all 3 rounds, 2.0 times as fast as diffusion (1.7 to 3.0; ${counts}).`);
+  const close = { ...diffusion, times: [0.4, 0.6, 0.7], total: 0.6 };
+  assert.match(race.verdict([close, causal]), /^No clear winner: autoregressive was first in 2 of 3 rounds, 0.8 to 1.5 times as fast/);
+  assert.match(race.verdict([{ ...diffusion, times: [1] }, causal]), /^autoregressive was first in the only run, 2.0 times/);
   assert.equal(race.verdict([causal]), "");
 });
 

@@ -6,6 +6,7 @@ import base64
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from dgemma_core.errors import DgemmaError, RequestError
 from dgemma_core.files.trace import Trace
 from dgemma_core.generation.settings import MODES
 from dgemma_lab.race.race import DRAFT, HIDDEN, STANDING, Race, lane, record_race
+from dgemma_lab.session.plan import record
 from tests.files.fake_events import EOS, diffusion_events, token_events
 from tests.lab import runs
 from tests.lab.runs import PROMPT
@@ -71,6 +73,40 @@ def test_recorded_ways_share_prompt_seed_and_limits() -> None:
     assert len(one.ids) == len(two.ids) == 10
     assert one.seed == two.seed == 4 and one.steps == 3 and two.metadata["temperature"] == 1.0
     assert Race(traces).title == PROMPT
+
+
+def test_the_modes_take_turns_and_the_run_of_median_time_is_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    turns: list[str] = []
+
+    def timed(loaded: Any, prompt: Any, **options: Any) -> Trace:
+        trace = record(loaded, prompt, **options)
+        if options["max_new_tokens"] > 2:
+            turns.append(trace.mode)
+        return replace(trace, total_seconds=float(1 + 7 * len(turns) % 5))
+
+    monkeypatch.setattr("dgemma_lab.race.race.record", timed)
+    traces = record_race(runs.loaded(), PROMPT, max_new_tokens=6, repeats=3)
+    assert turns == ["diffusion", "autoregressive", "autoregressive", "diffusion", *turns[:2]]
+    for trace in traces.values():
+        seconds = trace.metadata["measured"]["seconds"]
+        assert len(seconds) == 3 and trace.total_seconds == sorted(seconds)[1]
+    race = Race(traces)
+    assert [made["times"] for made in race.lanes] == [
+        trace.metadata["measured"]["seconds"] for trace in traces.values()
+    ]
+    assert "1 thread" in race.note or "threads" in race.note
+    busy = {
+        name: replace(
+            t, metadata={**t.metadata, "measured": {**t.metadata["measured"], "others": 0.5}}
+        )
+        for name, t in traces.items()
+    }
+    assert "Other programs used 50% of this machine" in Race(busy).note
+    assert "Other programs used 50% of this machine" in Race(busy).still_html()
+    with pytest.raises(RequestError, match="at least once"):
+        record_race(runs.loaded(), PROMPT, repeats=0)
 
 
 def test_three_modes_race_and_a_draft_is_passes_of_its_round() -> None:

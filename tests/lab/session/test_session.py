@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import ipywidgets
 import pytest
 import torch
 
+from dgemma_core import load
 from dgemma_core.errors import DgemmaError, RequestError
 from dgemma_core.events import Mode
 from dgemma_core.observe import Observe
@@ -253,6 +255,56 @@ def test_ask_runs_what_is_typed_and_says_what_is_wrong() -> None:
     box.form.values = {**box.form.values, "seed": -1}
     assert box.run() is None and box.form.alert
     assert "seed must be at least 0" in box.form.message
+
+
+def verdict_of(box: Any) -> bool | None:
+    """Waits for what the verifier says of the last run."""
+    until = time.monotonic() + 30
+    while box.verdict is None and time.monotonic() < until:
+        time.sleep(0.005)
+    return box.verdict
+
+
+def test_examples_are_unseen_problems_with_a_verdict() -> None:
+    nano = load("nano")
+    box = Session(nano).ask("anything")
+    names = [field["name"] for field in box.form.fields]
+    assert names[:3] == ["prompt", "run", "seed"] and "example:mini_sudoku" in names
+    (more,) = (field for field in box.form.fields if field["name"] == "more")
+    shown = len([name for name in names if name.startswith("example:")])
+    assert shown + len(more["options"]) - 1 == len(box.known.labels())
+
+    box.form._receive(box.form, {"type": "press", "name": "example:spell_backward"}, [])
+    first = box.known.problem("spell_backward", 0)
+    assert box.form.values["prompt"] == first.prompt
+    assert verdict_of(box) is first.accepts(box.current.result().text) is True
+    assert box.form.message == "✓ The verifier accepts this answer."
+    box.form.values = {**box.form.values, "more": "spell_backward"}
+    box.form._receive(box.form, {"type": "press", "name": "more"}, [])
+    assert box.form.values["prompt"] == box.known.problem("spell_backward", 1).prompt
+    assert box.form.values["more"] == ""
+
+    box._problem = replace(box._problem, accepts=lambda text: False)
+    box.run()
+    assert verdict_of(box) is False and box.form.message.startswith("✗")
+    labels = [option["label"] for option in box._fields()[-1]["options"]]
+    assert "a word backward ✗" in labels
+
+
+def test_a_prompt_outside_says_so_in_the_status_line() -> None:
+    box = Session(load("nano")).ask("Write a haiku about the sea.")
+    run = box.run()
+    assert run is not None
+    run.wait()
+    until = time.monotonic() + 30
+    while not box.form.message and time.monotonic() < until:
+        time.sleep(0.005)
+    assert box.form.message.startswith(
+        "Outside what nano knows: it is worded like none of the tasks"
+    )
+    assert box.verdict is None
+    bare = Session(runs.loaded()).ask(PROMPT)  # a model that says nothing of itself
+    assert [field["name"] for field in bare.form.fields] == ["prompt", "run", "seed"]
 
 
 def test_what_a_replaced_run_says_does_not_stand_over_the_new_one() -> None:
