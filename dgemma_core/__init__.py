@@ -14,6 +14,7 @@ from typing import Any
 _HOMES = {
     "autoregression": ("decode_tokens",),
     "cache": ("PrefixCache",),
+    "constraints.language": ("Constraint",),
     "config": ("GenerationDefaults", "LayerConfig", "ModelConfig", "TextConfig"),
     "diffusion": ("denoise_canvases",),
     "draws": ("CounterDraws",),

@@ -4,6 +4,7 @@ from dgemma_core.config import GenerationDefaults as GenerationDefaults
 from dgemma_core.config import LayerConfig as LayerConfig
 from dgemma_core.config import ModelConfig as ModelConfig
 from dgemma_core.config import TextConfig as TextConfig
+from dgemma_core.constraints.language import Constraint as Constraint
 from dgemma_core.diffusion import denoise_canvases as denoise_canvases
 from dgemma_core.draws import CounterDraws as CounterDraws
 from dgemma_core.errors import CheckpointError as CheckpointError

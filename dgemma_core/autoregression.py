@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 
 from dgemma_core.cache import PrefixCache
+from dgemma_core.constraint import conditions
 from dgemma_core.draws import CounterDraws, Draws, Filters, RowKey
 from dgemma_core.events import Event, FinishEvent, TokenEvent
 from dgemma_core.head import Prediction, not_finite
@@ -71,13 +72,13 @@ def _decode_tokens(
     waiting = queue(requests)
     rows: list[Row] = []
     while True:
-        joining = join(model, waiting, batch_size - len(rows), decode, TokenState)
+        joining = join(model, waiting, batch_size - len(rows), decode, TokenState, eos)
         yield from start_tokens(model, joining)
         rows += joining
         if not rows:
             return
         states = [row.state for row in rows if isinstance(row.state, TokenState)]
-        prediction = _predict_tokens(model, states, temperature, filters, draws, observe)
+        prediction = _predict_tokens(model, rows, states, temperature, filters, draws, observe)
         tokens, probabilities, entropies = _read(prediction)
         going_on: list[tuple[Row, TokenState, int]] = []
         for i, (row, state) in enumerate(zip(rows, states, strict=True)):
@@ -142,6 +143,7 @@ def _read(prediction: Prediction) -> tuple[list[int], list[float], list[float]]:
 
 def _predict_tokens(
     model: DiffusionGemma,
+    rows: Sequence[Row],
     states: Sequence[TokenState],
     temperature: float,
     filters: Filters | None,
@@ -158,4 +160,5 @@ def _predict_tokens(
         filters=filters,
         soft=False,
         top_k=0 if observe is None else observe.top_k,
+        **conditions([row.request for row in rows], states),
     )

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from dgemma_core.cache import PrefixCache
+from dgemma_core.constraint import conditions
+from dgemma_core.constraints.checks import check_decided
 from dgemma_core.draws import CounterDraws, Draws, RowKey
 from dgemma_core.errors import RequestError, shown, whole_number
 from dgemma_core.events import CanvasEvent, Event, FinishEvent, PromptEvent, StepEvent
@@ -100,7 +102,9 @@ class _CanvasLoop:
         waiting = queue(requests)
         rows: list[Row] = []
         while True:
-            joining = join(self.model, waiting, batch_size - len(rows), self.decode, DecodeState)
+            joining = join(
+                self.model, waiting, batch_size - len(rows), self.decode, DecodeState, self.eos
+            )
             yield from self._start(joining)
             rows += joining
             if not rows:
@@ -132,6 +136,8 @@ class _CanvasLoop:
             if isinstance(state, DecodeState):
                 self._check_resumed(state)
                 row.state = state.with_pins(row.request.pins, self.model.embed)
+                if self._decided(row):
+                    check_decided(row.request, row.state.argmax.tolist(), state.committed)
                 yield PromptEvent(row.request.id, state.ids, state.seed, row.seconds)
         if not fresh:
             return
@@ -206,6 +212,7 @@ class _CanvasLoop:
             soft=not correct and any(step < len(self.plan) - 1 for step in steps),
             soft_top_k=self.soft_top_k,
             top_k=max(asked, 2) if correct else asked,
+            **conditions([row.request for row in rows], states),
         )
         if any(state.pins for state in states):
             tokens = torch.stack([state.pin_ids for state in states])

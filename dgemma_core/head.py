@@ -10,7 +10,7 @@ Two distributions of a position matter (spec §4):
 - the *reference* distribution, which entropy and soft embedding come from: the same one for the entropy-bound sampler
   ("tempered"), the raw softmax(logits) for the others ("raw").
 
-Backends override `fields` alone.
+Backends override `fields`, or `sums` alone.
 
 Axes: B batch, C canvas length, N = B·C rows, D hidden size, V vocabulary, S tokens of a slice, k top tokens.
 """
@@ -19,8 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +28,10 @@ from torch import Tensor
 from dgemma_core.draws import Filters, filtered, found_in, inverse_cdf, upload
 from dgemma_core.errors import RequestError
 from dgemma_core.layers import rounded
-from dgemma_core.prediction import Prediction, Reference, SampleDraws
+from dgemma_core.prediction import Asked, Prediction, Reference, SampleDraws
+
+if TYPE_CHECKING:
+    from dgemma_core.constraints.predicting import Conditions
 
 Matrix = Any
 """A (V, D) tensor, or a quantised one: `shape`, rows by `[…]`, and `dequantize(dtype) -> Tensor`."""
@@ -41,28 +43,6 @@ GROUP = 64
 """Neighbouring tokens of which sums are kept, to sample from. Slices hold whole groups."""
 LEAST_TEMPERATURE = 1e-6
 """Below it, logits over the temperature are too large for float32."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What `VocabularyHead.predict` wants of N rows, checked."""
-
-    temperatures: Tensor
-    """(N, 1) float32, of the sampling distribution; ones where the sample is the argmax."""
-    tempered: bool
-    """Whether one of them is not 1."""
-    uniform: Tensor | None
-    """(N,) float64 in [0, 1); None: the sample is the argmax."""
-    reference: Reference
-    filters: Filters | None
-    soft: bool
-    """Compute the soft embedding."""
-    top_k: int
-
-    @property
-    def two_distributions(self) -> bool:
-        """Whether the sampling distribution is not the reference distribution."""
-        return self.filters is not None or (self.tempered and self.reference == "raw")
 
 
 def soft_capped(logits: Tensor, cap: float) -> Tensor:
@@ -143,6 +123,15 @@ class OnlineSoftmax:
         return found
 
 
+class Sums(NamedTuple):
+    """What one pass over the vocabulary leaves of N rows: statistics of the reference and of the sampling distribution
+    (one object where the two are one), and the soft embedding (N, D), if asked for."""
+
+    softmax: OnlineSoftmax
+    sampling: OnlineSoftmax
+    soft: Tensor | None
+
+
 class VocabularyHead:
     """Logits of the tied embedding (V, D), soft-capped, a slice of the vocabulary at a time.
 
@@ -158,6 +147,10 @@ class VocabularyHead:
     @property
     def vocab_size(self) -> int:
         return int(self.weight.shape[0])
+
+    def over(self, weight: Matrix) -> VocabularyHead:
+        """A head of the same kind over other tokens' embeddings."""
+        return VocabularyHead(weight, self.soft_cap)
 
     def tokens_per_slice(self, rows: int) -> int:
         """Tokens of a slice for so many rows of hidden states, in whole groups."""
@@ -218,14 +211,16 @@ class VocabularyHead:
         soft: bool = True,
         soft_top_k: int | None = None,
         top_k: int = 0,
+        conditions: Conditions | None = None,
     ) -> Prediction:
         """hidden (B, C, D) → Prediction.
 
         temperature: a number, or (B,) float32, of the sampling distribution; 0 makes the sample the argmax (then all
         rows must have it). draws: needed unless the temperature is 0. soft: compute the soft embedding. soft_top_k: of
         the so many most probable tokens alone, their probabilities made to sum to 1 (arXiv 2606.20560), which spares
-        the second product with the embedding; None: of all. top_k: how many alternatives to report. Raises RequestError
-        for arguments that have no meaning, and for hidden states that are not finite.
+        the second product with the embedding; None: of all. top_k: how many alternatives to report.
+        conditions: what the rows' texts must satisfy; then all fields are of the posterior given that they do. Raises
+        RequestError for arguments that have no meaning, and for hidden states that are not finite.
         """
         width = self.weight.shape[1]
         if hidden.dim() != 3 or hidden.shape[-1] != width or not hidden.numel():
@@ -247,7 +242,10 @@ class VocabularyHead:
             top_k=max(top_k, carried or 0),
         )
         flat = hidden.reshape(-1, width)
-        fields = self.fields(flat, asked)
+        if conditions is None:
+            fields, posterior = self.fields(flat, asked), None
+        else:
+            fields, posterior = conditions.fields(self, flat, asked)
         if carried is not None:
             logits, ids = fields["top_logits"][:, :carried], fields["top_ids"][:, :carried]
             rows = dense(self.weight[ids], flat.dtype)  # (N, k, D)
@@ -258,7 +256,8 @@ class VocabularyHead:
             if top_k and found is not None:
                 fields[name] = found[:, :top_k]
         shaped = {name: value.unflatten(0, (batch, length)) for name, value in fields.items()}
-        return Prediction(**{"soft_embedding": None, **shaped}, hidden=hidden, head=self)
+        shaped = {"soft_embedding": None, **shaped}
+        return Prediction(**shaped, hidden=hidden, head=self, posterior=posterior)
 
     def _sampling(
         self,
@@ -296,6 +295,15 @@ class VocabularyHead:
 
     def fields(self, hidden: Tensor, asked: Asked) -> dict[str, Tensor]:
         """hidden (N, D) → the fields of a `Prediction`, (N, …) each; all but hidden and head."""
+        sums = self.sums(hidden, asked)
+        fields = sums.softmax.fields()
+        check_finite(hidden, fields["logsumexp"])
+        if sums.soft is not None:
+            fields["soft_embedding"] = sums.soft
+        return fields | self.sampled(hidden, asked, sums.sampling, fields)
+
+    def sums(self, hidden: Tensor, asked: Asked) -> Sums:
+        """hidden (N, D) → what the samples and the other fields are found from: the one pass over the vocabulary."""
         rows, device = len(hidden), hidden.device
         softmax = OnlineSoftmax(rows, device, asked.top_k)
         sampling = OnlineSoftmax(rows, device) if asked.two_distributions else softmax
@@ -310,11 +318,8 @@ class VocabularyHead:
                 summed = summed * shrink + weights.to(hidden.dtype) @ weight
             if sampling is not softmax and asked.filters is None:
                 sampling.add(capped / asked.temperatures, start)
-        fields = softmax.fields()
-        check_finite(hidden, fields["logsumexp"])
-        if asked.soft:
-            fields["soft_embedding"] = times_root((summed / softmax.mass).to(hidden.dtype))
-        return fields | self.sampled(hidden, asked, sampling, fields)
+        soft = times_root((summed / softmax.mass).to(hidden.dtype)) if asked.soft else None
+        return Sums(softmax, sampling, soft)
 
     def sampled(
         self, hidden: Tensor, asked: Asked, softmax: OnlineSoftmax, fields: dict[str, Tensor]

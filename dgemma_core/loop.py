@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from dgemma_core.cache import PrefixCache
+from dgemma_core.constraints.checks import check
 from dgemma_core.draws import Filters
 from dgemma_core.errors import (
     DeviceError,
@@ -83,6 +84,7 @@ def join(
     places: int,
     decode: Decode | None,
     kind: type[DecodeState | TokenState],
+    eos: frozenset[int],
 ) -> list[Row]:
     """Takes up to `places` requests, each checked; `kind`: the states of this loop."""
     rows = []
@@ -99,6 +101,7 @@ def join(
                 "the state to continue from is of the other mode: denoise_canvases takes a DecodeState, "
                 "decode_tokens a TokenState"
             )
+        check(request, model.config.text.vocab_size, eos)
         rows.append(Row(request, time.perf_counter()))
     return rows
 

@@ -1,6 +1,6 @@
-"""What one pass says of every position of a canvas, as the vocabulary head (or a backend's) found it.
+"""What is asked of a pass, and what it says of every position of a canvas, as the vocabulary head found it.
 
-Axes: B batch, C canvas length, D hidden size, V vocabulary, k top tokens.
+Axes: B batch, C canvas length, N = B·C rows, D hidden size, V vocabulary, k top tokens.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import torch
 from torch import Tensor
 
+from dgemma_core.draws import Filters
+
 if TYPE_CHECKING:
+    from dgemma_core.constraints.predicting import Posterior
     from dgemma_core.head import VocabularyHead
 
 Reference = Literal["tempered", "raw"]
@@ -24,6 +27,28 @@ class SampleDraws(Protocol):
     @property
     def uniform(self) -> Tensor:
         """(B, C) float64 in [0, 1)."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What `VocabularyHead.predict` wants of N rows, checked."""
+
+    temperatures: Tensor
+    """(N, 1) float32, of the sampling distribution; ones where the sample is the argmax."""
+    tempered: bool
+    """Whether one of them is not 1."""
+    uniform: Tensor | None
+    """(N,) float64 in [0, 1); None: the sample is the argmax."""
+    reference: Reference
+    filters: Filters | None
+    soft: bool
+    """Compute the soft embedding."""
+    top_k: int
+
+    @property
+    def two_distributions(self) -> bool:
+        """Whether the sampling distribution is not the reference distribution."""
+        return self.filters is not None or (self.tempered and self.reference == "raw")
 
 
 @dataclass(frozen=True)
@@ -52,6 +77,8 @@ class Prediction:
     """(B, C, k): the reference distribution's logits of `top_ids`."""
     hidden: Tensor = field(repr=False, default_factory=lambda: torch.empty(0))
     head: VocabularyHead | None = field(repr=False, default=None)
+    posterior: Posterior | None = field(repr=False, default=None)
+    """Where the text is constrained; then all fields are conditioned."""
 
     @property
     def top_probabilities(self) -> Tensor | None:
@@ -61,11 +88,13 @@ class Prediction:
         return (self.top_logits - self.logsumexp.unsqueeze(-1)).exp()
 
     def rows(self, row: int, positions: Tensor) -> Tensor:
-        """Raw soft-capped logits (k, V), float64, of a few positions of one row, computed again."""
+        """Raw soft-capped logits (k, V), float64, of a few positions of one row, computed again; conditioned, if so."""
         assert self.head is not None
-        return self.head.logits(self.hidden[row, positions]).double()
+        logits = self.head.logits(self.hidden[row, positions]).double()
+        return logits if self.posterior is None else logits + self.posterior.factors(row, positions)
 
     def token_logit(self, tokens: Tensor) -> Tensor:
-        """Raw soft-capped logits (B, C), float32, of the asked tokens (B, C)."""
+        """Raw soft-capped logits (B, C), float32, of the asked tokens (B, C); conditioned, if so."""
         assert self.head is not None
-        return self.head.token_logit(self.hidden, tokens)
+        logits = self.head.token_logit(self.hidden, tokens)
+        return logits if self.posterior is None else logits + self.posterior.token_factors(tokens)

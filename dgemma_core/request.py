@@ -12,13 +12,16 @@ import itertools
 import operator
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from dgemma_core.cache import PrefixCache
 from dgemma_core.errors import RequestError, shown, whole_number
+
+if TYPE_CHECKING:
+    from dgemma_core.constraints.automaton import TokenAutomaton
 
 _names = itertools.count()
 
@@ -30,7 +33,8 @@ class Request:
     ids: the prompt. prefix: the cache of its first tokens, where they have been encoded before (an earlier turn).
     max_new_tokens: the limit of kept tokens. stop: strings that end the text and are not kept. pins: answer position →
     token id that it must hold. state: where to continue from, instead of the prompt's end; `ids` is then its prompt,
-    the seed is the state's own, and pins are laid over the state's. id: the name that its events carry.
+    the seed is the state's own, and pins are laid over the state's. constraint: the language that the whole answer must
+    be in, for the checkpoint's tokens (`Constraint.compile`). id: the name that its events carry.
 
     Integers of numpy and torch become Python's, one stop string becomes a tuple of one, and None for `stop` or `pins`
     means none. Raises RequestError for values of another kind; the loop checks whether the model can meet the request.
@@ -43,6 +47,7 @@ class Request:
     pins: Mapping[int, int] = field(default_factory=dict)
     prefix: PrefixCache | None = None
     state: DecodeState | TokenState | None = None
+    constraint: TokenAutomaton | None = None
     id: Hashable = field(default_factory=lambda: next(_names))
 
     def __post_init__(self) -> None:

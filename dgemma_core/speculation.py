@@ -18,12 +18,13 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from dgemma_core.cache import PrefixCache
+from dgemma_core.constraint import conditions, conditions_each
 from dgemma_core.draws import CounterDraws, Draws, Filters, RowKey, upload
 from dgemma_core.errors import RequestError, whole_number
 from dgemma_core.events import DraftEvent, Event, FinishEvent, TokenEvent
@@ -215,7 +216,9 @@ class _SpeculativeLoop:
         waiting = queue(requests)
         rows: list[_Row] = []
         while True:
-            joining = join(self.model, waiting, batch_size - len(rows), self.decode, TokenState)
+            joining = join(
+                self.model, waiting, batch_size - len(rows), self.decode, TokenState, self.eos
+            )
             rows += yield from self._start(joining)
             if not rows:
                 return
@@ -233,7 +236,8 @@ class _SpeculativeLoop:
         yield from start_tokens(self.model, joining)
         states = [row.state for row in joining if isinstance(row.state, TokenState)]
         hidden = torch.stack([state.hidden for state in states]).unsqueeze(1)  # (B, 1, D)
-        choices = self._choose(hidden, states, after=0)
+        none: list[Sequence[int]] = [()] * len(states)
+        choices = self._choose(hidden, [row.request for row in joining], states, none)
         return [
             _Row(row, state, chosen[0])
             for row, state, chosen in zip(joining, states, choices, strict=True)
@@ -273,13 +277,14 @@ class _SpeculativeLoop:
         """Drafts and verifies once for all rows. Returns those that go on, each with its next choice."""
         length = self.model.config.canvas_length
         plans = [self.draft.plan(row.accepted, length) for row in rows]
+        requests = [row.row.request for row in rows]
         with memory_advice():
             drafts = self._drafts(rows, plans)
             verified = [draft.tokens[: draft.verified] for draft in drafts]
             caches = PrefixCache.join([row.state.cache for row in rows])
             cache = self.model.encode(verified, caches)
         assert cache.hidden is not None
-        choices = self._choose(cache.hidden, [row.state for row in rows], after=1)
+        choices = self._choose(cache.hidden, requests, [row.state for row in rows], verified)
         going_on = []
         for i, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
             chosen, before = choices[i], row.state
@@ -340,10 +345,12 @@ class _SpeculativeLoop:
         chosen = upload(torch.tensor([row.choice.token for row in rows]), model.device)
         cache = PrefixCache.join([state.cache for state in states])
         soft, probability = None, canvas
+        pins = [{len(row.state.committed): row.choice.token} for row in rows]
+        given = conditions([row.row.request for row in rows], states, pins=pins)
         for step in range(steps):
             canvas = torch.cat((chosen.unsqueeze(1), canvas[:, 1:]), dim=1)
             prediction = self._predict(
-                model.denoise(canvas, cache, soft), states, after=0, soft=step + 1 < steps
+                model.denoise(canvas, cache, soft), states, after=0, soft=step + 1 < steps, **given
             )
             canvas, soft = prediction.sample, prediction.soft_embedding
             probability = prediction.sample_probability
@@ -379,11 +386,20 @@ class _SpeculativeLoop:
     # --- the causal mode's choices
 
     def _choose(
-        self, hidden: Tensor, states: Sequence[TokenState], *, after: int
+        self,
+        hidden: Tensor,
+        requests: Sequence[Request],
+        states: Sequence[TokenState],
+        drafted: Sequence[Sequence[int]],
     ) -> list[list[_Choice]]:
-        """hidden (B, T, D) of consecutive tokens → each row's choice behind each of them, the first of them at answer
-        position `after` behind the committed ones."""
-        prediction = self._predict(hidden, states, after=after, soft=False)
+        """hidden (B, T, D) of the last drafted tokens (of the last committed one where nothing is drafted) → each row's
+        choice behind each of them."""
+        count = hidden.shape[1]
+        after = 1 if any(drafted) else 0
+        prediction = self._predict(
+            hidden, states, after=after, soft=False,
+            **conditions_each(requests, states, [[row[: j + after] for j in range(count)] for row in drafted]),
+        )  # fmt: skip
         numbers = prediction.sample, prediction.sample_logprob.exp(), prediction.entropy
         tokens, probabilities, entropies = torch.stack([n.double() for n in numbers]).tolist()
         found = []
@@ -404,7 +420,7 @@ class _SpeculativeLoop:
         return found
 
     def _predict(
-        self, hidden: Tensor, states: Sequence[TokenState], *, after: int, soft: bool
+        self, hidden: Tensor, states: Sequence[TokenState], *, after: int, soft: bool, **given: Any
     ) -> Prediction:
         """hidden (B, T, D) → `Prediction`, with the numbers of answer positions `after` and on behind the committed."""
         draws = None
@@ -425,6 +441,7 @@ class _SpeculativeLoop:
             filters=self.filters,
             soft=soft,
             top_k=0 if self.observe is None else self.observe.top_k,
+            **given,
         )
 
     def _seen(self, prediction: Prediction, row: int, position: int) -> Observed | None:

@@ -18,6 +18,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from dgemma_core.command.constraint import constraint_app
 from dgemma_core.command.info import info, plan
 from dgemma_core.command.lines import complain
 from dgemma_core.command.trace import trace_app
@@ -111,6 +112,7 @@ app.command()(chat)
 app.command()(info)
 app.command()(plan)
 app.add_typer(trace_app, name="trace")
+app.add_typer(constraint_app, name="constraint")
 app.command()(train)
 
 

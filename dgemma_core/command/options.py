@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -90,6 +91,28 @@ Stop = Annotated[
         callback=text_option,
     ),
 ]
+Regex = Annotated[
+    str | None,
+    typer.Option(
+        "--regex",
+        metavar="PATTERN",
+        help="The whole text must match this regular expression (Rust's syntax).",
+    ),
+]
+JsonSchema = Annotated[
+    Path | None,
+    typer.Option(
+        "--json-schema", metavar="FILE", help="The text must be JSON that this schema allows."
+    ),
+]
+Choices = Annotated[
+    str | None,
+    typer.Option(
+        "--choices",
+        metavar="A|B|…",
+        help="The text must be one of these; \\| is a bar in one of them.",
+    ),
+]
 Dtype = Annotated[
     str, typer.Option(help="float32, bfloat16, …; auto: as stored (nano on a CPU: float32).")
 ]
@@ -129,17 +152,21 @@ def load_with_settings(
     *,
     sampler: str | None,
     sampler_option: Sequence[str] | None,
+    constraint: tuple[str | None, Path | None, str | None] = (None, None, None),
     **settings: Any,
 ) -> tuple[Loaded, ModeSettings]:
     """The model, and how it is to write. Wrong settings are refused before a long load.
 
-    settings: by name, as `settings_from` takes them; None where an option was not given.
+    constraint: regular expression, JSON Schema's file and choices. settings: by name, as `settings_from` takes them; None
+    where an option was not given.
     """
     from dgemma_core.config import GenerationDefaults
+    from dgemma_core.constraints.language import read_constraint
     from dgemma_core.files.checkpoint import load
     from dgemma_core.generation.settings import settings_from
 
     chosen = parse_pairs(sampler_option)
+    settings["constraint"] = read_constraint(*constraint)
 
     def made(defaults: GenerationDefaults) -> ModeSettings:
         return settings_from(mode, sampler=_sampler(sampler, chosen, defaults), **settings)

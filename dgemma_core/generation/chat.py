@@ -29,6 +29,10 @@ class Chat:
             raise RequestError(f"{loaded.name} has no tokenizer: a chat needs one")
         self.loaded = loaded
         self.settings = (settings or DiffusionSettings()).resolved(loaded)
+        if thinking and self.settings.constraint is not None:
+            raise RequestError(
+                "a constraint holds for whole answers, thoughts too: leave thinking off"
+            )
         self.system = system
         self.thinking = thinking
         self.ids: tuple[int, ...] = ()

@@ -12,10 +12,12 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from dgemma_core.autoregression import decode_tokens
+from dgemma_core.constraints.language import Constraint
 from dgemma_core.diffusion import denoise_canvases
 from dgemma_core.errors import RequestError, finite_number, shown, whole_number
 from dgemma_core.events import Event, Mode
 from dgemma_core.head import Filters
+from dgemma_core.loop import queue
 from dgemma_core.observe import Observe
 from dgemma_core.request import Request
 from dgemma_core.samplers import EntropyBound, Sampler, StopRule, describe
@@ -35,9 +37,15 @@ class ModeSettings(ABC):
     """Names the mode in `nano:ar` and `dgemma-ar`; "" is the mode that a bare `nano` means."""
     max_new_tokens: int | None = None
     """The most tokens to keep."""
+    constraint: Constraint | None = None
+    """The language that every answer must be in."""
 
     def __post_init__(self) -> None:
         self._convert("max_new_tokens")
+        if not isinstance(self.constraint, Constraint | None):
+            raise RequestError(
+                f"constraint must be a Constraint, e.g. Constraint.regex(…), got {shown(self.constraint)}"
+            )
 
     def _convert(self, *names: str) -> None:
         """Checks fields that hold None or a whole number of at least 1, and makes the numbers Python's."""
@@ -58,7 +66,13 @@ class ModeSettings(ABC):
         batch_size: int = 1,
         observe: Observe | None = None,
     ) -> Iterator[Event]:
-        """The event stream of these settings over `requests` (their own limits hold)."""
+        """The event stream of these settings over `requests` (their own limits and constraints hold)."""
+        if self.constraint is not None:
+            automaton = self.constraint.compile(loaded)
+            requests = (
+                replace(request, constraint=automaton) if request.constraint is None else request
+                for request in queue(requests)
+            )
         return self.resolved(loaded)._loop(
             loaded.model,
             requests,

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from dgemma_core.cache import PrefixCache
+from dgemma_core.constraints.language import Constraint
 from dgemma_core.errors import RequestError, shown, whole_number
 from dgemma_core.events import (
     CanvasEvent,
@@ -199,6 +200,7 @@ def generate(
     observe: Observe | None = None,
     listen: Callable[[Event], None] | None = None,
     keep_cache: bool = False,
+    constraint: Constraint | Sequence[Constraint | None] | None = None,
     **options: Any,
 ) -> list[Generation]:
     """Writes a text for each prompt, in order; one prompt may stand alone.
@@ -206,11 +208,23 @@ def generate(
     options: the settings of the mode by name, those of `DiffusionSettings` or `AutoregressiveSettings`. Prompt number i
     uses seed + i, whatever the batch. batch_size: rows at a time, all of them if None (at most 32). listen: sees every
     event, for a display or a trace. keep_cache: each result keeps its prefix cache, some MB even for a small model.
+    constraint: the language of every answer, or one a prompt (None: free). A stop string cuts an answer in any case.
     Raises RequestError for what cannot be met, before any work on it.
     """
+    many = _several(prompts)
+    each = list(constraint) if isinstance(constraint, Sequence) else [None] * len(many)
+    if len(each) != len(many):
+        raise RequestError(
+            f"{len(each)} constraints for {len(many)} prompts: give one, or one a prompt"
+        )
+    if not isinstance(constraint, Sequence):
+        options["constraint"] = constraint
+    if thinking and constraint is not None:
+        raise RequestError(
+            "a constraint holds for the whole answer, thoughts too: leave thinking off"
+        )
     settings = settings_from(mode, **options).resolved(loaded)
     assert settings.max_new_tokens is not None
-    many = _several(prompts)
     if batch_size is None:
         batch_size = min(32, len(many))
     seed = whole_number("seed", seed)
@@ -221,9 +235,10 @@ def generate(
             max_new_tokens=settings.max_new_tokens,
             stop=stop_strings(stop),
             pins=pins or {},
+            constraint=None if own is None else own.compile(loaded),
             id=i,
         )
-        for i, prompt in enumerate(many)
+        for i, (prompt, own) in enumerate(zip(many, each, strict=True))
     ]
     order: dict[Any, Generation] = {}
     finished: list[Any] = []

@@ -13,8 +13,9 @@ from dgemma_core.backends.cpu.online_softmax import COnlineSoftmax, sample_in_gr
 from dgemma_core.head import (
     GROUP,
     Asked,
+    Matrix,
+    Sums,
     VocabularyHead,
-    check_finite,
     dense,
     found_in,
     times_root,
@@ -25,11 +26,14 @@ NEGLIGIBLE = 2.0**-32
 
 
 class CpuHead(VocabularyHead):
-    """`VocabularyHead` with a faster `fields`."""
+    """`VocabularyHead` with faster `sums`."""
 
-    def fields(self, hidden: Tensor, asked: Asked) -> dict[str, Tensor]:
+    def over(self, weight: Matrix) -> VocabularyHead:
+        return CpuHead(weight, self.soft_cap)
+
+    def sums(self, hidden: Tensor, asked: Asked) -> Sums:
         if not serves(hidden):
-            return super().fields(hidden, asked)
+            return super().sums(hidden, asked)
         rows, sampled = len(hidden), asked.uniform is not None and asked.filters is None
         temperatures = asked.temperatures if asked.tempered else 1.0
         two = asked.two_distributions
@@ -58,11 +62,8 @@ class CpuHead(VocabularyHead):
                 summed.mul_(added.shrink)
             else:
                 summed = softmax.blend(summed, F.linear(added.weights, weight.mT), added)
-        fields = softmax.fields()
-        check_finite(hidden, fields["logsumexp"])
-        if asked.soft:
-            fields["soft_embedding"] = times_root((summed / softmax.mass).to(hidden.dtype))
-        return fields | self.sampled(hidden, asked, sampling, fields)  # type: ignore[arg-type]
+        soft = times_root((summed / softmax.mass).to(hidden.dtype)) if asked.soft else None
+        return Sums(softmax, sampling, soft)  # type: ignore[arg-type]
 
     def inverse_cdf(self, hidden: Tensor, asked: Asked, groups: Tensor) -> tuple[Tensor, Tensor]:
         assert asked.uniform is not None
