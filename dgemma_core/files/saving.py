@@ -49,6 +49,11 @@ def save_model(
         raise RequestError(
             f"a model quantised to {model.quantized} cannot be saved: load it without quantize"
         )
+    if model.causal_layers is not None:
+        raise RequestError(
+            "an adapter changes one mode of this model alone, and a checkpoint holds one set of weights for both: keep"
+            " the adapter beside its base, and load both by load(…, adapter=…)"
+        )
     if (vision is None) != (vision_config is None):
         raise CheckpointError(f"{folder}: vision tensors and vision_config go together; give both")
     folder = Path(folder)

@@ -14,6 +14,7 @@ E experts, K experts a token, N tokens of all rows.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -23,7 +24,9 @@ from torch import Tensor
 from dgemma_core.experts import Experts, Router, Routing
 from dgemma_core.layers import Attend, GatedMLP, Layer, Rotation, working_dtype
 from dgemma_core.model import DiffusionGemma
+from dgemma_core.train.adapted import expert_products, gate_and_up
 from dgemma_core.train.functions import gated_gelu, norm
+from dgemma_core.train.recomputing import recomputed
 
 if TYPE_CHECKING:
     from dgemma_core.train.batches import Batch
@@ -34,9 +37,14 @@ SLICE = 128
 class DensePass:
     """One padded batch through both modes. `routings` holds the router's choice of every layer of every pass."""
 
-    def __init__(self, model: DiffusionGemma, batch: Batch) -> None:
+    def __init__(
+        self, model: DiffusionGemma, batch: Batch, *, recomputes: bool = False
+    ) -> None:
+        """recomputes: layers keep their input alone for the gradient, and run again for it (recomputing.py)."""
         self.model = model
         self.batch = batch
+        self.run_layer = partial(recomputed, self, self._layer) if recomputes else self._layer
+        self.recording = True
         self.keys: list[tuple[Tensor, Tensor]] = []
         self.routings: list[Routing] = []
         window = model.config.text.sliding_window
@@ -100,20 +108,21 @@ class DensePass:
         rows: slice | None,
     ) -> Tensor:
         """All layers; `rows` of the kept keys are the prefix, None keeps this pass's own."""
-        layers = cast(list[Layer], list(self.model.layers))
+        layers = self.model.typed_layers(rows is None)
         rotations = self.model.rotations(positions, working_dtype(x))
         for i, layer in enumerate(layers):
             bias = full if layer.config.full else sliding
 
             def attend(q: Tensor, k: Tensor, v: Tensor, i: int = i, bias: Tensor = bias) -> Tensor:
                 if rows is None:
-                    self.keys.append((k, v))
+                    if self.recording:
+                        self.keys.append((k, v))
                 else:
                     k = torch.cat((self.keys[i][0][rows], k), dim=1)
                     v = torch.cat((self.keys[i][1][rows], v), dim=1)
                 return attention(q, k, v, bias)
 
-            x = self._layer(layer, x, rotations[layer.config], attend, scalars[i])
+            x = self.run_layer(layer, x, rotations[layer.config], attend, scalars[i])
         return norm(x, self.model.norm.weight, self.model.norm.eps)
 
     def _layer(
@@ -146,14 +155,14 @@ class DensePass:
         weights, chosen = probabilities.topk(router.top_k, dim=-1)
         weights = weights / weights.sum(dim=-1, keepdim=True)
         routing = Routing(weights * router.per_expert_scale[chosen], chosen, probabilities)
-        self.routings.append(routing)
+        if self.recording:
+            self.routings.append(routing)
         return routing
 
 
 def _mlp(mlp: GatedMLP, x: Tensor) -> Tensor:
     """`GatedMLP.forward` with one product for gate and up."""
-    both = torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight))
-    return cast(Tensor, mlp.down_proj(gated_gelu(F.linear(x, both))))
+    return cast(Tensor, mlp.down_proj(gated_gelu(gate_and_up(mlp, x))))
 
 
 class _Rearranged(torch.autograd.Function):
@@ -196,7 +205,7 @@ def run_experts(experts: Experts, x: Tensor, chosen: Tensor) -> Tensor:
 
     Every expert's tokens are padded to one length, and three batched products run them all.
     """
-    count, k = len(experts.gate_up_proj), chosen.shape[-1]
+    count, k = experts.count, chosen.shape[-1]
     flat, pairs = x.reshape(-1, x.shape[-1]), chosen.flatten()
     order = pairs.argsort(stable=True)
     counts = torch.bincount(pairs, minlength=count)
@@ -210,9 +219,8 @@ def run_experts(experts: Experts, x: Tensor, chosen: Tensor) -> Tensor:
     pair = pairs.new_full((count * size,), len(pairs)).index_copy_(0, place, order)
     dtype = working_dtype(x)
     rows = cast(Tensor, _Rearranged.apply(flat.to(dtype), token, slot.view(-1, k)))
-    hidden = torch.bmm(rows.view(count, size, -1), experts.gate_up_proj.to(dtype).mT)
-    inner = gated_gelu(hidden)
-    outputs = torch.bmm(inner, experts.down_proj.to(dtype).mT).flatten(0, 1)
+    inner = gated_gelu(expert_products(experts, "gate_up_proj", rows.view(count, size, -1)))
+    outputs = expert_products(experts, "down_proj", inner).flatten(0, 1)
     placed = cast(Tensor, _Rearranged.apply(outputs, slot, pair.unsqueeze(1)))
     return placed.view(*chosen.shape, -1)
 

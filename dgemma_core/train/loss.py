@@ -13,19 +13,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from dgemma_core.experts import Routing
 from dgemma_core.model import DiffusionGemma
+from dgemma_core.train.adapted import vocabulary_product
 from dgemma_core.train.batches import IGNORED, Batch, Canvases
 from dgemma_core.train.dense_pass import DensePass
 from dgemma_core.train.noise import noisy_canvases
 from dgemma_core.train.own_steps import take_steps
 from dgemma_core.train.recipe import Recipe
 
+Modes = Literal["both", "denoiser", "causal"]
+"""Which modes learn."""
+AT_ONCE = 2**26
+"""Logits that are held at once; more are computed in pieces, and again for the gradient."""
 COUNTED = 256
 """The loss reads a multiple of so many tokens, so that shapes recur (dense_pass.py says why)."""
 
@@ -47,14 +54,28 @@ class Losses:
         )
 
 
-def loss(model: DiffusionGemma, batch: Batch, recipe: Recipe, generator: torch.Generator) -> Losses:
-    """The loss of one batch. The first ⌈share · B⌉ rows are the self-conditioned ones; in distillation those that a
+def loss(
+    model: DiffusionGemma,
+    batch: Batch,
+    recipe: Recipe,
+    generator: torch.Generator,
+    *,
+    modes: Modes = "both",
+    recomputes: bool = False,
+) -> Losses:
+    """The loss of one batch. modes: of a mode that does not learn the loss is 0; where the denoiser learns alone, the
+    causal pass has no gradient. recomputes: as in `DensePass`. The first ⌈share · B⌉ rows are the self-conditioned ones; in distillation those that a
     step came before, conditioned on that step's prediction; where the model makes steps of its own, those on which it
     has made any, conditioned on its last."""
     device = model.device
-    both = DensePass(model, batch)
-    causal = token_loss(model, both.encode().flatten(0, 1), batch.targets.to(device).flatten())
-    denoised = []
+    both = DensePass(model, batch, recomputes=recomputes)
+    causal, denoised = torch.zeros((), device=device), []
+    with torch.set_grad_enabled(torch.is_grad_enabled() and modes != "denoiser"):
+        encoded = both.encode()
+    if modes != "denoiser":
+        causal = token_loss(model, encoded.flatten(0, 1), batch.targets.to(device).flatten())
+    if modes == "causal":
+        return Losses(torch.zeros_like(causal), causal, balance_loss(both.routings))
     canvases = noisy_canvases(batch, recipe, model.config.text.vocab_size, generator)
     for i, (canvas, before) in enumerate(canvases):
         targets = canvas_targets(batch.canvases[i], recipe, generator).to(device)
@@ -107,12 +128,16 @@ def _first_pass(
 
 def _raw_logits(model: DiffusionGemma, hidden: Tensor) -> Tensor:
     cap = model.config.text.final_logit_softcapping
-    return cap * torch.tanh(F.linear(hidden, model.embed_tokens.weight).float() / cap)
+    return cap * torch.tanh(vocabulary_product(model, hidden).float() / cap)
 
 
 def _soft_embedding(model: DiffusionGemma, hidden: Tensor) -> Tensor:
     """The mean embedding under the raw prediction, times √D: what the samplers feed back at temperature 1."""
-    weight = model.embed_tokens.weight
+    weight: Any = model.embed_tokens.weight
+    if hidden.shape[:-1].numel() * weight.shape[0] > AT_ONCE or not isinstance(weight, Tensor):
+        found = model.head.predict(hidden, 0.0, reference="raw").soft_embedding
+        assert found is not None
+        return found.clone()  # what inference mode has made takes no part in gradients
     probabilities = _raw_logits(model, hidden).softmax(dim=-1).to(hidden.dtype)
     return (probabilities @ weight.to(hidden.dtype)) * hidden.shape[-1] ** 0.5
 
@@ -123,4 +148,13 @@ def token_loss(model: DiffusionGemma, hidden: Tensor, targets: Tensor) -> Tensor
     missing = -len(counted) % COUNTED
     hidden = F.pad(hidden[counted], (0, 0, 0, missing))
     targets = F.pad(targets[counted], (0, missing), value=IGNORED)
-    return F.cross_entropy(_raw_logits(model, hidden), targets)
+    rows = max(1, AT_ONCE // model.config.text.vocab_size)
+    if len(hidden) <= rows:
+        return F.cross_entropy(_raw_logits(model, hidden), targets)
+
+    def summed(hidden: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(_raw_logits(model, hidden), targets, reduction="sum")
+
+    pieces = zip(hidden.split(rows), targets.split(rows), strict=True)
+    parts = [checkpoint(summed, *piece, use_reentrant=False) for piece in pieces]
+    return torch.stack(parts).sum() / len(counted)

@@ -1,0 +1,46 @@
+"""Adapters over transformers' DiffusionGemma by `peft`: random ones, and what a model says with one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import DiffusionGemmaForBlockDiffusion
+
+STACKS = ("experts.gate_up_proj", "experts.down_proj")
+
+
+def targets(oracle: nn.Module, begin: str = "") -> tuple[list[str], list[str]]:
+    """The projections, and the stacked matrices of experts, whose names begin so."""
+    modules = [
+        name
+        for name, module in oracle.named_modules()
+        if isinstance(module, nn.Linear)
+        and name.startswith(begin)
+        and not any(part in name for part in ("vision", "router", "lm_head"))
+    ]
+    parameters = [
+        name
+        for name, _ in oracle.named_parameters(remove_duplicate=False)
+        if name.startswith(begin) and name.endswith(STACKS)
+    ]
+    return modules, parameters
+
+
+@torch.no_grad()
+def written(
+    oracle: DiffusionGemmaForBlockDiffusion, folder: Path, seed: int, begin: str = "", **options: Any
+) -> PeftModel:
+    """A random adapter of all that `targets` names (or of what `options` do), saved as `peft` saves it."""
+    modules, parameters = targets(oracle, begin)
+    wanted = {"target_modules": modules, "target_parameters": parameters, **options}
+    adapted = get_peft_model(oracle, LoraConfig(**{"r": 3, "lora_alpha": 5, **wanted}))
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            parameter.normal_(0, 0.2, generator=generator)
+    adapted.save_pretrained(folder)
+    return adapted.eval()
