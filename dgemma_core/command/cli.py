@@ -22,6 +22,7 @@ from dgemma_core.command.info import info, plan
 from dgemma_core.command.lines import complain
 from dgemma_core.command.trace import trace_app
 from dgemma_core.command.train import train
+from dgemma_core.command.tune import merge, tune
 from dgemma_core.command.write import chat, generate
 from dgemma_core.errors import DgemmaError
 
@@ -112,6 +113,8 @@ app.command()(info)
 app.command()(plan)
 app.add_typer(trace_app, name="trace")
 app.command()(train)
+app.command()(tune)
+app.command()(merge)
 
 
 @app.callback(invoke_without_command=True)

@@ -97,6 +97,12 @@ Quantize = Annotated[
     str | None,
     typer.Option(metavar="SCHEME", help="int8 or int4: weights as whole numbers with scales."),
 ]
+Adapter = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR", help="An adapter of this model, as `dgemma tune` or peft writes it."
+    ),
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, …; auto: a GPU where there is one.")]
 BackendName = Annotated[
     str,
@@ -114,6 +120,7 @@ class Source:
     quantize: str | None
     device: str
     backend: str
+    adapter: str | None = None
 
 
 def load_with_settings(
@@ -144,6 +151,7 @@ def load_with_settings(
         device=source.device,
         quantize=source.quantize,
         backend=source.backend,
+        adapter=source.adapter,
     )
     return loaded, made(loaded.generation)
 

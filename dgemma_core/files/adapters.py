@@ -1,10 +1,11 @@
 """Adapters in PEFT's layout: adapter_config.json and adapter_model.safetensors, in and out.
 
 Notable:
-- transformers' DiffusionGemma has the causal mode as `model.encoder.language_model` and the denoiser as `model.decoder`,
-  separate modules around tied weights, so PEFT gives each its own factors. An adapter of both modes is written twice;
-  equal factors are read as one;
-- of two adapted stacks of experts PEFT wraps one around the other: the inner one, `gate_up_proj`, is named `base_layer`;
+- transformers' DiffusionGemma has the causal mode as `model.encoder.language_model` and the denoiser as
+  `model.decoder`, separate modules around tied weights, so PEFT gives each its own factors. An adapter of both modes is
+  written twice; equal factors are read as one;
+- of two adapted stacks of experts PEFT wraps one around the other: the inner one, `gate_up_proj`, is named
+  `base_layer`;
 - a file written here names its base by a digest, which `peft` passes over. A file without one fits by names and shapes.
 
 Layout: https://huggingface.co/docs/peft/developer_guides/checkpoint.
@@ -139,8 +140,8 @@ class _Reader:
         for path, pair in factors.items():
             if pair.keys() != {"A", "B"}:
                 raise self._refuse(path, "both lora_A and lora_B")
-            causal, parameter = self._parameter(path, factors)
-            modes[causal][parameter] = self._low_rank(path, parameter, pair["A"], pair["B"])
+            is_causal, parameter = self._parameter(path, factors)
+            modes[is_causal][parameter] = self._low_rank(path, parameter, pair["A"], pair["B"])
         causal, denoiser = modes[True], modes[False]
         for name, lora in denoiser.items():
             other = causal.get(name)
@@ -161,7 +162,9 @@ class _Reader:
         parameter = f"{rest}.weight"
         if rest.endswith(".experts"):
             both = f"{path}{_INNER}" in paths
-            parameter = f"{rest}.{STACKS[0] if inner else STACKS[1] if both else self._only_stack(path)}"
+            parameter = (
+                f"{rest}.{STACKS[0] if inner else STACKS[1] if both else self._only_stack(path)}"
+            )
         if rest == path or parameter not in self.shapes or parameter == "embed_tokens.weight":
             raise self._refuse(path, "a matrix of this model's layers")
         if causal and parameter.startswith(CONDITIONING):
@@ -235,7 +238,8 @@ def save_adapter(
     from safetensors.torch import save_file
 
     tensors: dict[str, Tensor] = {}
-    modules, parameters = [], []
+    modules: list[str] = []
+    parameters: list[str] = []
     for prefix, loras in ((_CAUSAL, adapter.causal), (_DENOISER, adapter.denoiser)):
         for name, path, lora in _peft_names(loras):
             for factor in ("A", "B"):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from dgemma_core import backends
-from dgemma_core.config import GenerationDefaults
+from dgemma_core.config import GenerationDefaults, ModelConfig
 from dgemma_core.errors import RequestError
 from dgemma_core.files.adapters import read_adapter
 from dgemma_core.files.devices import check_memory, resolve_device
@@ -65,7 +65,6 @@ def load(
     On a CPU "auto" takes a small model as float32, however it is stored: that is quicker there, and
     a text stays the same, bit for bit, whatever its batch.
     """
-    from dgemma_core.backends.cpu.small_model import fits
     from dgemma_core.files.text import load_tokenizer
 
     backends.check_name(backend)
@@ -75,13 +74,20 @@ def load(
         scheme(quantize)
     folder = find_folder(name_or_path)
     config, generation = read_config(folder)
-    if dtype == "auto" and target.type == "cpu" and quantize is None and fits(config):
+    if dtype == "auto" and quantize is None and prefers_float32(config, target):
         dtype = "float32"
     tokenizer = load_tokenizer(folder)
     model = load_model(
         folder, dtype=dtype, device=device, quantize=quantize, backend=backend, adapter=adapter
     )
     return Loaded(model, tokenizer, generation, name, None if adapter is None else str(adapter))
+
+
+def prefers_float32(config: ModelConfig, device: torch.device) -> bool:
+    """Whether a model is one of the small ones that a CPU runs faster in float32."""
+    from dgemma_core.backends.cpu.small_model import fits
+
+    return device.type == "cpu" and fits(config)
 
 
 def load_model(

@@ -1,7 +1,7 @@
 """Products with quantised matrices that let a gradient through to their input (QLoRA, arXiv 2305.14314).
 
-The codes stay as they are. What autograd keeps of a product is the codes alone: the numbers that they stand for are made
-anew for the gradient, so that a quantised model is as small in training as in use.
+The codes stay as they are. What autograd keeps of a product is the codes alone: the numbers that they stand for are
+made anew for the gradient, so that a quantised model is as small in training as in use.
 
 Axes: E stacked matrices, R rows (outputs), K columns (inputs).
 """
@@ -27,9 +27,7 @@ class _Product(torch.autograd.Function):
     """codes and scales are given apart from their matrix too, so that autograd watches them."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, codes: Tensor, scales: Tensor, weight: Quantised
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, codes: Tensor, scales: Tensor, weight: Quantised) -> Tensor:
         ctx.save_for_backward(codes, scales)
         ctx.weight, ctx.dtype = weight, x.dtype
         if codes.dim() == 2:

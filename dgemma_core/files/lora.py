@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 from dgemma_core.experts import Experts
 from dgemma_core.files.quantised import Holder
-from dgemma_core.layers import Linear
 from dgemma_core.model import DiffusionGemma
 
 STACKS = ("gate_up_proj", "down_proj")
@@ -125,7 +124,7 @@ class Adapter:
 
     @property
     def modes(self) -> str:
-        """"both", "denoiser", "causal", or "unequal" where each mode has its own."""
+        """ "both", "denoiser", "causal", or "unequal" where each mode has its own."""
         if self.shared:
             return "both"
         if not (self.causal and self.denoiser):

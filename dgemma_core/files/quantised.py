@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from dgemma_core.errors import RequestError
 from dgemma_core.experts import Experts
-from dgemma_core.files.frozen import product
+from dgemma_core.files import frozen
 
 if TYPE_CHECKING:
     from dgemma_core.model import DiffusionGemma
@@ -162,7 +162,7 @@ class Quantised:
     def linear(self, x: Tensor) -> Tensor:
         """x (…, K) → (…, R), of one matrix."""
         if x.requires_grad and torch.is_grad_enabled():
-            return product(x, self)
+            return frozen.product(x, self)
         if _kernel_serves(x, self):
             flat = x.reshape(-1, self.columns).contiguous()
             product = torch._weight_int8pack_mm(flat, self.codes, self.scales.squeeze(-1))

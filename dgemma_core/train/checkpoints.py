@@ -75,7 +75,8 @@ class Progress:
 def save(
     folder: Path, recipe: Recipe, progress: Progress, model: nn.Module, optimiser: Optimiser
 ) -> None:
-    """Writes a checkpoint of the weights that learn, whole or not at all. Raises CheckpointError where the folder is full or read-only."""
+    """Writes a checkpoint of the weights that learn, whole or not at all. Raises CheckpointError where the folder is
+    full or read-only."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 

@@ -122,10 +122,10 @@ def read_data(
     problems: list[str] = []
     texts, of_held = (list(reader.texts(part, problems)) for part in (records, held))
     if problems:
-        more = f"\n… and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
+        more = f"; and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
         raise RequestError(
-            f"{len(problems)} of {len(records) + len(held)} records cannot be learnt from: correct or remove them\n"
-            + "\n".join(problems[:NAMED])
+            f"{len(problems)} of {len(records) + len(held)} records cannot be learnt from: correct or remove them: "
+            + "; ".join(problems[:NAMED])
             + more
         )
     if not held and not isinstance(validation, str | Path):
@@ -151,7 +151,8 @@ def count(texts: Sequence[Sequence[Text]], canvas_length: int) -> Counts:
 
 
 def turn_end(tokenizer: Tokenizer, generation: GenerationDefaults) -> int:
-    """The token by which the chat template ends the model's turn, where a text ends there; else the checkpoint's EOS."""
+    """The token by which the chat template ends the model's turn, where a text ends there; else the checkpoint's
+    EOS."""
     if tokenizer.template is not None:
         said = [{"role": "user", "content": "."}, {"role": "assistant", "content": _MARK}]
         _, mark, after = tokenizer.render(said).partition(_MARK)
@@ -196,7 +197,9 @@ def _records(data: str | Path | Sequence[Mapping[str, Any]]) -> list[Record]:
     if path.is_dir():
         return list(_rows(path, "train"))
     if not path.is_file():
-        raise RequestError(f"{path}: expected a JSON Lines file or a folder of `datasets`, found none")
+        raise RequestError(
+            f"{path}: expected a JSON Lines file or a folder of `datasets`, found none"
+        )
     return list(_lines(path))
 
 
@@ -269,8 +272,10 @@ class _Reader:
         """The turns to be learnt, whole."""
         if "" in fields:
             found = fields[""]
-            raise found if isinstance(found, DgemmaError) else RequestError(
-                f"expected a JSON object, found {shown(found)}"
+            raise (
+                found
+                if isinstance(found, DgemmaError)
+                else RequestError(f"expected a JSON object, found {shown(found)}")
             )
         messages, prompt = fields.get("messages"), fields.get("prompt")
         completion = fields.get("completion")
@@ -337,7 +342,8 @@ class _Reader:
             return text
         if not self.cuts:
             raise RequestError(
-                f"it has {length:,} tokens, and the model holds {self.limit:,}: shorten it, or cut answers by max_length"
+                f"it has {length:,} tokens, and the model holds {self.limit:,}: shorten it, or cut answers by"
+                " max_length"
             )
         kept = (self.limit - len(text.prompt)) // self.canvas_length * self.canvas_length
         if kept < 1:
@@ -372,7 +378,9 @@ def _split(
     elif 0 <= share < 1:
         wanted = round(len(texts) * share)
     else:
-        raise RequestError(f"validation: expected a file, or a share from 0 to below 1, got {share}")
+        raise RequestError(
+            f"validation: expected a file, or a share from 0 to below 1, got {share}"
+        )
     order = list(range(len(texts)))
     Random(f"held out {seed}").shuffle(order)
     held = set(order[:wanted])

@@ -18,7 +18,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dgemma_core.experts import Experts, Router, Routing
@@ -37,9 +36,7 @@ SLICE = 128
 class DensePass:
     """One padded batch through both modes. `routings` holds the router's choice of every layer of every pass."""
 
-    def __init__(
-        self, model: DiffusionGemma, batch: Batch, *, recomputes: bool = False
-    ) -> None:
+    def __init__(self, model: DiffusionGemma, batch: Batch, *, recomputes: bool = False) -> None:
         """recomputes: layers keep their input alone for the gradient, and run again for it (recomputing.py)."""
         self.model = model
         self.batch = batch

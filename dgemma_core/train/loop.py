@@ -222,7 +222,7 @@ def _working_copy(model: DiffusionGemma) -> DiffusionGemma:
 @torch.no_grad()
 def _refresh(working: DiffusionGemma, model: DiffusionGemma) -> None:
     """Copies the model's weights."""
-    torch._foreach_copy_(learning(working), learning(model))
+    torch._foreach_copy_([*learning(working)], [*learning(model)])
 
 
 def learning(model: DiffusionGemma) -> list[nn.Parameter]:

@@ -64,9 +64,12 @@ def loss(
     recomputes: bool = False,
 ) -> Losses:
     """The loss of one batch. modes: of a mode that does not learn the loss is 0; where the denoiser learns alone, the
-    causal pass has no gradient. recomputes: as in `DensePass`. The first ⌈share · B⌉ rows are the self-conditioned ones; in distillation those that a
-    step came before, conditioned on that step's prediction; where the model makes steps of its own, those on which it
-    has made any, conditioned on its last."""
+    causal pass has no gradient. recomputes: as in `DensePass`.
+
+    The first ⌈share · B⌉ rows are the self-conditioned ones; in distillation those that a step came before, conditioned
+    on that step's prediction; where the model makes steps of its own, those on which it has made any, conditioned on
+    its last.
+    """
     device = model.device
     both = DensePass(model, batch, recomputes=recomputes)
     causal, denoised = torch.zeros((), device=device), []

@@ -200,11 +200,9 @@ class Smooth:
             return sum(each[name] for each in self.recent) / len(self.recent)
 
         seconds = (self.times[-1] - self.times[0]) / (len(self.times) - 1)
-        return {
-            "canvas": f"{mean('canvas_loss'):.3f}",
-            "causal": f"{mean('autoregressive_loss'):.3f}",
-            "tokens/s": f"{mean('tokens') / max(seconds, 1e-9):,.0f}",
-        }
+        losses = {"canvas": "canvas_loss", "causal": "autoregressive_loss"}
+        shown = {label: f"{mean(name):.3f}" for label, name in losses.items() if name in figures}
+        return {**shown, "tokens/s": f"{mean('tokens') / max(seconds, 1e-9):,.0f}"}
 
 
 def export(model: DiffusionGemma, recipe: NamedRecipe, folder: Path) -> Path:

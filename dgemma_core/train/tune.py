@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from dgemma_core.errors import RequestError
 from dgemma_core.facts.machine import bfloat16_multiplies, cores
 from dgemma_core.files.adapters import ADAPTER_CONFIG, base_digest, save_adapter
-from dgemma_core.files.checkpoint import load_model
+from dgemma_core.files.checkpoint import load_model, prefers_float32
 from dgemma_core.files.devices import resolve_device
 from dgemma_core.files.finding import as_name, find_folder, read_config
 from dgemma_core.files.saving import save_model, vision_config, vision_tensors
@@ -27,9 +27,12 @@ from dgemma_core.train.checkpoints import PROGRESS
 from dgemma_core.train.data import Counts, Data, Shuffled, count, read_data
 from dgemma_core.train.distributed import joined
 from dgemma_core.train.run import TOKENIZER_FILES, run_with_progress
-from dgemma_core.train.tuning import RATE, TuneRecipe, Tuner
+from dgemma_core.train.tuning import RATE, Tuner, TuneRecipe
 
 if TYPE_CHECKING:
+    import torch
+
+    from dgemma_core.config import GenerationDefaults, ModelConfig
     from dgemma_core.model import DiffusionGemma
     from dgemma_core.train.run import Report
 
@@ -88,16 +91,16 @@ def tune(
     model: "nano", a folder or a hub name. data: a JSON Lines file, a folder that `datasets` saved, or records. out: an
     empty folder, or one to resume. max_steps or epochs (3): how long. learning_rate: at its peak; None: 0.6 over the
     model's hidden size, a tenth of that for all weights. batch_size: texts an update, in `accumulate` parts. alpha:
-    None for twice the rank. warmup: steps; None: 3 % of all. validation: a file, or the share that is held out; measured
-    every `validate_every` steps and at the end. dtype: of the base; "auto": as it is stored, small models and all that
-    learn whole in float32. quantize: "int8" or "int4", of the base. minutes: of this sitting. workers: parts of a batch
-    that run side by side on a CPU. trackio: a project to log to. tell: is told what the data holds, before the first
-    step. settings: further ones of `TuneRecipe` (modes, full, rank, dropout, targets, schedule, noise,
+    None for twice the rank. warmup: steps; None: 3 % of all. validation: a file, or the share that is held out;
+    measured every `validate_every` steps and at the end. dtype: of the base; "auto": as it is stored, small models and
+    all that learn whole in float32. quantize: "int8" or "int4", of the base. minutes: of this sitting. workers: parts
+    of a batch that run side by side on a CPU. trackio: a project to log to. tell: is told what the data holds, before
+    the first step. settings: further ones of `TuneRecipe` (modes, full, rank, dropout, targets, schedule, noise,
     self_conditioning, autoregressive, drafts, recomputes, clip, betas, weight_decay, seed, …).
 
     Raises RequestError for data that cannot be learnt from (naming every bad record) and settings that have no meaning,
-    CheckpointError for a model that cannot be loaded or a folder that cannot be written, KeyboardInterrupt after Ctrl-C,
-    once the run is saved.
+    CheckpointError for a model that cannot be loaded or a folder that cannot be written, KeyboardInterrupt after
+    Ctrl-C, once the run is saved.
     """
     folder, source = Path(out), find_folder(model)
     known = {f.name for f in dataclasses.fields(TuneRecipe)} - {"steps", "base", "data"}
@@ -123,7 +126,7 @@ def tune(
     full = bool(settings.get("full", False))
     with joined() as group:
         target = resolve_device(group.device(device))
-        dtype = _dtype(dtype, source, config, quantize, full, target)
+        dtype = _dtype(dtype, config, quantize, full, target)
         recipe = _recipe(
             settings,
             steps=steps,
@@ -176,9 +179,9 @@ def describe(data: Data, counts: Counts, held: Counts, recipe: TuneRecipe) -> It
     for name, found in (("training", counts), ("held out", held)):
         if found.conversations:
             yield (
-                f"{name}: {found.conversations:,} conversations, {found.texts:,} answers, {found.prompt_tokens:,} prompt"
-                f" and {found.answer_tokens:,} answer tokens, {found.canvases:,} canvases, longest {found.longest:,}"
-                f" tokens, {found.truncated:,} truncated"
+                f"{name}: {found.conversations:,} conversations, {found.texts:,} answers, {found.prompt_tokens:,}"
+                f" prompt and {found.answer_tokens:,} answer tokens, {found.canvases:,} canvases, longest"
+                f" {found.longest:,} tokens, {found.truncated:,} truncated"
             )
     if data.passed_over:
         yield f"not read: {', '.join(data.passed_over)}"
@@ -202,13 +205,17 @@ def _steps(max_steps: int | None, epochs: float | None, texts: int, batch_size: 
     return max(1, math.ceil(epochs * texts / batch_size))
 
 
-def _dtype(asked: str, source: Path, config: Any, quantize: str | None, full: bool, device: Any) -> str:
+def _dtype(
+    asked: str,
+    config: ModelConfig,
+    quantize: str | None,
+    full: bool,
+    device: torch.device,
+) -> str:
     """The base's dtype: small models, and weights that learn, in float32, unless somebody says otherwise."""
-    from dgemma_core.backends.cpu.small_model import fits
-
     if asked != "auto":
         return asked
-    if full or (fits(config) and quantize is None):
+    if full or (prefers_float32(config, device) and quantize is None):
         return "float32"
     if device.type == "cpu" and not bfloat16_multiplies(device):
         return "float32"
@@ -257,7 +264,9 @@ def _tracking(project: str | None, recipe: TuneRecipe) -> Iterator[Report | None
         trackio.finish()
 
 
-def _write(tuner: Tuner, folder: Path, source: Path, name: str, generation: Any) -> None:
+def _write(
+    tuner: Tuner, folder: Path, source: Path, name: str, generation: GenerationDefaults
+) -> None:
     recipe = tuner.recipe
     if tuner.adapter is not None:
         save_adapter(
@@ -272,7 +281,9 @@ def _write(tuner: Tuner, folder: Path, source: Path, name: str, generation: Any)
         write_checkpoint(tuner.model, folder, source, generation)
 
 
-def write_checkpoint(model: DiffusionGemma, folder: Path, source: Path, generation: Any) -> None:
+def write_checkpoint(
+    model: DiffusionGemma, folder: Path, source: Path, generation: GenerationDefaults
+) -> None:
     """The model in the public layout, with what else the checkpoint it comes from holds: tower, tokenizer, template."""
     described = vision_config(source)
     tower = vision_tensors(source) if described is not None else None

@@ -37,6 +37,7 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
 RATE = 0.6
 """The default learning rate is this over the hidden size: 2e-4 in the released width, as TRL has it; more in smaller
 models. Training all weights takes a tenth of it."""
+LOSSES = ("canvas_loss", "autoregressive_loss")
 VALIDATED = 16
 """Held-out texts of a batch."""
 
@@ -275,8 +276,17 @@ class Tuner(Trainer):
             sums += found * len(part)
             canvases += len(part)
         model.train(training)
-        canvas, causal = (sums / canvases).tolist()
-        return {"canvas_loss": round(canvas, 5), "autoregressive_loss": round(causal, 5)}
+        means = (sums / canvases).tolist()
+        figures = {name: round(mean, 5) for name, mean in zip(LOSSES, means, strict=True)}
+        return self.learnt(figures)
+
+    def step(self, micro: Sequence[Batch]) -> dict[str, float]:
+        return self.learnt(super().step(micro))
+
+    def learnt(self, figures: dict[str, float]) -> dict[str, float]:
+        """The figures without the loss of a mode that does not learn."""
+        other = {"denoiser": LOSSES[1], "causal": LOSSES[0]}.get(self.recipe.modes)
+        return {name: value for name, value in figures.items() if name != other}
 
     def save(self) -> None:
         if self.group.rank == 0:  # the others hold the same numbers

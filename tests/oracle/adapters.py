@@ -32,7 +32,11 @@ def targets(oracle: nn.Module, begin: str = "") -> tuple[list[str], list[str]]:
 
 @torch.no_grad()
 def written(
-    oracle: DiffusionGemmaForBlockDiffusion, folder: Path, seed: int, begin: str = "", **options: Any
+    oracle: DiffusionGemmaForBlockDiffusion,
+    folder: Path,
+    seed: int,
+    begin: str = "",
+    **options: Any,
 ) -> PeftModel:
     """A random adapter of all that `targets` names (or of what `options` do), saved as `peft` saves it."""
     modules, parameters = targets(oracle, begin)

@@ -86,7 +86,11 @@ def _is_original(model: DiffusionGemma) -> bool:
 def _form(module: nn.Module) -> list[tuple[str, type, dict[str, torch.Size]]]:
     """Name, kind and weights' shapes of every part."""
     return [
-        (name, type(part), {key: weight.shape for key, weight in part._parameters.items() if weight is not None})
+        (
+            name,
+            type(part),
+            {key: weight.shape for key, weight in part._parameters.items() if weight is not None},
+        )
         for name, part in module.named_modules(remove_duplicate=False)
     ]
 
