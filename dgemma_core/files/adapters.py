@@ -33,6 +33,7 @@ from dgemma_core.files.finding import as_name, as_path, read_config
 from dgemma_core.files.lora import CONDITIONING, STACKS, Adapter, LowRank
 from dgemma_core.files.names import match
 from dgemma_core.files.reading import plain, read_json, shown
+from dgemma_core.files.saving import check_replaceable
 from dgemma_core.files.section import Section
 from dgemma_core.files.tensors import TensorFiles, read_header
 from dgemma_core.model import DiffusionGemma
@@ -267,6 +268,8 @@ def save_adapter(
             save_file(tensors, temporary / ADAPTER_WEIGHTS, {"format": "pt", DIGEST: digest})
             text = json.dumps(settings, indent=2) + "\n"
             (temporary / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
+            for file in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
+                check_replaceable(folder / file)
             for file in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
                 os.replace(temporary / file, folder / file)
         finally:

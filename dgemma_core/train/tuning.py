@@ -229,7 +229,7 @@ class Tuner(Trainer):
         recipe = self.recipe
         with torch.random.fork_rng(enabled=recipe.dropout > 0):
             if recipe.dropout:  # torch's dropout takes no generator
-                torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+                torch.manual_seed(generator.initial_seed())
             return loss(
                 model, batch, recipe, generator, modes=recipe.modes, recomputes=recipe.recomputes
             )

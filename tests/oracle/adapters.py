@@ -1,4 +1,4 @@
-"""Adapters over transformers' DiffusionGemma by `peft`: random ones, and what a model says with one."""
+"""Adapters by `peft` over transformers' DiffusionGemma: random ones, and one that was written here."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import DiffusionGemmaForBlockDiffusion
 
+CAUSAL, DENOISER = "model.encoder.language_model.", "model.decoder."
 STACKS = ("experts.gate_up_proj", "experts.down_proj")
 
 
@@ -31,20 +32,29 @@ def targets(oracle: nn.Module, begin: str = "") -> tuple[list[str], list[str]]:
 
 
 @torch.no_grad()
-def written(
-    oracle: DiffusionGemmaForBlockDiffusion,
-    folder: Path,
-    seed: int,
-    begin: str = "",
-    **options: Any,
-) -> PeftModel:
-    """A random adapter of all that `targets` names (or of what `options` do), saved as `peft` saves it."""
+def write(
+    oracle: DiffusionGemmaForBlockDiffusion, folder: Path, begin: str = "", **options: Any
+) -> DiffusionGemmaForBlockDiffusion:
+    """Gives the oracle a random adapter of all that `targets` names (or `options` do) and saves it as `peft` does.
+    Returns the oracle, which runs with it from now on."""
     modules, parameters = targets(oracle, begin)
     wanted = {"target_modules": modules, "target_parameters": parameters, **options}
     adapted = get_peft_model(oracle, LoraConfig(**{"r": 3, "lora_alpha": 5, **wanted}))
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(11)
     for name, parameter in adapted.named_parameters():
         if "lora_" in name:
             parameter.normal_(0, 0.2, generator=generator)
     adapted.save_pretrained(folder)
-    return adapted.eval()
+    return _inner(adapted)
+
+
+def load(
+    oracle: DiffusionGemmaForBlockDiffusion, folder: Path, *, trainable: bool = False
+) -> DiffusionGemmaForBlockDiffusion:
+    """The oracle with the adapter in the folder, as `peft` reads it."""
+    return _inner(PeftModel.from_pretrained(oracle, folder, is_trainable=trainable))
+
+
+def _inner(adapted: Any) -> DiffusionGemmaForBlockDiffusion:
+    inner: DiffusionGemmaForBlockDiffusion = adapted.eval().base_model.model
+    return inner
