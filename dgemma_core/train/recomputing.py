@@ -1,4 +1,4 @@
-"""Activation checkpointing (arXiv 1604.06174) by torch's own: a layer keeps its input and runs again for the gradient."""
+"""Activation checkpointing (arXiv 1604.06174), by torch: a layer keeps its input, and runs again for the gradient."""
 
 from __future__ import annotations
 

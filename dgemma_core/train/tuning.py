@@ -216,6 +216,9 @@ class Tuner(Trainer):
             validate=self.measure if held_out else None,
             validate_every=validate_every,
         )
+        if self.working is not model and not recipe.full:
+            for weight in learning(self.working):  # so that their gradients are added up in float32
+                weight.data = weight.data.float()
         self.working.train()
         self.averaged = Averaged(self.working, self.losses, group) if group.size > 1 else None
 

@@ -118,7 +118,7 @@ def test_every_bad_record_is_named(tmp_path: Path) -> None:
         with pytest.raises(RequestError, match=f"bad.jsonl, line {number}: [^;]*{reason}"):
             raise caught.value
     file.write_text("\n".join([*lines] * 2))
-    with pytest.raises(RequestError, match="and 8 more$"):
+    with pytest.raises(RequestError, match=r"and 8 more$"):
         read(file)
 
 

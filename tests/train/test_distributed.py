@@ -41,17 +41,15 @@ def run(out: Path, processes: int) -> dict[str, Any]:
 @pytest.mark.subprocess
 def test_two_processes_are_one(tmp_path: Path) -> None:
     one, two = (run(tmp_path / str(count), count) for count in (1, 2))
-    assert len(one["curve"]) == len(two["curve"]) == 5
-    for a, b in zip(one["curve"], two["curve"], strict=True):
-        for name in ("canvas_loss", "autoregressive_loss", "gradient_norm"):
-            assert a[name] == pytest.approx(b[name], rel=2e-3), (a["step"], name)
-    assert one["curve"][0]["canvas_loss"] != one["curve"][-1]["canvas_loss"]
-    assert one["validation"][0]["canvas_loss"] == pytest.approx(
-        two["validation"][0]["canvas_loss"], rel=2e-3
-    )
+    (a,), (b,) = one["curve"], two["curve"]
+    for name in ("canvas_loss", "autoregressive_loss", "gradient_norm"):
+        assert a[name] == pytest.approx(b[name], rel=1e-3), name
+    (before, after) = one["validation"][0], two["validation"][0]
+    assert before["canvas_loss"] == pytest.approx(after["canvas_loss"], rel=1e-3)
     a, b = (load_file(tmp_path / str(count) / ADAPTER_WEIGHTS) for count in (1, 2))
     for name, numbers in a.items():
         torch.testing.assert_close(b[name], numbers, atol=5e-3, rtol=0.05)
+        assert numbers.any(), "B, too: it has learnt"
 
 
 def test_parts_that_do_not_divide(tmp_path: Path) -> None:

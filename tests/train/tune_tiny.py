@@ -23,6 +23,6 @@ for name in TOKENIZER_FILES:
     (base / name).write_bytes((NANO / name).read_bytes())
 rows = [{"prompt": f"Echo: {i % 5}", "completion": f"{i % 5} {i % 3}"} for i in range(40)]
 module.tune(
-    base, rows, out, max_steps=125, batch_size=4, accumulate=2, rank=2, workers=1, learning_rate=3e-3,
+    base, rows, out, max_steps=25, batch_size=4, accumulate=2, rank=2, workers=1, learning_rate=3e-3,
     progress=False,
 )  # fmt: skip
