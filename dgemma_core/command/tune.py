@@ -12,6 +12,8 @@ import typer
 from dgemma_core.command import options
 from dgemma_core.errors import RequestError
 
+RECIPES = Path(__file__).parents[1] / "train" / "recipes"
+
 
 def tune(
     ctx: typer.Context,
@@ -30,7 +32,8 @@ def tune(
     recipe: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="A YAML file of these options, by name; options given here win."
+            metavar="FILE",
+            help="A YAML file of these options, or sudoku_26b; options given here win.",
         ),
     ] = None,
     max_steps: Annotated[int | None, typer.Option(help="Updates; else --epochs.")] = None,
@@ -159,9 +162,12 @@ def arguments(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_recipe(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
-    """The options in a YAML file. Raises RequestError for a file that is none, and for unknown names."""
+    """The options in a YAML file, or in one that comes along, by its name. Raises RequestError for a file that is none,
+    and for unknown names."""
     import yaml
 
+    if not path.exists() and (shipped := RECIPES / f"{path}.yaml").exists():
+        path = shipped
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:

@@ -64,7 +64,13 @@ def test_a_recipe_file(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(module, "tune", stand_in)
     recipe = tmp_path / "recipe.yaml"
-    wanted = {"about": "a note", "lr": 0.001, "rank": 4, "targets": "attention", "noise": [0.5, 1.0]}
+    wanted = {
+        "about": "a note",
+        "lr": 0.001,
+        "rank": 4,
+        "targets": "attention",
+        "noise": [0.5, 1.0],
+    }
     recipe.write_text(yaml.safe_dump({**wanted, "max-steps": 7}))
     run("tune", "--recipe", recipe, "--data", data, "--out", tmp_path, "--rank", "8")
     assert seen["learning_rate"] == 0.001 and seen["rank"] == 8 and seen["max_steps"] == 7
