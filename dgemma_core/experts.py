@@ -70,5 +70,9 @@ class Experts(nn.Module):
 
     def expert(self, index: int, x: Tensor) -> Tensor:
         """One expert: x (n, D) → (n, D)."""
-        gate, up = F.linear(x, self.gate_up_proj[index]).chunk(2, dim=-1)
-        return F.linear(F.gelu(gate, approximate="tanh") * up, self.down_proj[index])
+        gate, up = self.product("gate_up_proj", index, x).chunk(2, dim=-1)
+        return self.product("down_proj", index, F.gelu(gate, approximate="tanh") * up)
+
+    def product(self, name: str, index: int, x: Tensor) -> Tensor:
+        """x (n, inputs) times the matrix of one expert in the stack `name` → (n, outputs)."""
+        return F.linear(x, getattr(self, name)[index])

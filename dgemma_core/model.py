@@ -69,6 +69,7 @@ class DiffusionGemma(nn.Module):
             weight = torch.empty(text.vocab_size, text.hidden_size)
             self.embed_tokens = nn.Embedding(text.vocab_size, text.hidden_size, _weight=weight)
             self.layers = nn.ModuleList(Layer(text, layer) for layer in text.layers)
+            self.causal_layers: nn.ModuleList | None = None  # where an adapter parts the modes
             self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps)
             self.encoder_layer_scalars = nn.Parameter(torch.ones(len(text.layers)))
             self.self_conditioning = (
@@ -133,8 +134,10 @@ class DiffusionGemma(nn.Module):
         """The layer scalars of the bidirectional mode, one each layer."""
         return [layer.layer_scalar for layer in self.typed_layers()]
 
-    def typed_layers(self) -> Sequence[Layer]:
-        return cast(Sequence[Layer], self.layers)
+    def typed_layers(self, causal: bool = False) -> Sequence[Layer]:
+        """The layers of a mode: the same for both, unless an adapter changes one alone (`files.lora`)."""
+        of_mode = self.causal_layers if causal and self.causal_layers is not None else self.layers
+        return cast(Sequence[Layer], of_mode)
 
     def rotations(self, positions: Tensor, dtype: torch.dtype) -> dict[LayerConfig, Rotation]:
         """Rotary angles of `positions` (…), once for each kind of layer."""
@@ -164,7 +167,7 @@ class DiffusionGemma(nn.Module):
         positions = torch.cat([torch.arange(row.length, row.length + n) for row, n in spans])
         rotations = self.rotations(positions.to(ids.device), self.dtype)
         scalars = self.encoder_scalars() if causal else self.decoder_scalars()
-        for i, layer in enumerate(self.typed_layers()):
+        for i, layer in enumerate(self.typed_layers(causal)):
             attend = partial(_attend, i, rows, lengths, causal, watch)
             observe = None if watch is None else partial(watch.router, i)
             x = layer(x, rotations[layer.config], attend, scalars[i], observe=observe)

@@ -23,6 +23,7 @@ from dgemma_core.command.info import info, plan
 from dgemma_core.command.lines import complain
 from dgemma_core.command.trace import trace_app
 from dgemma_core.command.train import train
+from dgemma_core.command.tune import merge, tune
 from dgemma_core.command.write import chat, generate
 from dgemma_core.errors import DgemmaError
 
@@ -114,6 +115,8 @@ app.command()(plan)
 app.add_typer(trace_app, name="trace")
 app.add_typer(constraint_app, name="constraint")
 app.command()(train)
+app.command()(tune)
+app.command()(merge)
 
 
 @app.callback(invoke_without_command=True)

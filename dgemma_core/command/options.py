@@ -120,6 +120,12 @@ Quantize = Annotated[
     str | None,
     typer.Option(metavar="SCHEME", help="int8 or int4: weights as whole numbers with scales."),
 ]
+Adapter = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR", help="An adapter of this model, as `dgemma tune` or peft writes it."
+    ),
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, …; auto: a GPU where there is one.")]
 BackendName = Annotated[
     str,
@@ -144,6 +150,7 @@ class Source:
     quantize: str | None
     device: str
     backend: str
+    adapter: str | None = None
 
 
 def load_with_settings(
@@ -157,8 +164,8 @@ def load_with_settings(
 ) -> tuple[Loaded, ModeSettings]:
     """The model, and how it is to write. Wrong settings are refused before a long load.
 
-    constraint: regular expression, JSON Schema's file and choices. settings: by name, as `settings_from` takes them; None
-    where an option was not given.
+    constraint: regular expression, JSON Schema's file and choices. settings: by name, as `settings_from` takes them;
+    None where an option was not given.
     """
     from dgemma_core.config import GenerationDefaults
     from dgemma_core.constraints.language import read_constraint
@@ -178,6 +185,7 @@ def load_with_settings(
         device=source.device,
         quantize=source.quantize,
         backend=source.backend,
+        adapter=source.adapter,
     )
     return loaded, made(loaded.generation)
 

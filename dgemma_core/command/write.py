@@ -60,6 +60,7 @@ def generate(
     quantize: options.Quantize = None,
     device: options.Device = "auto",
     backend: options.BackendName = "auto",
+    adapter: options.Adapter = None,
 ) -> None:
     """Write one text. In a terminal the canvas is seen denoising; a pipe gets only the text."""
     if trace is not None:
@@ -68,7 +69,7 @@ def generate(
         check_destination(trace)
     text = _read_standard_input() if prompt == "-" else prompt
     loaded, settings = options.load_with_settings(
-        options.Source(model, dtype, quantize, device, backend),
+        options.Source(model, dtype, quantize, device, backend, adapter),
         mode,
         sampler=sampler,
         sampler_option=sampler_option,
@@ -142,10 +143,11 @@ def chat(
     quantize: options.Quantize = None,
     device: options.Device = "auto",
     backend: options.BackendName = "auto",
+    adapter: options.Adapter = None,
 ) -> None:
     """Talk in turns of one line each; the prefix cache keeps what was said. Ctrl-D ends."""
     loaded, settings = options.load_with_settings(
-        options.Source(model, dtype, quantize, device, backend),
+        options.Source(model, dtype, quantize, device, backend, adapter),
         mode,
         sampler=sampler,
         sampler_option=sampler_option,
@@ -250,6 +252,7 @@ def _recorder(loaded: Loaded, settings: ModeSettings) -> TraceRecorder:
         "model": loaded.name,
         "backend": loaded.model.backend.name,
         "quantize": loaded.model.quantized,
+        **({} if loaded.adapter is None else {"adapter": loaded.adapter}),
         **settings.resolved(loaded).described(),
         "eos_token_ids": list(loaded.generation.eos_token_ids),
     }

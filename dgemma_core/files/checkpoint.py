@@ -21,10 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from dgemma_core import backends
-from dgemma_core.config import GenerationDefaults
+from dgemma_core.config import GenerationDefaults, ModelConfig
 from dgemma_core.errors import RequestError
+from dgemma_core.files.adapters import read_adapter
 from dgemma_core.files.devices import check_memory, resolve_device
 from dgemma_core.files.finding import as_name, find_folder, read_config
+from dgemma_core.files.lora import Adapter, attach, merge
 from dgemma_core.files.names import ENCODER_SCALARS, FLOATS, match
 from dgemma_core.files.quantised import Scheme, fill, scheme, stored_sizes
 from dgemma_core.files.tensors import StoredTensor, TensorFiles, check_finite, short_name
@@ -46,6 +48,8 @@ class Loaded:
     generation: GenerationDefaults
     name: str
     folder: Path | None = None
+    adapter: str | None = None
+    """The folder of the adapter that the model carries."""
 
 
 def load(
@@ -55,6 +59,7 @@ def load(
     device: str | torch.device = "auto",
     quantize: str | None = None,
     backend: str = "auto",
+    adapter: str | os.PathLike[str] | None = None,
 ) -> Loaded:
     """Loads "nano", a folder, or a checkpoint of the Hugging Face hub ("owner/name").
 
@@ -62,7 +67,6 @@ def load(
     On a CPU "auto" takes a small model as float32, however it is stored: that is quicker there, and
     a text stays the same, bit for bit, whatever its batch.
     """
-    from dgemma_core.backends.cpu.small_model import fits
     from dgemma_core.files.text import load_tokenizer
 
     backends.check_name(backend)
@@ -72,11 +76,22 @@ def load(
         scheme(quantize)
     folder = find_folder(name_or_path)
     config, generation = read_config(folder)
-    if dtype == "auto" and target.type == "cpu" and quantize is None and fits(config):
+    if dtype == "auto" and quantize is None and prefers_float32(config, target):
         dtype = "float32"
     tokenizer = load_tokenizer(folder)
-    model = load_model(folder, dtype=dtype, device=device, quantize=quantize, backend=backend)
-    return Loaded(model, tokenizer, generation, name, folder)
+    model = load_model(
+        folder, dtype=dtype, device=device, quantize=quantize, backend=backend, adapter=adapter
+    )
+    return Loaded(
+        model, tokenizer, generation, name, folder, None if adapter is None else str(adapter)
+    )
+
+
+def prefers_float32(config: ModelConfig, device: torch.device) -> bool:
+    """Whether a model is one of the small ones that a CPU runs faster in float32."""
+    from dgemma_core.backends.cpu.small_model import fits
+
+    return device.type == "cpu" and fits(config)
 
 
 def load_model(
@@ -86,13 +101,17 @@ def load_model(
     device: str | torch.device = "auto",
     quantize: str | None = None,
     backend: str = "auto",
+    adapter: str | os.PathLike[str] | None = None,
 ) -> DiffusionGemma:
     """Loads the text model of a checkpoint, frozen (no parameter asks for a gradient).
 
     dtype: "auto" is the one that most of the weights are stored in. device: "auto" is a GPU where
     PyTorch sees one. quantize: "int8" or "int4" keeps matrices as codes and scales (`quantised`);
     dtype is then that of activations and of what stays as it is. backend: how passes run ("auto",
-    "torch", "cpu", "cuda").
+    "torch", "cpu", "cuda"). adapter: a folder in PEFT's layout (`adapters`); its changes are merged
+    into the matrices, so that they cost nothing in a pass. Beside quantised matrices, which cannot
+    take them up, they stay products of their own. Of an adapter that changes one mode alone, that
+    mode's matrices are held beside the other's.
 
     All weights are checked to be finite in the dtype that they are loaded to, with one exception:
     of a model whose weights stay in mapped files (on a CPU, in the stored dtype) and take more than
@@ -108,6 +127,7 @@ def load_model(
     to = None if quantize is None else scheme(quantize)
     folder = find_folder(folder)
     config, _ = read_config(folder)
+    lora = None if adapter is None else read_adapter(adapter, folder, config)
     files = TensorFiles(folder)
     model = DiffusionGemma(config, device="meta")
     sources = match(model, files)
@@ -117,12 +137,22 @@ def load_model(
         smaller = "" if to.matrices == 4 else "pass quantize='int4', "
         check_memory(folder, needed, to.name, smaller, target)
         _fill_quantised(model, files, sources, to, kind, target)
-        return model.eval().use(backend)
+        return _adapted(model, lora).use(backend)
     needed = sum(p.numel() for p in model.parameters()) * kind.itemsize
     smaller = "dtype='bfloat16'" if kind.itemsize > 2 else "quantize='int4'"
     check_memory(folder, needed, short_name(kind), f"pass {smaller}, ", target)
     _fill(model, files, sources, kind, target, check_all=needed <= CHECKED_MODEL)
-    return model.eval().use(backend)
+    return _adapted(model, lora).use(backend)
+
+
+def _adapted(model: DiffusionGemma, adapter: Adapter | None) -> DiffusionGemma:
+    """The model with its adapter, merged where that can be."""
+    if adapter is not None:
+        for lora in adapter.modules().values():
+            lora.to(model.device)
+        attach(model, adapter)
+        merge(model)
+    return model.eval()
 
 
 def _fill(

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from dgemma_core.errors import RequestError
 from dgemma_core.experts import Experts
+from dgemma_core.files import frozen
 
 if TYPE_CHECKING:
     from dgemma_core.model import DiffusionGemma
@@ -160,14 +161,19 @@ class Quantised:
 
     def linear(self, x: Tensor) -> Tensor:
         """x (…, K) → (…, R), of one matrix."""
+        if x.requires_grad and torch.is_grad_enabled():
+            return frozen.product(x, self)
         if _kernel_serves(x, self):
             flat = x.reshape(-1, self.columns).contiguous()
             product = torch._weight_int8pack_mm(flat, self.codes, self.scales.squeeze(-1))
             return product.view(*x.shape[:-1], -1)
-        count = max(1, SLICE // self.columns)
-        parts = (self[start : start + count] for start in range(0, len(self), count))
-        found = [F.linear(x, part.dequantize(x.dtype)) for part in parts]
+        found = [F.linear(x, part.dequantize(x.dtype)) for part in self.slices()]
         return found[0] if len(found) == 1 else torch.cat(found, dim=-1)
+
+    def slices(self) -> Iterator[Quantised]:
+        """The rows of one matrix, so many at a time as are turned back at once."""
+        count = max(1, SLICE // self.columns)
+        return (self[start : start + count] for start in range(0, len(self), count))
 
 
 def _kernel_serves(x: Tensor, weight: Quantised) -> bool:
@@ -255,10 +261,8 @@ class QuantisedExperts(Holder, Experts):
         Holder.__init__(self, shapes, bits)
         self.count = plain.count
 
-    def expert(self, index: int, x: Tensor) -> Tensor:
-        gate, up = self.matrix("gate_up_proj")[index].linear(x).chunk(2, dim=-1)
-        inner = F.gelu(gate, approximate="tanh") * up
-        return self.matrix("down_proj")[index].linear(inner)
+    def product(self, name: str, index: int, x: Tensor) -> Tensor:
+        return self.matrix(name)[index].linear(x)
 
 
 class Kept(nn.Parameter):

@@ -49,6 +49,11 @@ def save_model(
         raise RequestError(
             f"a model quantised to {model.quantized} cannot be saved: load it without quantize"
         )
+    if model.causal_layers is not None:
+        raise RequestError(
+            "an adapter changes one mode of this model alone, and a checkpoint holds one set of weights for both: keep"
+            " the adapter beside its base, and load both by load(…, adapter=…)"
+        )
     if (vision is None) != (vision_config is None):
         raise CheckpointError(f"{folder}: vision tensors and vision_config go together; give both")
     folder = Path(folder)
@@ -66,7 +71,7 @@ def save_model(
             written = (*weights, GENERATION, CONFIG)
             stale = {folder / SINGLE, folder / INDEX, *folder.glob("model-*-of-*.safetensors")}
             for file in stale.union(folder / name for name in written):
-                _check_replaceable(file)
+                check_replaceable(file)
             for name in written:
                 os.replace(temporary / name, folder / name)
             for file in stale:
@@ -128,7 +133,7 @@ def tiny_vision(config: ModelConfig) -> tuple[JSON, dict[str, Tensor]]:
     }, {name: torch.zeros(shape) for name, shape in shapes.items()}
 
 
-def _check_replaceable(file: Path) -> None:
+def check_replaceable(file: Path) -> None:
     """Raises CheckpointError where a folder, device or pipe, or a link to one, has a file's name."""
     if file.exists() and not file.is_file():
         raise CheckpointError(

@@ -163,7 +163,7 @@ class Tokenizer:
             raise RequestError("the checkpoint has no thinking mode: leave thinking off")
         variables = {
             **self.named,
-            "messages": [_plain_message(message) for message in messages],
+            "messages": [plain_message(message) for message in messages],
             "add_generation_prompt": True,
             "enable_thinking": thinking,
         }
@@ -212,7 +212,7 @@ def _no_media(what: str) -> RequestError:
     return RequestError(f"the prompt holds {what}: images, audio and video are not read here")
 
 
-def _plain_message(message: Message) -> dict[str, Any]:
+def plain_message(message: Message) -> dict[str, Any]:
     """`message` with its content as one text; RequestError for media and for no message at all."""
     if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
         raise RequestError("a message is a mapping with role and content")

@@ -91,7 +91,8 @@ def draw_place(text: Text, canvas_length: int, recipe: Recipe, rng: Random) -> P
 
 def draw_draft(text: Text, length: int, rng: Random) -> Place:
     """A draft of a text: its first token is one of the answer, or the end."""
-    start = rng.randrange(len(text.answer) + 1)
+    places = len(text.answer) + 1 if text.whole else max(1, len(text.answer) - length + 1)
+    start = rng.randrange(places)
     return Place(start, length, ((start, start + 1),))
 
 
@@ -116,7 +117,7 @@ def collate(texts: Sequence[Text], end: int, places: Sequence[Sequence[Place]]) 
     clean = torch.tensor([row + (end,) * (longest - len(row)) for row in rows])
     targets = torch.full_like(clean, IGNORED)
     for i, text in enumerate(texts):
-        prompt, length = len(text.prompt), len(rows[i])
+        prompt, length = len(text.prompt), len(rows[i]) - (not text.whole)
         targets[i, prompt - 1 : length - 1] = clean[i, prompt:length]
     groups = tuple(_canvases(texts, end, group) for group in zip(*of_rows, strict=True))
     batch = Batch(clean, targets, groups, count=sum(map(len, rows)))

@@ -13,15 +13,33 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dgemma_core.errors import CheckpointError
-from dgemma_core.train.optimiser import MuonAdamW
 from dgemma_core.train.recipe import Recipe
 
 PROGRESS = "progress.json"
+
+
+class Optimiser(Protocol):
+    """What a run asks of its optimiser, torch's own or another, besides torch's `state` and `step`."""
+
+    state: Any
+
+    def step(self) -> Any:
+        """One update from the gradients that are there."""
+
+    def updates(self) -> list[Callable[[], Any]]:
+        """One update as parts that may run side by side."""
+
+    def set_rate(self, share: float) -> None:
+        """Every learning rate becomes `share` of its peak."""
+
+    def state_names(self) -> dict[Tensor, tuple[str, ...]]:
+        """The names of every parameter's state after the first update."""
 
 
 @dataclass
@@ -58,13 +76,14 @@ class Progress:
 
 
 def save(
-    folder: Path, recipe: Recipe, progress: Progress, model: nn.Module, optimiser: MuonAdamW
+    folder: Path, recipe: Recipe, progress: Progress, model: nn.Module, optimiser: Optimiser
 ) -> None:
-    """Writes a checkpoint, whole or not at all. Raises CheckpointError where the folder is full or read-only."""
+    """Writes a checkpoint of the weights that learn, whole or not at all. Raises CheckpointError where the folder is
+    full or read-only."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    names = dict(model.named_parameters())
+    names = _learning(model)
     weights = {name: parameter.detach().contiguous() for name, parameter in names.items()}
     states = {
         f"{name}.{key}": value.contiguous()
@@ -93,7 +112,7 @@ def save(
         ) from error
 
 
-def load(folder: Path, recipe: Recipe, model: nn.Module, optimiser: MuonAdamW) -> Progress | None:
+def load(folder: Path, recipe: Recipe, model: nn.Module, optimiser: Optimiser) -> Progress | None:
     """Fills model and optimiser from the folder's checkpoint and returns where it stands; None where there is none.
     Raises CheckpointError, and changes nothing, if it is damaged or belongs to another recipe or model."""
     from safetensors.torch import load_file
@@ -119,7 +138,7 @@ def load(folder: Path, recipe: Recipe, model: nn.Module, optimiser: MuonAdamW) -
             f"{path} was written by another recipe ({', '.join(changed)} differ): "
             "resume with the same settings, or train into another folder"
         )
-    parameters = dict(model.named_parameters())
+    parameters = _learning(model)
     kept = {name: tensor.shape for name, tensor in weights.items()}
     if kept != {name: parameter.shape for name, parameter in parameters.items()}:
         raise CheckpointError(
@@ -141,6 +160,10 @@ def load(folder: Path, recipe: Recipe, model: nn.Module, optimiser: MuonAdamW) -
                     key: states[f"{name}.{key}"].to(parameter.device) for key in moments[name]
                 }
     return progress
+
+
+def _learning(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, float]]) -> None:

@@ -1,33 +1,32 @@
 """Both modes over a padded batch, with gradients: what training runs instead of `encode` and `denoise`.
 
 Notable:
-- a row of the batch is packed: its clean text, then its canvases, so that every product runs over all of them at once.
-  Only attention keeps the parts apart (attention.py), and the layer scalars;
-- the canvases read the keys of the clean text, and their gradient flows back through them;
-- clean text is padded to a multiple of `batches.ROUNDED` tokens, so that shapes recur: a CPU prepares its matrix
-  products anew for every shape that it has not seen (a quarter of the time, measured);
-- a layer is written out here once more, for pieces whose gradients are single passes (functions.py, attention.py,
-  mixture.py): half the time of torch's own operations, measured on nano.
+- the causal pass over the clean text keeps its keys; the canvas reads them, and its gradient flows back through them;
+- shapes recur: clean text is padded to a multiple of `batches.ROUNDED` tokens, since a CPU prepares its matrix products
+  anew for every shape that it has not seen (a quarter of the time, measured);
+- matrices may be quantised or adapted, and the modes may have layers of their own (files/lora.py). Where all weights
+  are plain and learn, packed_pass.py gives the same in one pass;
+- a layer is written out here once more, for norms and gates whose gradients are single passes (functions.py).
 
-Axes: B batch, T clean tokens, C canvas length, S tokens of a packed row, D hidden size.
+Axes: B batch, T clean tokens, C canvas length, D hidden size, H query heads, G key/value heads, d head dimension.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from dgemma_core.config import LayerConfig
 from dgemma_core.experts import Router, Routing
-from dgemma_core.layers import GatedMLP, Layer, Rotation, rotation
+from dgemma_core.layers import Attend, GatedMLP, Layer, Rotation, working_dtype
 from dgemma_core.model import DiffusionGemma
-from dgemma_core.train.attention import Parts, attention
-from dgemma_core.train.functions import added_norm, gated_gelu, norm
+from dgemma_core.train.adapted import gate_and_up
+from dgemma_core.train.functions import gated_gelu, norm
 from dgemma_core.train.mixture import mixture
+from dgemma_core.train.recomputing import recomputed
 
 if TYPE_CHECKING:
     from dgemma_core.train.batches import Batch
@@ -39,14 +38,54 @@ Noised = tuple[int, Tensor, Tensor | None]
 class DensePass:
     """One padded batch through both modes. `routings` holds the router's choice of every layer of every pass."""
 
-    def __init__(self, model: DiffusionGemma, batch: Batch) -> None:
+    def __init__(self, model: DiffusionGemma, batch: Batch, *, recomputes: bool = False) -> None:
+        """recomputes: layers keep their input alone for the gradient, and run again for it (recomputing.py)."""
         self.model = model
         self.batch = batch
+        self.run_layer = partial(recomputed, self, self._layer) if recomputes else self._layer
+        self.recording = True
+        self.keys: list[tuple[Tensor, Tensor]] = []
         self.routings: list[Routing] = []
+        window = model.config.text.sliding_window
+        span = batch.clean.shape[1]
+        # Canvas masks of every group, one a kind of layer: the row's own prefix (on sliding layers its end), then the
+        # whole canvas.
+        position = torch.arange(span, device=model.device)
+        self.full, self.sliding = [], []
+        for group in batch.canvases:
+            length = group.prefix.to(model.device).unsqueeze(1)
+            canvas = torch.ones(group.tokens.shape, dtype=torch.bool, device=model.device)
+            inside = position < length
+            recent = inside & (position >= length - (window - 1))
+            self.full.append(
+                _bias(torch.cat((inside, canvas), dim=1).unsqueeze(1))
+            )  # (B, 1, T + C)
+            self.sliding.append(_bias(torch.cat((recent, canvas), dim=1).unsqueeze(1)))
+        behind = position.unsqueeze(1) - position
+        self.causal = _bias(behind >= 0).unsqueeze(0)  # (1, T, T)
+        self.banded = _bias((behind >= 0) & (behind < window)).unsqueeze(0)
+
+    def begin(self) -> None:
+        """Reads the clean text, with a gradient where that is on."""
+        self.encoded = self.encode()
+
+    def look(self, noised: Sequence[Noised], rows: slice) -> list[Tensor]:
+        """Hidden states (rows, C, D) of canvases of the first rows, for each of `noised`."""
+        return [self.denoise(canvas, soft, group, rows) for group, canvas, soft in noised]
+
+    def run(self, noised: Sequence[Noised]) -> list[Tensor]:
+        """Hidden states of the clean text (B, T, D) and, for each of `noised`, of its canvases (B, C, D)."""
+        return [self.encoded, *self.look(noised, slice(None))]
 
     def encode(self) -> Tensor:
         """The causal mode over the clean text → hidden (B, T, D)."""
-        return self.run(())[0]
+        self.keys = []
+        clean = self.batch.clean.to(self.model.device)
+        positions = torch.arange(clean.shape[1], device=clean.device)
+        scalars = self.model.encoder_scalars()
+        return self._run(
+            self.model.embed(clean), positions, scalars, self.causal, self.banded, None
+        )
 
     def denoise(
         self,
@@ -56,106 +95,118 @@ class DensePass:
         rows: slice = slice(None),
     ) -> Tensor:
         """The bidirectional mode over noised canvases (rows, C) of a group → hidden (rows, C, D)."""
-        return self.run(((group, canvas, soft_embedding),), rows)[1]
+        prefix = self.batch.canvases[group].prefix.to(canvas.device)[rows].unsqueeze(1)
+        positions = prefix + torch.arange(canvas.shape[1], device=canvas.device)
+        x = conditioned(self.model, canvas, soft_embedding)
+        scalars = self.model.decoder_scalars()
+        full, sliding = self.full[group][rows], self.sliding[group][rows]
+        return self._run(x, positions, scalars, full, sliding, rows)
 
-    def run(self, noised: Sequence[Noised], rows: slice = slice(None)) -> list[Tensor]:
-        """Both modes over the clean text and the canvases of `rows` → their hidden states, (rows, T, D) and, for each
-        of `noised`, (rows, C, D)."""
-        model = self.model
-        clean = self.batch.clean[rows].to(model.device)
-        batch, span = clean.shape
-        place = torch.arange(span, device=clean.device)
-        prefixes = [
-            self.batch.canvases[group].prefix[rows].to(clean.device) for group, _, _ in noised
-        ]
-        inputs, positions = [model.embed(clean)], [place.expand(batch, span)]
-        for (_, canvas, soft), prefix in zip(noised, prefixes, strict=True):
-            inputs.append(self._conditioned(canvas, soft))
-            places = torch.arange(canvas.shape[1], device=clean.device)
-            positions.append(prefix.unsqueeze(1) + places)
-        counts = tuple(x.shape[1] for x in inputs)
-        window = model.config.text.sliding_window
-        seen = {
-            full: Parts(counts, self._seen(clean, prefixes, counts, None if full else window))
-            for full in (False, True)
-        }
-        rotations = self._rotations(torch.cat(positions, dim=1))
-        causal, denoising = model.encoder_scalars(), model.decoder_scalars()
-        x = torch.cat(inputs, dim=1)
-        for i, layer in enumerate(cast(list[Layer], list(model.layers))):
-            scalars = [causal[i].expand(batch, span)]
-            scalars += [denoising[i].expand(batch, count) for count in counts[1:]]
-            scale = torch.cat(scalars, dim=1)
-            x = self._layer(layer, x, rotations[layer.config], seen[layer.config.full], scale)
-        x = norm(x, model.norm.weight, model.norm.eps)
-        return list(x.split(counts, dim=1))
+    def _run(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        scalars: list[Tensor],
+        full: Tensor,
+        sliding: Tensor,
+        rows: slice | None,
+    ) -> Tensor:
+        """All layers; `rows` of the kept keys are the prefix, None keeps this pass's own."""
+        layers = self.model.typed_layers(rows is None)
+        rotations = self.model.rotations(positions, working_dtype(x))
+        for i, layer in enumerate(layers):
+            bias = full if layer.config.full else sliding
 
-    def _conditioned(self, canvas: Tensor, soft: Tensor | None) -> Tensor:
-        """What a canvas enters the layers as: its embedding and that of the last prediction."""
-        conditioning = self.model.self_conditioning
-        assert conditioning is not None
-        x = self.model.embed(canvas)
-        if soft is not None:
-            fed = norm(soft, conditioning.pre_norm.weight, conditioning.eps)
-            x = x + _mlp(conditioning, fed)
-        return norm(x, None, conditioning.eps)
+            def attend(q: Tensor, k: Tensor, v: Tensor, i: int = i, bias: Tensor = bias) -> Tensor:
+                if rows is None:
+                    if self.recording:
+                        self.keys.append((k, v))
+                else:
+                    k = torch.cat((self.keys[i][0][rows], k), dim=1)
+                    v = torch.cat((self.keys[i][1][rows], v), dim=1)
+                return attention(q, k, v, bias)
 
-    def _rotations(self, positions: Tensor) -> dict[LayerConfig, Rotation]:
-        """Rotary angles of positions (B, S), float32, once for each kind of layer."""
-        kinds = set(self.model.config.text.layers)
-        return {kind: rotation(kind, positions, torch.float32) for kind in kinds}
-
-    @staticmethod
-    def _seen(
-        clean: Tensor, prefixes: Sequence[Tensor], counts: Sequence[int], window: int | None
-    ) -> tuple[Tensor, ...]:
-        """What every part sees (`Parts.seen`): a canvas its own prefix, on sliding layers the end of it."""
-        batch, span = clean.shape
-        ends = torch.arange(1, span + 1, device=clean.device).expand(batch, span)
-        found = [_ranges(ends, window, span)]
-        for prefix, count in zip(prefixes, counts[1:], strict=True):
-            behind = None if window is None else window - 1
-            found.append(_ranges(prefix.unsqueeze(1).expand(batch, count), behind, span))
-        return tuple(found)
+            x = self.run_layer(layer, x, rotations[layer.config], attend, scalars[i])
+        return norm(x, self.model.norm.weight, self.model.norm.eps)
 
     def _layer(
-        self, layer: Layer, x: Tensor, rotate: Rotation, parts: Parts, scale: Tensor
+        self, layer: Layer, x: Tensor, rotate: Rotation, attend: Attend, scalar: Tensor
     ) -> Tensor:
-        """`Layer.forward` with the pieces of functions.py, attention.py and mixture.py; scale (B, S)."""
-        projections, eps = layer.self_attn, layer.input_layernorm.eps
+        """`Layer.forward` with the norms and gates of functions.py."""
+        attention_, eps = layer.self_attn, layer.input_layernorm.eps
         normed = norm(x, layer.input_layernorm.weight, eps)
-        weights = [projections.q_proj.weight, projections.k_proj.weight]
-        if projections.v_proj is not None:
-            weights.append(projections.v_proj.weight)
-        both = F.linear(normed, torch.cat(weights))
-        mixed = projections.o_proj(attention(projections, both, rotate, parts))
-        h = added_norm(x, mixed, layer.post_attention_layernorm.weight, eps)
-        routing = self._route(layer.router, h)
-        dense = _mlp(layer.mlp, norm(h, layer.pre_feedforward_layernorm.weight, eps))
+        queries = attention_.q_proj(normed).unflatten(-1, (attention_.heads, -1))
+        keys = attention_.k_proj(normed).unflatten(-1, (attention_.groups, -1))
+        values = keys
+        if attention_.v_proj is not None:
+            values = attention_.v_proj(normed).unflatten(-1, (attention_.groups, -1))
+        queries = rotate(norm(queries, attention_.q_norm.weight, eps))
+        keys = rotate(norm(keys, attention_.k_norm.weight, eps))
+        mixed = attention_.o_proj(attend(queries, keys, norm(values, None, eps)).flatten(-2))
+        h = x + norm(mixed, layer.post_attention_layernorm.weight, eps)
+        routing = route(layer.router, h)
+        if self.recording:  # its choice is kept for the balance loss
+            self.routings.append(routing)
+        dense = run_mlp(layer.mlp, norm(h, layer.pre_feedforward_layernorm.weight, eps))
         dense = norm(dense, layer.post_feedforward_layernorm_1.weight, eps)
         sparse = norm(h, layer.pre_feedforward_layernorm_2.weight, eps)
         sparse = mixture(layer.experts, sparse, routing)
-        summed = added_norm(dense, sparse, layer.post_feedforward_layernorm_2.weight, eps)
-        return added_norm(h, summed, layer.post_feedforward_layernorm.weight, eps, scale)
-
-    def _route(self, router: Router, x: Tensor) -> Routing:
-        """`Router.forward`; its choice is kept for the balance loss."""
-        scores = router.proj(norm(x, router.scale * x.shape[-1] ** -0.5, router.eps))
-        probabilities = scores.softmax(dim=-1, dtype=torch.float32)
-        weights, chosen = probabilities.topk(router.top_k, dim=-1)
-        weights = weights / weights.sum(dim=-1, keepdim=True)
-        routing = Routing(weights * router.per_expert_scale[chosen], chosen, probabilities)
-        self.routings.append(routing)
-        return routing
+        sparse = norm(sparse, layer.post_feedforward_layernorm_2.weight, eps)
+        return (h + norm(dense + sparse, layer.post_feedforward_layernorm.weight, eps)) * scalar
 
 
-def _ranges(ends: Tensor, window: int | None, behind: int) -> Tensor:
-    """(B, n) numbers of clean tokens that come before, of which the last `window` are seen (None: all) → (B, n, 3)."""
-    first = torch.zeros_like(ends) if window is None else (ends - window).clamp(min=0)
-    return torch.stack((first, ends, torch.full_like(ends, behind)), dim=-1)
+def route(router: Router, x: Tensor) -> Routing:
+    """`Router.forward` by the norm of functions.py."""
+    scores = router.proj(norm(x, router.scale * x.shape[-1] ** -0.5, router.eps))
+    probabilities = scores.softmax(dim=-1, dtype=torch.float32)
+    weights, chosen = probabilities.topk(router.top_k, dim=-1)
+    weights = weights / weights.sum(dim=-1, keepdim=True)
+    return Routing(weights * router.per_expert_scale[chosen], chosen, probabilities)
 
 
-def _mlp(mlp: GatedMLP, x: Tensor) -> Tensor:
+def conditioned(model: DiffusionGemma, canvas: Tensor, soft: Tensor | None) -> Tensor:
+    """What canvases (rows, C) enter the layers as: their embedding and that of the last prediction, (rows, C, D)."""
+    conditioning = model.self_conditioning
+    assert conditioning is not None
+    x = model.embed(canvas)
+    if soft is not None:
+        fed = norm(soft, conditioning.pre_norm.weight, conditioning.eps)
+        x = x + run_mlp(conditioning, fed)
+    return norm(x, None, conditioning.eps)
+
+
+def run_mlp(mlp: GatedMLP, x: Tensor) -> Tensor:
     """`GatedMLP.forward` with one product for gate and up."""
-    both = torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight))
-    return cast(Tensor, mlp.down_proj(gated_gelu(F.linear(x, both))))
+    return cast(Tensor, mlp.down_proj(gated_gelu(gate_and_up(mlp, x))))
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """q (B, T, H, d), k and v (B, S, G, d), bias (B or 1, T or 1, S) added to the scores → (B, T, H, d).
+
+    Plain products: on a CPU their gradient takes a fifth of the fused kernel's time at these sizes.
+    """
+    batch, count, heads, d = q.shape
+    span, groups = k.shape[1], k.shape[2]
+    share = heads // groups
+    q = (
+        q.view(batch, count, groups, share, d)
+        .permute(0, 2, 3, 1, 4)
+        .reshape(batch * groups, share * count, d)
+    )
+    k = k.transpose(1, 2).reshape(batch * groups, span, d)
+    v = v.transpose(1, 2).reshape(batch * groups, span, d)
+    scores = torch.bmm(q, k.transpose(1, 2)).view(batch, groups * share, count, span)
+    weights = (scores + bias.unsqueeze(1)).softmax(dim=-1).to(v.dtype)
+    mixed = torch.bmm(weights.view(batch * groups, share * count, span), v)
+    return (
+        mixed.view(batch, groups, share, count, d)
+        .permute(0, 3, 1, 2, 4)
+        .reshape(batch, count, heads, d)
+    )
+
+
+def _bias(visible: Tensor) -> Tensor:
+    """0 where visible, a large negative number elsewhere; bfloat16, as the scores are under autocast."""
+    return torch.zeros(visible.shape, dtype=torch.bfloat16, device=visible.device).masked_fill_(
+        ~visible, -1e4
+    )

@@ -171,20 +171,18 @@ class _CappedLoss(torch.autograd.Function):
         )  # fmt: skip
         counted = int((targets >= 0).sum())
         ctx.counted = counted
-        ctx.save_for_backward(torch.mm(logits, weight), torch.mm(logits.T, hidden))
+        # Where the head does not learn, its gradient is not made.
+        of_weight = torch.mm(logits.T, hidden) if ctx.needs_input_grad[1] else None
+        ctx.save_for_backward(torch.mm(logits, weight), of_weight)
         return losses.sum() / counted
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         of_hidden, of_weight = ctx.saved_tensors
         by = gradients[0] / ctx.counted
-        return (
-            of_hidden * by.to(of_hidden.dtype),
-            of_weight * by.to(of_weight.dtype),
-            None,
-            None,
-            None,
-        )
+        if of_weight is not None:
+            of_weight = of_weight * by.to(of_weight.dtype)
+        return of_hidden * by.to(of_hidden.dtype), of_weight, None, None, None
 
 
 class _Gated(torch.autograd.Function):

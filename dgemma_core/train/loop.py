@@ -23,15 +23,15 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dgemma_core.errors import RequestError
 from dgemma_core.facts.machine import bfloat16_multiplies
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.train import checkpoints
 from dgemma_core.train.batches import Batch, batches, generator_of
-from dgemma_core.train.checkpoints import Progress
-from dgemma_core.train.loss import loss
+from dgemma_core.train.checkpoints import Optimiser, Progress
+from dgemma_core.train.loss import Losses, loss
 from dgemma_core.train.optimiser import MuonAdamW
 from dgemma_core.train.recipe import Recipe
 from dgemma_core.train.texts import Text
@@ -69,16 +69,8 @@ class Trainer:
         self.progress = Progress()
         self.stopping = False
         """Set by whoever wants the run to save and stop after the step at hand."""
-        for parameter in model.parameters():
-            parameter.requires_grad_(True)
-        self.optimiser = MuonAdamW(
-            model,
-            lr=recipe.learning_rate,
-            matrix_lr=recipe.matrix_learning_rate,
-            betas=recipe.betas,
-            weight_decay=recipe.weight_decay,
-        )
-        self.half = bfloat16_multiplies(model.device)
+        self.optimiser = self.make_optimiser()
+        self.half = bfloat16_multiplies(model.device) and model.dtype == torch.float32
         self.working = _working_copy(model) if self.half else model
         self.workers = None
         if workers > 1:
@@ -86,32 +78,30 @@ class Trainer:
                 workers, initializer=torch.set_num_threads, initargs=(1,)
             )
 
+    def make_optimiser(self) -> Optimiser:
+        """The rule that the weights follow; those that learn ask for a gradient from now on."""
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(True)
+        return MuonAdamW(
+            self.model,
+            lr=self.recipe.learning_rate,
+            matrix_lr=self.recipe.matrix_learning_rate,
+            betas=self.recipe.betas,
+            weight_decay=self.recipe.weight_decay,
+        )
+
+    def losses(self, model: DiffusionGemma, batch: Batch, generator: torch.Generator) -> Losses:
+        """The losses of one micro-batch."""
+        return loss(model, batch, self.recipe, generator)
+
     def step(self, micro: Sequence[Batch]) -> dict[str, float]:
         """One update from the gradients of all micro-batches; returns the figures of the learning curve."""
         step = self.progress.step
         self.optimiser.set_rate(self.recipe.rate_at(step))
         if self.working is not self.model:
             _refresh(self.working, self.model)
-        part = partial(self._part, step, len(micro))
-        # The longest come first, so that no worker is left with one at the end.
-        order = range(len(micro) - 1, -1, -1)
-        if self.workers is None:
-            done = {m: part(m, micro[m]) for m in order}
-        else:
-            running = {m: self.workers.submit(part, m, micro[m]) for m in order}
-            done = {m: future.result() for m, future in running.items()}
-        sums = torch.zeros(3)
-        parameters = list(self.model.parameters())
-        for m in range(len(micro)):  # added up in one order, whatever the workers
-            gradients, values = done[m]
-            sums += values
-            if m == 0:
-                for parameter, gradient in zip(parameters, gradients, strict=True):
-                    parameter.grad = gradient.float()
-            else:
-                totals = [cast(Tensor, parameter.grad) for parameter in parameters]
-                torch._foreach_add_(totals, [gradient.float() for gradient in gradients])
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.recipe.clip)
+        sums = self.gradients(micro)
+        norm = torch.nn.utils.clip_grad_norm_(learning(self.model), self.recipe.clip)
         canvas, autoregressive, balance = sums.tolist()
         figures = {
             "canvas_loss": canvas,
@@ -129,6 +119,30 @@ class Trainer:
             list(self.workers.map(lambda update: update(), self.optimiser.updates()))
         return figures
 
+    def gradients(self, micro: Sequence[Batch]) -> Tensor:
+        """Leaves the mean gradient of all micro-batches in the weights, and returns their mean losses (3,)."""
+        step = self.progress.step
+        part = partial(self._part, step, len(micro))
+        # The longest come first, so that no worker is left with one at the end.
+        order = range(len(micro) - 1, -1, -1)
+        if self.workers is None:
+            done = {m: part(m, micro[m]) for m in order}
+        else:
+            running = {m: self.workers.submit(part, m, micro[m]) for m in order}
+            done = {m: future.result() for m, future in running.items()}
+        sums = torch.zeros(3)
+        parameters = learning(self.model)
+        for m in range(len(micro)):  # added up in one order, whatever the workers
+            gradients, values = done[m]
+            sums += values
+            if m == 0:
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter.grad = gradient.float()
+            else:
+                totals = [cast(Tensor, parameter.grad) for parameter in parameters]
+                torch._foreach_add_(totals, [gradient.float() for gradient in gradients])
+        return sums
+
     def _part(
         self, step: int, count: int, m: int, batch: Batch
     ) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -139,10 +153,10 @@ class Trainer:
         with torch.autocast(
             model.device.type, dtype=torch.bfloat16, enabled=self.half, cache_enabled=False
         ):
-            parts = loss(model, batch, self.recipe, generator)
+            parts = self.losses(model, batch, generator)
         total = parts.total(self.recipe) / count
         gradients = torch.autograd.grad(
-            total, list(model.parameters()), allow_unused=True, materialize_grads=True
+            total, learning(model), allow_unused=True, materialize_grads=True
         )
         values = torch.stack((parts.canvas, parts.autoregressive, parts.balance))
         return gradients, values.detach().float().cpu() / count
@@ -229,4 +243,9 @@ def _working_copy(model: DiffusionGemma) -> DiffusionGemma:
 @torch.no_grad()
 def _refresh(working: DiffusionGemma, model: DiffusionGemma) -> None:
     """Copies the model's weights."""
-    torch._foreach_copy_(list(working.parameters()), list(model.parameters()))
+    torch._foreach_copy_([*learning(working)], [*learning(model)])
+
+
+def learning(model: DiffusionGemma) -> list[nn.Parameter]:
+    """The weights that ask for a gradient."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -13,20 +13,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from dgemma_core.experts import Routing
 from dgemma_core.model import DiffusionGemma
+from dgemma_core.train.adapted import vocabulary_product
 from dgemma_core.train.batches import IGNORED, Batch, Canvases
 from dgemma_core.train.dense_pass import DensePass, Noised
 from dgemma_core.train.functions import capped_loss, capped_probabilities
 from dgemma_core.train.noise import noisy_canvases
 from dgemma_core.train.own_steps import take_steps
+from dgemma_core.train.packed_pass import PackedPass, packs
 from dgemma_core.train.recipe import Recipe
 
+Modes = Literal["both", "denoiser", "causal"]
+"""Which modes learn."""
+AT_ONCE = 2**26
+"""Logits that are held at once; more are computed in pieces, and again for the gradient."""
 COUNTED = 256
 """The loss reads a multiple of so many tokens, so that shapes recur (dense_pass.py says why)."""
 
@@ -48,30 +56,61 @@ class Losses:
         )
 
 
-def loss(model: DiffusionGemma, batch: Batch, recipe: Recipe, generator: torch.Generator) -> Losses:
-    """The loss of one batch. The first ⌈share · B⌉ rows are the self-conditioned ones; in distillation those that a
-    step came before, conditioned on that step's prediction; where the model makes steps of its own, those on which it
-    has made any, conditioned on its last."""
+def loss(
+    model: DiffusionGemma,
+    batch: Batch,
+    recipe: Recipe,
+    generator: torch.Generator,
+    *,
+    modes: Modes = "both",
+    recomputes: bool = False,
+) -> Losses:
+    """The loss of one batch. modes: of a mode that does not learn the loss is 0; where the denoiser learns alone, the
+    causal pass has no gradient. recomputes: as in `DensePass`.
+
+    The first ⌈share · B⌉ rows are the self-conditioned ones; in distillation those that a step came before, conditioned
+    on that step's prediction; where the model makes steps of its own, those on which it has made any, conditioned on
+    its last.
+    """
     device = model.device
-    both = DensePass(model, batch)
+    packed = modes == "both" and not recomputes and packs(model)
+    both = PackedPass(model, batch) if packed else DensePass(model, batch, recomputes=recomputes)
+    none = torch.zeros((), device=device)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and modes != "denoiser"):
+        both.begin()
+    noised = [] if modes == "causal" else _noised(model, both, batch, recipe, generator)
+    encoded, *denoised = both.run(noised)
+    causal = none
+    if modes != "denoiser":
+        causal = token_loss(model, encoded.flatten(0, 1), batch.targets.to(device).flatten())
+    losses = []
+    for (group, _, _), hidden in zip(noised, denoised, strict=True):
+        targets = canvas_targets(batch.canvases[group], recipe, generator).to(device)
+        losses.append(token_loss(model, hidden.flatten(0, 1), targets.flatten()))
+    canvas = torch.stack(losses).mean() if losses else none
+    return Losses(canvas, causal, balance_loss(both.routings))
+
+
+def _noised(
+    model: DiffusionGemma,
+    both: DensePass | PackedPass,
+    batch: Batch,
+    recipe: Recipe,
+    generator: torch.Generator,
+) -> list[Noised]:
+    """The canvases of every group to predict from, with the soft embedding that conditions them."""
     canvases = list(noisy_canvases(batch, recipe, model.config.text.vocab_size, generator))
     walked = batch.steps is not None
     softs = _first_passes(model, both, [before for _, before in canvases], skip_first=walked)
     noised: list[Noised] = []
     for i, ((canvas, _), soft) in enumerate(zip(canvases, softs, strict=True)):
-        canvas = canvas.to(device)
+        canvas = canvas.to(model.device)
         if i == 0 and batch.steps is not None:
             canvas, soft = take_steps(model, both, canvas, batch.steps, generator)
         if soft is not None:
             soft = F.pad(soft, (0, 0, 0, 0, 0, len(canvas) - len(soft)))
         noised.append((i, canvas, soft))
-    encoded, *denoised = both.run(noised)
-    causal = token_loss(model, encoded.flatten(0, 1), batch.targets.to(device).flatten())
-    losses = []
-    for group, hidden in zip(batch.canvases, denoised, strict=True):
-        targets = canvas_targets(group, recipe, generator).to(device)
-        losses.append(token_loss(model, hidden.flatten(0, 1), targets.flatten()))
-    return Losses(torch.stack(losses).mean(), causal, balance_loss(both.routings))
+    return noised
 
 
 def canvas_targets(group: Canvases, recipe: Recipe, generator: torch.Generator) -> Tensor:
@@ -98,7 +137,11 @@ def balance_loss(routings: Sequence[Routing]) -> Tensor:
 
 @torch.no_grad()
 def _first_passes(
-    model: DiffusionGemma, both: DensePass, canvases: Sequence[Tensor], *, skip_first: bool
+    model: DiffusionGemma,
+    both: DensePass | PackedPass,
+    canvases: Sequence[Tensor],
+    *,
+    skip_first: bool,
 ) -> list[Tensor | None]:
     """Of each group the soft embedding (rows, C, D) after the canvases (rows, C) of its first rows; None for no rows.
     Groups of as many rows share one pass."""
@@ -108,17 +151,26 @@ def _first_passes(
     for rows in sorted({len(canvases[i]) for i in wanted}):
         members = [i for i in wanted if len(canvases[i]) == rows]
         noised = [(i, canvases[i].to(model.device), None) for i in members]
-        for i, hidden in zip(members, both.run(noised, slice(rows))[1:], strict=True):
+        for i, hidden in zip(members, both.look(noised, slice(rows)), strict=True):
             softs[i] = _soft_embedding(model, hidden)
     del both.routings[kept:]
     return softs
 
 
+def _raw_logits(model: DiffusionGemma, hidden: Tensor) -> Tensor:
+    cap = model.config.text.final_logit_softcapping
+    return cap * torch.tanh(vocabulary_product(model, hidden).float() / cap)
+
+
 def _soft_embedding(model: DiffusionGemma, hidden: Tensor) -> Tensor:
     """The mean embedding under the raw prediction, times √D: what the samplers feed back at temperature 1."""
-    weight, cap = model.embed_tokens.weight, model.config.text.final_logit_softcapping
-    flat = hidden.flatten(0, -2)
-    mean = capped_probabilities(flat, weight.to(hidden.dtype), cap) @ weight.to(hidden.dtype)
+    weight: Any = model.embed_tokens.weight
+    if hidden.shape[:-1].numel() * weight.shape[0] > AT_ONCE or not isinstance(weight, Tensor):
+        found = model.head.predict(hidden, 0.0, reference="raw").soft_embedding
+        assert found is not None
+        return found.clone()  # what inference mode has made takes no part in gradients
+    weight, cap = weight.to(hidden.dtype), model.config.text.final_logit_softcapping
+    mean = capped_probabilities(hidden.flatten(0, -2), weight, cap) @ weight
     return mean.view_as(hidden) * hidden.shape[-1] ** 0.5
 
 
@@ -128,5 +180,14 @@ def token_loss(model: DiffusionGemma, hidden: Tensor, targets: Tensor) -> Tensor
     missing = -len(counted) % COUNTED
     hidden = F.pad(hidden[counted], (0, 0, 0, missing))
     targets = F.pad(targets[counted], (0, missing), value=IGNORED)
-    cap = model.config.text.final_logit_softcapping
-    return capped_loss(hidden, model.embed_tokens.weight, targets, cap)
+    rows = max(1, AT_ONCE // model.config.text.vocab_size)
+    weight: Any = model.embed_tokens.weight
+    if len(hidden) <= rows and isinstance(weight, Tensor):
+        return capped_loss(hidden, weight, targets, model.config.text.final_logit_softcapping)
+
+    def summed(hidden: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(_raw_logits(model, hidden), targets, reduction="sum")
+
+    pieces = zip(hidden.split(rows), targets.split(rows), strict=True)
+    parts = [checkpoint(summed, *piece, use_reentrant=False) for piece in pieces]
+    return torch.stack(parts).sum() / len(counted)

@@ -25,8 +25,13 @@ SLICE = 64
 def mixture(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
     """x (…, D) → (…, D), the sum of the chosen experts by their weights."""
     functions = in_c(x, x.shape[-1])
-    inner = experts.down_proj.shape[-1]
-    if functions is None or in_c(x, inner) is None or x.dtype is not experts.down_proj.dtype:
+    plain = type(experts) is Experts and experts.down_proj.requires_grad
+    if (
+        functions is None
+        or not plain
+        or in_c(x, experts.down_proj.shape[-1]) is None
+        or x.dtype is not experts.down_proj.dtype
+    ):
         return experts(x, routing.weights, routing.chosen)
     flat, k = x.reshape(-1, x.shape[-1]), routing.chosen.shape[-1]
     mixed = _Mixture.apply(

@@ -33,6 +33,7 @@ def noisy_canvases(
         rate = (t + i / len(batch.canvases)) % 1.0
         if i == 0 and batch.steps is not None:
             rate = (2 * rate).clamp(max=1.0)
+        rate = recipe.noise_level(rate)
         canvas = noised(group.tokens, rate, vocab_size, generator)
         canvas = torch.where(group.given, group.tokens, canvas)
         before = canvas[: math.ceil(recipe.self_conditioning * len(canvas))]

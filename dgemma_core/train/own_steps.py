@@ -13,12 +13,13 @@ from dgemma_core.draws import CounterDraws, RowKey
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.samplers import CanvasBatch, EntropyBound
 from dgemma_core.train.dense_pass import DensePass
+from dgemma_core.train.packed_pass import PackedPass
 
 
 @torch.no_grad()
 def take_steps(
     model: DiffusionGemma,
-    both: DensePass,
+    both: DensePass | PackedPass,
     canvas: Tensor,
     steps: Tensor,
     generator: torch.Generator,

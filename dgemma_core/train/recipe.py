@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dgemma_core.errors import RequestError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +79,10 @@ class Recipe:
         ):
             if not 0 <= share <= 1:
                 raise RequestError(f"{name} is a share from 0 to 1, got {share}")
+
+    def noise_level(self, t: Tensor) -> Tensor:
+        """The share of noise on canvases whose t are drawn from U(0, 1): as published, t itself."""
+        return t
 
     def rate_at(self, step: int) -> float:
         """The learning rates at `step` as a share of their peaks: linear warm-up, flat, cosine to the final share."""

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from dgemma_core.train.loop import Trainer
     from dgemma_core.train.texts import Text
 
+    Report = Callable[[Progress, dict[str, float]], None]
+
 TEACHER = "teacher"
 """Folder, within a distillation's, of the model that it began with."""
 TOKENIZER = "tokenizer"
@@ -136,8 +138,16 @@ def _loaded(start: str, recipe: NamedRecipe) -> DiffusionGemma:
     return model
 
 
-def run_with_progress(trainer: Trainer, minutes: float | None) -> bool:
-    """Runs under a progress bar with losses, tokens a second and the time left; True at the recipe's end.
+def run_with_progress(
+    trainer: Trainer,
+    minutes: float | None,
+    *,
+    listen: Report | None = None,
+    shown: bool = True,
+    **options: Any,
+) -> bool:
+    """Runs under a progress bar with losses, tokens a second and the time left; True at the recipe's end. listen: told
+    of every step, besides the bar; shown: whether there is a bar; options: those of `Trainer.run`.
 
     Ctrl-C ends the step at hand, saves, and raises KeyboardInterrupt; a second one stops at once, and the last
     checkpoint stays.
@@ -153,16 +163,19 @@ def run_with_progress(trainer: Trainer, minutes: float | None) -> bool:
             raise KeyboardInterrupt
         interrupted = trainer.stopping = True
 
-    with tqdm(total=trainer.recipe.steps, initial=trainer.progress.step, unit="step") as bar:
+    done, steps = trainer.progress.step, trainer.recipe.steps
+    with tqdm(total=steps, initial=done, unit="step", disable=not shown) as bar:
 
         def report(progress: Progress, figures: dict[str, float]) -> None:
             bar.update()
             bar.set_postfix(smooth.of(figures))
+            if listen is not None:
+                listen(progress, figures)
 
         main = threading.current_thread() is threading.main_thread()
         before = signal.signal(signal.SIGINT, interrupt) if main else None
         try:
-            ended = trainer.run(minutes=minutes, report=report)
+            ended = trainer.run(minutes=minutes, report=report, **options)
         finally:
             if main:
                 signal.signal(signal.SIGINT, before)
@@ -187,11 +200,9 @@ class Smooth:
             return sum(each[name] for each in self.recent) / len(self.recent)
 
         seconds = (self.times[-1] - self.times[0]) / (len(self.times) - 1)
-        return {
-            "canvas": f"{mean('canvas_loss'):.3f}",
-            "causal": f"{mean('autoregressive_loss'):.3f}",
-            "tokens/s": f"{mean('tokens') / max(seconds, 1e-9):,.0f}",
-        }
+        losses = {"canvas": "canvas_loss", "causal": "autoregressive_loss"}
+        shown = {label: f"{mean(name):.3f}" for label, name in losses.items() if name in figures}
+        return {**shown, "tokens/s": f"{mean('tokens') / max(seconds, 1e-9):,.0f}"}
 
 
 def export(model: DiffusionGemma, recipe: NamedRecipe, folder: Path) -> Path:

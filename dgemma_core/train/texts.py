@@ -28,8 +28,10 @@ class Text:
     """Denoising steps that the model makes on the first noising's canvas before it learns from it."""
     blank: tuple[int, int] | None = None
     """The answer's tokens from first to last + 1 that fill a gap; the others may be given. None: no gap."""
+    whole: bool = True
+    """Whether the answer ends where its tokens end. One that was cut, after whole canvases, learns no end."""
 
 
 def canvas_count(text: Text, canvas_length: int) -> int:
     """Canvases that a text fills, its end token included."""
-    return len(text.answer) // canvas_length + 1
+    return len(text.answer) // canvas_length + text.whole

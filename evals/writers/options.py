@@ -56,7 +56,8 @@ _HARNESS = ("until", *LIMITS, "do_sample")
 class Options:
     """What `--model_args` (and lm-eval's own flags) may say of a model.
 
-    quantize: int8 or int4, the weights as they are if None. backend: what runs the passes.
+    quantize: int8 or int4, the weights as they are if None. adapter: the folder of one, in PEFT's
+    layout. backend: what runs the passes.
     batch_size: a number, or auto.
     max_length: tokens of prompt and answer together, the model's own limit if None; a longer prompt
     loses its beginning. max_gen_toks: where neither task nor `--gen_kwargs` sets a limit, the
@@ -69,6 +70,7 @@ class Options:
     revision: str | None = None
     dtype: str = "auto"
     quantize: str | None = None
+    adapter: str | None = None
     device: str = "auto"
     backend: str = "auto"
     batch_size: str = "1"
@@ -102,6 +104,8 @@ class Options:
         check_name(self.backend)
         if self.quantize is not None:
             scheme(self.quantize)
+        if self.adapter is not None and not _is_folder(self.adapter):
+            raise RequestError(f"adapter {self.adapter}: expected a folder, found none")
         if self.seed < 0:
             raise RequestError(f"seed: expected 0 or above, got {self.seed}")
         if self.likelihood not in LIKELIHOODS:
@@ -207,6 +211,7 @@ class Options:
             [self.enable_thinking, self.think_end_token],
             [self.likelihood, self.likelihood_samples],
             *([] if self.quantize is None else [self.quantize]),
+            *([] if self.adapter is None else ["adapter", fingerprint(Path(self.adapter))]),
             *([] if self.backend == "auto" else [f"backend {self.backend}"]),
         )
 

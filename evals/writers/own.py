@@ -66,6 +66,7 @@ class OwnWriter:
             device=options.device,
             quantize=options.quantize,
             backend=options.backend,
+            adapter=options.adapter,
         )
         if loaded.tokenizer is None:
             raise RequestError(f"{folder}: no tokenizer.json: the harness needs one")
@@ -98,6 +99,7 @@ class OwnWriter:
             "model_name": self.loaded.name,
             "model_dtype": str(model.dtype).removeprefix("torch."),
             "model_quantize": model.quantized,
+            **({} if self.options.adapter is None else {"model_adapter": self.options.adapter}),
             "model_num_parameters": sum(numbers for numbers, _ in sizes.values()),
             "model_bytes": sum(held for _, held in sizes.values()),
             "model_device": str(model.device),

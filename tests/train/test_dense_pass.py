@@ -1,4 +1,4 @@
-"""The padded pass of training is the inference path."""
+"""The passes of training are the inference path, and one another."""
 
 from __future__ import annotations
 
@@ -13,23 +13,29 @@ from dgemma_core.backends.cpu import bindings
 from dgemma_core.config import LayerConfig
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.train import attention, functions, mixture
+from dgemma_core.train import loss as loss_module
 from dgemma_core.train.batches import Batch
 from dgemma_core.train.dense_pass import DensePass
 from dgemma_core.train.initial import initialise
 from dgemma_core.train.loss import loss
+from dgemma_core.train.packed_pass import PackedPass, packs
 from dgemma_core.train.recipe import Recipe
 from tests.core import tiny
 from tests.train.copying import close, noise, uneven
 
+Passes = pytest.mark.parametrize("kind", [DensePass, PackedPass])
 
-def test_the_dense_pass_is_the_inference_path() -> None:
+
+@Passes
+def test_a_pass_is_the_inference_path(kind: type[DensePass | PackedPass]) -> None:
     model, batch = tiny.model(2), uneven()
     assert batch.canvases[0].prefix.tolist() == [1, 5, 6, 20, 15, 11]
-    both = DensePass(model, batch)
+    both = kind(model, batch)
     canvas = noise(batch.canvases[0].tokens, 48, torch.Generator().manual_seed(0))
     soft = torch.randn(*canvas.shape, 16, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        encoded = both.encode()
+        both.begin()
+        (encoded,) = both.run(())
         plain, fed = both.denoise(canvas, None), both.denoise(canvas, soft)
         some = both.denoise(canvas[:2], None, rows=slice(2))
     for row, prefix in enumerate(batch.canvases[0].prefix.tolist()):
@@ -41,18 +47,46 @@ def test_the_dense_pass_is_the_inference_path() -> None:
     close(some, plain[:2])
 
 
-def test_both_groups_in_one_pass() -> None:
+@Passes
+def test_both_groups_in_one_pass(kind: type[DensePass | PackedPass]) -> None:
     """A row that holds two canvases is what it would be with each of them alone."""
     model, batch = tiny.model(2), uneven(drafts=True)
-    both = DensePass(model, batch)
+    both = kind(model, batch)
     generator = torch.Generator().manual_seed(0)
     canvases = [noise(group.tokens, 48, generator) for group in batch.canvases]
     soft = torch.randn(*canvases[0].shape, 16, generator=generator)
     with torch.no_grad():
+        both.begin()
         clean, first, second = both.run(((0, canvases[0], soft), (1, canvases[1], None)))
-        close(clean, both.encode())
+        close(clean, both.run(())[0])
         close(first, both.denoise(canvases[0], soft, 0))
         close(second, both.denoise(canvases[1], None, 1))
+
+
+def test_the_packed_pass_learns_what_the_dense_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss and gradients; a model with an adapter or a frozen weight is not packed."""
+    model, batch = wide_model(), uneven(drafts=True)
+    recipe = Recipe(steps=1, self_conditioning=0.5)
+    packed = gradients(model, batch, recipe, half=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(loss_module, "packs", lambda model: False)
+        dense = gradients(model, batch, recipe, half=False)
+    scale = max(float(g.norm()) for g in dense.values())
+    for name, wanted in dense.items():
+        # The balance of the experts is counted over all parts of a row, or part by part.
+        off = float((packed[name] - wanted).norm())
+        assert off <= 2e-2 * float(wanted.norm()) + 1e-3 * scale, name
+    no_balance = replace(recipe, balance=0.0)
+    packed = gradients(model, batch, no_balance, half=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(loss_module, "packs", lambda model: False)
+        dense = gradients(model, batch, no_balance, half=False)
+    for name, wanted in dense.items():
+        off = float((packed[name] - wanted).norm())
+        assert off <= 1e-4 * (float(wanted.norm()) + scale), name
+    assert packs(model)
+    next(model.parameters()).requires_grad_(False)
+    assert not packs(model)
 
 
 @pytest.mark.parametrize("half", [False, True])

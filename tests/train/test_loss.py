@@ -14,16 +14,16 @@ from torch import Tensor
 from dgemma_core.experts import Routing
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.train.batches import IGNORED
-from dgemma_core.train.dense_pass import DensePass
 from dgemma_core.train.loss import balance_loss, canvas_targets, loss
 from dgemma_core.train.noise import noisy_canvases
+from dgemma_core.train.packed_pass import PackedPass
 from tests.core import tiny
 from tests.train.copying import RECIPE, close, noise, uneven
 
 
 @pytest.fixture(scope="module")
 def model() -> DiffusionGemma:
-    return tiny.model(2)
+    return tiny.model(2).requires_grad_(True)
 
 
 def test_every_noising_counts(model: DiffusionGemma) -> None:
@@ -33,7 +33,7 @@ def test_every_noising_counts(model: DiffusionGemma) -> None:
     batch = replace(single_batch, canvases=(canvases,) * 3)
     with torch.no_grad():
         ours = loss(model, batch, recipe, torch.Generator().manual_seed(7))
-        both, single = DensePass(model, batch), []
+        both, single = PackedPass(model, batch), []
         for noisy, before in noisy_canvases(batch, recipe, 48, torch.Generator().manual_seed(7)):
             p = model.logits(both.denoise(before, None, rows=slice(len(before)))).softmax(-1)
             soft = p @ model.embed_tokens.weight * 16**0.5
@@ -70,7 +70,7 @@ def test_the_loss_is_the_plain_one(model: DiffusionGemma, share: float) -> None:
         denoised.append(F.cross_entropy(logits, batch.canvases[0].tokens[row], reduction="none"))
     close(ours.autoregressive, torch.cat(causal).mean())
     close(ours.canvas, torch.cat(denoised).mean())
-    both = DensePass(model, batch)
+    both = PackedPass(model, batch)
     with torch.no_grad():
         both.run(((0, canvas, fed),))
     close(ours.balance, balance_loss(both.routings))  # the first look is left out
@@ -84,15 +84,15 @@ def test_the_share_of_self_conditioning(
     model: DiffusionGemma, monkeypatch: pytest.MonkeyPatch, share: float, conditioned: int
 ) -> None:
     seen = []
-    run = DensePass.run
+    run = PackedPass.run
 
-    def noted(self: DensePass, noised: Any, *rows: slice) -> list[Tensor]:
+    def noted(self: PackedPass, noised: Any, *rows: slice) -> list[Tensor]:
         ((_, canvas, soft),) = noised
         fed = 0 if soft is None else int((soft != 0).any(-1).all(-1).sum())
         seen.append((len(canvas), fed, torch.is_grad_enabled()))
         return run(self, noised, *rows)
 
-    monkeypatch.setattr(DensePass, "run", noted)
+    monkeypatch.setattr(PackedPass, "run", noted)
     loss(model, uneven(), replace(RECIPE, self_conditioning=share), torch.Generator())
     first = [(conditioned, 0, False)] if conditioned else []
     assert seen == [*first, (6, conditioned, True)]
@@ -132,7 +132,7 @@ def test_no_gradient_flows_through_the_soft_embedding() -> None:
     batch, recipe = uneven(), replace(RECIPE, self_conditioning=1.0)
     ours = gradients(model, loss(model, batch, recipe, torch.Generator().manual_seed(7)).canvas)
     canvas = noise(batch.canvases[0].tokens, 48, torch.Generator().manual_seed(7))
-    both = DensePass(model, batch)
+    both = PackedPass(model, batch)
     p = model.logits(both.denoise(canvas, None).detach()).softmax(-1)
     soft = (p @ model.embed_tokens.weight * 4).detach()
     predicted = 30 * torch.tanh(both.denoise(canvas, soft) @ model.embed_tokens.weight.T / 30)

@@ -17,7 +17,7 @@ from dgemma_core.nano.recipes import NANO, FamilyTexts, nano_tokenizer
 from dgemma_core.request import Request
 from dgemma_core.samplers import EntropyBound
 from dgemma_core.train.batches import Batch, Place, collate
-from dgemma_core.train.dense_pass import DensePass
+from dgemma_core.train.packed_pass import PackedPass
 from dgemma_core.train.loss import loss
 from dgemma_core.train.noise import noisy_canvases
 from dgemma_core.train.own_steps import take_steps
@@ -43,9 +43,7 @@ def test_own_steps_are_the_samplers() -> None:
     seeds = torch.randint(2**62, (4,), generator=drawn).tolist()
     keys = [RowKey(seed, 0) for seed in seeds]
     noise = CounterDraws().first_canvas(keys, 32, model.config.text.vocab_size)
-    both = DensePass(model, batch)
-    with torch.no_grad():
-        both.encode()
+    both = PackedPass(model, batch)
     routings = len(both.routings)
     canvas, soft = take_steps(model, both, noise, batch.steps, torch.Generator().manual_seed(5))
     assert soft is not None and len(soft) == 3 and len(both.routings) == routings
@@ -78,7 +76,7 @@ def test_the_loss_after_own_steps() -> None:
     with torch.no_grad():
         ours = loss(model, batch, recipe, torch.Generator().manual_seed(3))
         generator = torch.Generator().manual_seed(3)
-        both = DensePass(model, batch)
+        both = PackedPass(model, batch)
         parts = []
         drawn = list(noisy_canvases(batch, recipe, 1024, generator))
         for i, (canvas, before) in enumerate(drawn):

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from ctypes import byref
-from typing import TYPE_CHECKING, Any, cast
+from ctypes import Array, byref
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -78,10 +78,21 @@ def _is_original(model: DiffusionGemma) -> bool:
     """Whether no module was replaced by another kind, and no weight by one of another shape."""
     from dgemma_core.model import DiffusionGemma
 
-    original = DiffusionGemma(model.config, device="meta")
-    return list(map(type, model.modules())) == list(map(type, original.modules())) and {
-        name: weight.shape for name, weight in model.named_parameters()
-    } == {name: weight.shape for name, weight in original.named_parameters()}
+    original, own = DiffusionGemma(model.config, device="meta"), model.causal_layers
+    form = [part for part in _form(model) if part[0].partition(".")[0] != "causal_layers"]
+    return form == _form(original) and (own is None or _form(own) == _form(original.layers))
+
+
+def _form(module: nn.Module) -> list[tuple[str, type, dict[str, torch.Size]]]:
+    """Name, kind and weights' shapes of every part."""
+    return [
+        (
+            name,
+            type(part),
+            {key: weight.shape for key, weight in part._parameters.items() if weight is not None},
+        )
+        for name, part in module.named_modules(remove_duplicate=False)
+    ]
 
 
 def _plain(weight: Tensor) -> bool:
@@ -106,18 +117,10 @@ class SmallModel:
         self.windows = tuple(
             None if layer.full else text.sliding_window - 1 for layer in text.layers
         )
-        layers = cast(Sequence[Layer], model.layers)
-        self.layers = (bindings.Layer * len(layers))(
-            *(
-                self._layer(layer, window, of_encoder)
-                for layer, window, of_encoder in zip(
-                    layers,
-                    self.windows,
-                    model.encoder_layer_scalars.tolist(),
-                    strict=True,
-                )
-            )
-        )
+        scalars = model.encoder_layer_scalars.tolist()
+        self.layers = self._layers(model.typed_layers(), scalars)
+        own = model.causal_layers is not None
+        self.causal_layers = self._layers(model.typed_layers(True), scalars) if own else self.layers
         self.likes = [
             torch.empty(0, layer.num_key_value_heads, layer.head_dim) for layer in text.layers
         ]
@@ -129,10 +132,9 @@ class SmallModel:
         self.embedding = self._keep(model.embed_tokens.weight)
         self.vocabulary = self._panels(model.embed_tokens.weight)
         conditioning = model.self_conditioning
-        self.model = bindings.Model(
+        sizes: dict[str, Any] = dict(
             embedding=self.embedding,
             final_norm=self._keep(model.norm.weight),
-            layers=self.layers,
             vocab_size=text.vocab_size,
             hidden_size=self.width,
             heads=text.num_attention_heads,
@@ -140,16 +142,25 @@ class SmallModel:
             experts=text.num_experts,
             top_k=text.top_k_experts,
             expert_width=text.moe_intermediate_size,
-            layer_count=len(layers),
+            layer_count=len(self.layers),
             query_stride=self.row,
             eps=text.rms_norm_eps,
             embedding_scale=self.scale,
         )
         if conditioning is not None:
-            self.model.conditioning_norm = self._keep(conditioning.pre_norm.weight)
-            self.model.conditioning_gate = self._panels(conditioning.gate_proj.weight)
-            self.model.conditioning_up = self._panels(conditioning.up_proj.weight)
-            self.model.conditioning_down = self._panels(conditioning.down_proj.weight)
+            sizes["conditioning_norm"] = self._keep(conditioning.pre_norm.weight)
+            sizes["conditioning_gate"] = self._panels(conditioning.gate_proj.weight)
+            sizes["conditioning_up"] = self._panels(conditioning.up_proj.weight)
+            sizes["conditioning_down"] = self._panels(conditioning.down_proj.weight)
+        self.models = {
+            causal: bindings.Model(layers=layers, **sizes)
+            for causal, layers in ((False, self.layers), (True, self.causal_layers))
+        }
+
+    def _layers(self, layers: Sequence[Layer], scalars: Sequence[float]) -> Array[bindings.Layer]:
+        """Layers as C reads them. scalars: the causal mode's, one each."""
+        parts = zip(layers, self.windows, scalars, strict=True)
+        return (bindings.Layer * len(layers))(*(self._layer(*part) for part in parts))
 
     def _keep(self, numbers: Tensor) -> int:
         held = numbers.detach().to(torch.float32).clone(memory_format=torch.contiguous_format)
@@ -235,8 +246,9 @@ class SmallModel:
                 for kind in set(kinds)
                 for turned in [rotation(kind, torch.arange(grown), torch.float32)]
             }
-            for held, kind in zip(self.layers, kinds, strict=True):
-                held.cos, held.sin = kept[kind]
+            for layers in (self.layers, self.causal_layers):
+                for held, kind in zip(layers, kinds, strict=True):
+                    held.cos, held.sin = kept[kind]
             self.positions = grown
 
     name = "cpu"
@@ -297,10 +309,11 @@ class SmallModel:
             watched.queries, watched.probabilities = queries.data_ptr(), probabilities.data_ptr()
             watched.weights, watched.chosen = weights.data_ptr(), chosen.data_ptr()
         threads = self._threads(tokens)
-        size = self.functions.scratch_size(byref(self.model), longest)
+        model = self.models[causal]
+        size = self.functions.scratch_size(byref(model), longest)
         scratch = torch.empty(threads * size)
         status = self.functions.forward(
-            byref(self.model), tokens, ids.data_ptr(), None if soft is None else soft.data_ptr(), segments,
+            byref(model), tokens, ids.data_ptr(), None if soft is None else soft.data_ptr(), segments,
             x.data_ptr(), queries.data_ptr(), byref(watched), threads, scratch.data_ptr(), size,
         )  # fmt: skip
         outside = bindings.wrong_place(status)

@@ -19,7 +19,12 @@ def make(model: DiffusionGemma) -> Backend:
     from dgemma_core.backends.cuda.backend import CudaBackend
     from dgemma_core.backends.cuda.experts import has_triton
     from dgemma_core.backends.guard import Guarded
+    from dgemma_core.files.lora import adapted
 
+    if any(adapted(model)):
+        raise DeviceError(
+            "backend 'cuda' runs merged adapters, and this model's stand beside quantised matrices: it cannot run here"
+        )
     device = model.device.type
     if device not in ("cuda", "cpu"):
         raise DeviceError(

@@ -32,7 +32,7 @@ class Pass:
     def __init__(self, model: DiffusionGemma, *, causal: bool) -> None:
         text = model.config.text
         self.model, self.causal = model, causal
-        self.layers: Sequence[Layer] = list(model.layers)  # type: ignore[arg-type]
+        self.layers: Sequence[Layer] = list(model.typed_layers(causal))
         self.windows = [None if layer.full else text.sliding_window - 1 for layer in text.layers]
         self.scalars = model.encoder_scalars() if causal else model.decoder_scalars()
 
