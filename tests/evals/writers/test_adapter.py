@@ -21,5 +21,5 @@ def test_adapters_have_identities_of_their_own(tmp_path: Path) -> None:
 
 
 def test_an_adapter_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="adapter .*absent: expected a folder"):
+    with pytest.raises(RequestError, match=r"adapter .*absent: expected a folder"):
         Options.parse("diffusion", {"adapter": str(tmp_path / "absent")})
