@@ -4,9 +4,10 @@
 
 Speculative decoding drafts with the denoiser and keeps what the causal mode agrees with. The data are the causal mode's
 own greedy texts for training problems of nano's families. The adapter learns whole canvases and drafts from noise
-alone, as a draft of one step begins; the causal mode keeps its bits, so that the written text cannot change. Printed and
-written: accepted tokens a round and kept tokens a pass and a second, before and after, on unseen problems, and whether
-all token ids equal autoregression's, before and after. Times are interleaved, and worth nothing on a busy machine.
+alone, as a draft of one step begins; the causal mode keeps its bits, so that the written text cannot change. Printed
+and written: accepted tokens a round and kept tokens a pass and a second, before and after, on unseen problems, and
+whether all token ids equal autoregression's, before and after. Times are interleaved, and worth nothing on a busy
+machine.
 """
 
 from __future__ import annotations
