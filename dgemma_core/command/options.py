@@ -150,7 +150,7 @@ def load_with_settings(
 ) -> tuple[Loaded, ModeSettings]:
     """The model, and how it is to write. Wrong settings are refused before a long load.
 
-    constraint: regular expression, JSON Schema's file and choices. settings: by name, as `settings_from` takes them; None
+    constraint: regular expression, JSON Schema file, choices. settings: by name, as `settings_from` takes them; None
     where an option was not given.
     """
     from dgemma_core.config import GenerationDefaults

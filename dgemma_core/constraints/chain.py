@@ -30,7 +30,8 @@ Integers = NDArray[np.int64]
 class Chain:
     """The posterior of C positions.
 
-    logmass (C, K + 1): log-masses of the classes and of "after the end"; −inf forbids. last (S,) bool: states in which the positions may end.
+    logmass (C, K + 1): log-masses of the classes and of "after the end"; −inf forbids. last (S,) bool: states in which
+    the positions may end.
     """
 
     def __init__(
