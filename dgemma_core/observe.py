@@ -48,6 +48,13 @@ class Observed:
     """(layers, C, K) float32"""
     attention: Tensor | None = None
     """(layers, positions, H, P + C) float32; 0 where a sliding layer does not look."""
+    forbidden: Tensor | None = None
+    """(C,) float32, of a constrained text: the free probability of tokens that its language does not hold there."""
+    automaton_states: Tensor | None = None
+    """(C,) int64, before each position of the argmax."""
+    free_top_ids: Tensor | None = None
+    """(C, k) before conditioning."""
+    free_top_probabilities: Tensor | None = None
 
 
 class Watcher:
@@ -100,4 +107,5 @@ class Watcher:
             attention=torch.stack(self.attentions[row])
             if self.observe.attention_positions
             else None,
+            **({} if prediction.posterior is None else prediction.posterior.seen(row)),
         )

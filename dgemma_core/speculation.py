@@ -236,8 +236,7 @@ class _SpeculativeLoop:
         yield from start_tokens(self.model, joining)
         states = [row.state for row in joining if isinstance(row.state, TokenState)]
         hidden = torch.stack([state.hidden for state in states]).unsqueeze(1)  # (B, 1, D)
-        none: list[Sequence[int]] = [()] * len(states)
-        choices = self._choose(hidden, [row.request for row in joining], states, none)
+        choices = self._choose(hidden, [row.request for row in joining], states, [()] * len(states))
         return [
             _Row(row, state, chosen[0])
             for row, state, chosen in zip(joining, states, choices, strict=True)
@@ -343,10 +342,9 @@ class _SpeculativeLoop:
         vocabulary = model.config.text.vocab_size
         canvas = self.draws.first_canvas(keys, positions, vocabulary, model.device)
         chosen = upload(torch.tensor([row.choice.token for row in rows]), model.device)
-        cache = PrefixCache.join([state.cache for state in states])
-        soft, probability = None, canvas
+        cache, soft, probability = PrefixCache.join([state.cache for state in states]), None, canvas
         pins = [{len(row.state.committed): row.choice.token} for row in rows]
-        given = conditions([row.row.request for row in rows], states, pins=pins)
+        given = conditions([row.row.request for row in rows], states, pins)
         for step in range(steps):
             canvas = torch.cat((chosen.unsqueeze(1), canvas[:, 1:]), dim=1)
             prediction = self._predict(
@@ -392,14 +390,11 @@ class _SpeculativeLoop:
         states: Sequence[TokenState],
         drafted: Sequence[Sequence[int]],
     ) -> list[list[_Choice]]:
-        """hidden (B, T, D) of the last drafted tokens (of the last committed one where nothing is drafted) → each row's
-        choice behind each of them."""
-        count = hidden.shape[1]
+        """hidden (B, T, D) of the drafted tokens, or of the last committed one → each row's choices behind them."""
         after = 1 if any(drafted) else 0
-        prediction = self._predict(
-            hidden, states, after=after, soft=False,
-            **conditions_each(requests, states, [[row[: j + after] for j in range(count)] for row in drafted]),
-        )  # fmt: skip
+        before = [[row[: j + after] for j in range(hidden.shape[1])] for row in drafted]
+        given = conditions_each(requests, states, before)
+        prediction = self._predict(hidden, states, after=after, soft=False, **given)
         numbers = prediction.sample, prediction.sample_logprob.exp(), prediction.entropy
         tokens, probabilities, entropies = torch.stack([n.double() for n in numbers]).tolist()
         found = []

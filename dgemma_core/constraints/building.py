@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from dgemma_core.constraints.automaton import NOWHERE, TokenAutomaton
 from dgemma_core.constraints.index import indexed
@@ -93,14 +95,13 @@ def folder() -> Path:
 def kept(key: str, size: int, eos: Sequence[int], pad: int) -> TokenAutomaton | None:
     """The automaton of that key; None where there is none, or the file is not whole."""
     try:
-        with np.load(folder() / f"{key}.npz", allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("classes", "table", "accepting", "start")}
         digest = (folder() / f"{key}.sha256").read_text()
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError):
+        arrays = load((folder() / f"{key}.safetensors").read_bytes())
+        classes, table, accepting = arrays["classes"], arrays["table"], arrays["accepting"]
+    except (OSError, ValueError, KeyError, SafetensorError):
         return None
     if digest != _digest(arrays):
         return None
-    classes, table, accepting = arrays["classes"], arrays["table"], arrays["accepting"]
     states, count = table.shape
     whole = (
         classes.shape == (size,)
@@ -111,7 +112,7 @@ def kept(key: str, size: int, eos: Sequence[int], pad: int) -> TokenAutomaton | 
     if not whole:
         return None
     return TokenAutomaton(
-        classes, table, accepting, int(arrays["start"]), tuple(sorted(set(eos))), pad
+        classes, table, accepting, int(arrays["start"][0]), tuple(sorted(set(eos))), pad
     )
 
 
@@ -130,14 +131,15 @@ def _keep(key: str, automaton: TokenAutomaton) -> TokenAutomaton:
         "classes": automaton.classes,
         "table": automaton.table,
         "accepting": automaton.accepting,
-        "start": np.array(automaton.start),
+        "start": np.array([automaton.start]),
     }
     with suppress(OSError, RuntimeError):
         folder().mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(prefix="tmp", dir=folder()) as aside:
-            file = Path(aside) / "made.npz"
-            np.savez_compressed(file, allow_pickle=False, **arrays)
-            os.replace(file, folder() / f"{key}.npz")
-            file.with_suffix(".sha256").write_text(_digest(arrays))
-            os.replace(file.with_suffix(".sha256"), folder() / f"{key}.sha256")
+            for name, content in (
+                ("safetensors", save(arrays)),
+                ("sha256", _digest(arrays).encode()),
+            ):
+                (Path(aside) / name).write_bytes(content)
+                os.replace(Path(aside) / name, folder() / f"{key}.{name}")
     return automaton

@@ -29,7 +29,7 @@ from dgemma_core.head import (
 
 LARGE = 1024
 """Tokens of a class that is worth a head of its own."""
-SMALL_TOKENS = 2**15
+SMALL_TOKENS = 2**13
 """Most tokens of small classes: then smaller ones get heads, too."""
 
 
@@ -148,7 +148,7 @@ class ClassSums:
         weights = below.exp()
         mass = self._segments(weights, "sum")
         weighted = self._segments(weights * below, "sum")
-        places = torch.arange(len(z), device=z.device, dtype=torch.float64).unsqueeze(1)
+        places = torch.arange(len(z), device=z.device, dtype=torch.float32).unsqueeze(1)
         place = self._segments(torch.where(below == 0, places, float(len(z))), "min")
         full = layout.lengths > 0
         small = layout.small[full]

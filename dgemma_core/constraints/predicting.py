@@ -90,6 +90,19 @@ class Posterior:
                 found[i] = torch.from_numpy(row.factors[np.arange(len(ids)), row.classes[ids]])
         return upload(found, self.device)
 
+    def seen(self, row: int) -> dict[str, Tensor]:
+        """What an observer is shown of one row (`observe.Observed`); nothing where it has no condition."""
+        found = self.rows[row]
+        if found is None:
+            return {}
+        shown = {
+            "forbidden": torch.from_numpy(found.forbidden).float(),
+            "automaton_states": torch.from_numpy(found.states),
+        }
+        if found.free_top is not None:
+            shown["free_top_ids"], shown["free_top_probabilities"] = found.free_top
+        return shown
+
 
 class Conditions:
     """The conditions of a batch's rows, None for a free one.

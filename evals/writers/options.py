@@ -20,6 +20,7 @@ from dgemma_core import (
     sampler_from,
 )
 from dgemma_core.backends import check_name
+from dgemma_core.constraints.language import Constraint, read_constraint
 from dgemma_core.events import Mode
 from dgemma_core.files.quantised import scheme
 from dgemma_core.generation.settings import MODES, ModeSettings, settings_from
@@ -49,6 +50,8 @@ _INTEGERS = (
     "corrector_steps",
     "corrector_k",
 )
+_CONSTRAINT = ("regex", "json_schema", "choices")
+"""A regular expression, a JSON Schema's file, or texts between bars: what every text must be."""
 _HARNESS = ("until", *LIMITS, "do_sample")
 
 
@@ -106,6 +109,10 @@ class Options:
             scheme(self.quantize)
         if self.adapter is not None and not _is_folder(self.adapter):
             raise RequestError(f"adapter {self.adapter}: expected a folder, found none")
+        if self.enable_thinking and _constraint(self.writing) is not None:
+            raise RequestError(
+                "a constraint holds for whole answers, thoughts too: leave enable_thinking off"
+            )
         if self.seed < 0:
             raise RequestError(f"seed: expected 0 or above, got {self.seed}")
         if self.likelihood not in LIKELIHOODS:
@@ -147,8 +154,10 @@ class Options:
     ) -> ModeSettings:
         """How to write, with the checkpoint's defaults; `more` are a task's `gen_kwargs`."""
         writing = {**self.writing, **_checked(self.mode, more or {})}
+        constraint = _constraint(writing)
+        writing = {name: value for name, value in writing.items() if name not in _CONSTRAINT}
         if self.mode != "diffusion":
-            return settings_from(self.mode, **writing)
+            return settings_from(self.mode, constraint=constraint, **writing)
         name = str(writing.pop("sampler", "entropy_bound"))
         steps, soft_top_k = writing.pop("steps", None), writing.pop("soft_top_k", None)
         rule = {key: writing.pop(key) for key in _RULE if key in writing}
@@ -162,8 +171,9 @@ class Options:
         sampler = sampler_from(name, **writing)
         sampler.plan(defaults.max_denoising_steps if steps is None else steps)
         return settings_from(
-            self.mode, sampler=sampler, steps=steps, stop_rule=stop, soft_top_k=soft_top_k
-        )
+            self.mode, sampler=sampler, steps=steps, stop_rule=stop, soft_top_k=soft_top_k,
+            constraint=constraint,
+        )  # fmt: skip
 
     def request_settings(
         self, gen_kwargs: Mapping[str, Any], defaults: GenerationDefaults
@@ -210,6 +220,7 @@ class Options:
             [self.max_length, self.max_gen_toks, self.seed],
             [self.enable_thinking, self.think_end_token],
             [self.likelihood, self.likelihood_samples],
+            *([] if (found := _constraint(self.writing)) is None else [found.kind, found.source]),
             *([] if self.quantize is None else [self.quantize]),
             *([] if self.adapter is None else ["adapter", fingerprint(Path(self.adapter))]),
             *([] if self.backend == "auto" else [f"backend {self.backend}"]),
@@ -242,8 +253,15 @@ def _is_folder(name: str) -> bool:
 def _allowed(mode: Mode) -> tuple[str, ...]:
     """Sampler settings by name: diffusion's are those of its samplers, the others' those of their dataclass."""
     if mode == "diffusion":
-        return _WRITING
-    return tuple(f.name for f in fields(MODES[mode]) if f.name != "max_new_tokens")
+        return (*_WRITING, *_CONSTRAINT)
+    own = (f.name for f in fields(MODES[mode]) if f.name not in ("max_new_tokens", "constraint"))
+    return (*own, *_CONSTRAINT)
+
+
+def _constraint(writing: Mapping[str, Any]) -> Constraint | None:
+    """What the options of a constraint name; None where there are none."""
+    regex, schema, choices = (writing.get(name) for name in _CONSTRAINT)
+    return read_constraint(regex, schema, choices)
 
 
 def split_mode(spec: str) -> tuple[str, Mode]:
@@ -264,7 +282,7 @@ def _checked(mode: Mode, writing: Mapping[str, Any]) -> dict[str, Any]:
             kind = f"no meaning in mode {mode!r}" if known else "no meaning here"
             valid = ", ".join((*_HARNESS, *_allowed(mode)))
             raise RequestError(f"{name} has {kind}: valid are {valid}")
-        if name in ("sampler", "draft") or value is None:
+        if name in ("sampler", "draft", *_CONSTRAINT) or value is None:
             values[name] = value
         else:
             values[name] = _typed(name, value, "int" if name in _INTEGERS else "float")

@@ -67,11 +67,12 @@ def test_settings_describe_themselves_as_json() -> None:
             "corrector_selection_tau": 1.0,
         },
         "stop_rule": {"stability": 2, "confidence": 0.1},
-        "steps": 5, "soft_top_k": None, "max_new_tokens": None,
+        "steps": 5, "soft_top_k": None, "max_new_tokens": None, "constraint": None,
     }  # fmt: skip
     made = AutoregressiveSettings(temperature=0.5, top_p=0.9)
     assert json.loads(json.dumps(made.described())) == {
         "temperature": 0.5, "top_k": None, "top_p": 0.9, "max_new_tokens": None,
+        "constraint": None,
     }  # fmt: skip
 
 
