@@ -96,7 +96,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """All families, one after the other; the file is written after each."""
     quiet_harness()
     same = {"model": str(arguments.model), "dtype": arguments.dtype, "quantize": arguments.quantize,
-            "split": arguments.split, "count": arguments.count, "seeds": arguments.seeds}  # fmt: skip
+            "split": arguments.split, "count": arguments.count, "seeds": arguments.seeds,
+            "evaluator": "dgemma compare"}  # fmt: skip
     few = {} if arguments.soft_top_k is None else {"soft_top_k": arguments.soft_top_k}
     same.update(few)
     given = {
