@@ -15,6 +15,7 @@ from scripts import measure_nano
 FAMILY, COUNT = "mini_sudoku", 6
 
 
+@pytest.mark.slow
 def test_the_card_and_a_comparison_say_the_same(tmp_path, capsys):
     out = tmp_path / "measured.json"
     measure_nano.main(

@@ -17,10 +17,10 @@ from dgemma_core.nano.recipes import NANO, FamilyTexts, nano_tokenizer
 from dgemma_core.request import Request
 from dgemma_core.samplers import EntropyBound
 from dgemma_core.train.batches import Batch, Place, collate
-from dgemma_core.train.packed_pass import PackedPass
 from dgemma_core.train.loss import loss
 from dgemma_core.train.noise import noisy_canvases
 from dgemma_core.train.own_steps import take_steps
+from dgemma_core.train.packed_pass import PackedPass
 from tests.train.copying import END, RECIPE, close
 
 
