@@ -333,7 +333,8 @@ def roofline(machine: Machine) -> Figure:
     figure.update_layout(
         title=theme.titled(
             f"Roofline of {machine.name}",
-            f"{machine.model}, {machine.dtype}: {theme.si(machine.bandwidth)}B/s, {theme.si(machine.matrix_rate)}FLOP/s, "
+            f"{machine.model}, {machine.dtype}: {theme.si(machine.bandwidth)}B/s, "
+            f"{theme.si(machine.matrix_rate)}FLOP/s, "
             f"prompt of {machine.prefix} tokens"
             + (f"<br>{machine.warning()}" if machine.warning() else ""),
         ),
