@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import importlib.util
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -174,6 +175,12 @@ def band(
 def whole(count: float) -> dict[str, Any]:
     """An axis of whole numbers up to `count`: none in between where there are few."""
     return {"tickformat": "d", "dtick": 1 if count <= 10 else None}
+
+
+def si(value: float) -> str:
+    """A number with the prefix that suits it, e.g. "19.0 G"."""
+    power = min(int(math.log10(max(value, 1.0)) // 3), 5)
+    return f"{value / 1000**power:.3g} {['', 'k', 'M', 'G', 'T', 'P'][power]}"
 
 
 def panels(rows: int, columns: int, titles: Sequence[str] = (), **options: Any) -> Figure:

@@ -13,12 +13,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dgemma_core.errors import CheckpointError
 from dgemma_core.nano import families
 from dgemma_core.nano.english import kinds
 from dgemma_core.nano.english.kind import Message
-from dgemma_core.nano.named import NamedRecipe
+
+if TYPE_CHECKING:
+    from dgemma_core.nano.named import NamedRecipe
 
 FILE = "problems.json"
 

@@ -306,12 +306,6 @@ def _machine_name(device: torch.device) -> str:
     return f"{platform.machine()} CPU, {threads} thread{'s' * (threads > 1)}"
 
 
-def _si(value: float) -> str:
-    """A number with the prefix that suits it, e.g. "19.0 G"."""
-    power = min(int(np.log10(max(value, 1.0)) // 3), 5)
-    return f"{value / 1000**power:.3g} {['', 'k', 'M', 'G', 'T', 'P'][power]}"
-
-
 def roofline(machine: Machine) -> Figure:
     """Attained against possible: FLOP/s over FLOP a byte, under the machine's two roofs, at every batch size."""
     steps = (*machine.token_steps, *machine.canvas_steps)
@@ -339,7 +333,8 @@ def roofline(machine: Machine) -> Figure:
     figure.update_layout(
         title=theme.titled(
             f"Roofline of {machine.name}",
-            f"{machine.model}, {machine.dtype}: {_si(machine.bandwidth)}B/s, {_si(machine.matrix_rate)}FLOP/s, "
+            f"{machine.model}, {machine.dtype}: {theme.si(machine.bandwidth)}B/s, "
+            f"{theme.si(machine.matrix_rate)}FLOP/s, "
             f"prompt of {machine.prefix} tokens"
             + (f"<br>{machine.warning()}" if machine.warning() else ""),
         ),

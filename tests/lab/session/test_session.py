@@ -14,6 +14,7 @@ import torch
 from dgemma_core import load
 from dgemma_core.errors import DgemmaError, RequestError
 from dgemma_core.events import Mode
+from dgemma_core.nano.problems import Known
 from dgemma_core.observe import Observe
 from dgemma_core.samplers import BlockRefinement
 from dgemma_lab.canvas.packing import TokenTable, pack_trace
@@ -289,6 +290,20 @@ def test_examples_are_unseen_problems_with_a_verdict() -> None:
     assert verdict_of(box) is False and box.form.message.startswith("✗")
     labels = [option["label"] for option in box._fields()[-1]["options"]]
     assert "a word backward ✗" in labels
+
+
+def test_an_example_of_a_chat_says_what_was_said_before() -> None:
+    box = Session(runs.loaded(max_new_tokens=8)).ask("")
+    box.known = Known(kinds=("chat",))
+    run = box.try_example("chat")
+    assert run is not None
+    problem = box.known.problem("chat", 0)
+    before = [message["content"] for message in problem.messages[:-1]]
+    assert before and run.prompt == problem.messages
+    assert run.trace.metadata["prompt"] == problem.prompt == box.form.values["prompt"]
+    assert verdict_of(box) is False, "a random model remembers nothing"
+    assert box.form.message.startswith("✗") and before[0] in box.form.message
+    assert box.try_example("no such kind") is None
 
 
 def test_a_prompt_outside_says_so_in_the_status_line() -> None:
