@@ -19,7 +19,6 @@ from dgemma_core.files.adapters import _peft_names
 from dgemma_core.files.config_json import read_model_config
 from dgemma_core.files.lora import Adapter, LowRank, attach
 from dgemma_core.model import DiffusionGemma
-from dgemma_core.train.adapted import expert_products
 from dgemma_core.train.batches import Place, collate
 from dgemma_core.train.texts import Text
 from dgemma_core.train.tuning import Tuner, TuneRecipe, target_names
@@ -101,9 +100,8 @@ def test_one_step_of_a_layer_of_the_released_widths(tmp_path: Path) -> None:
     x = torch.randn(128, 2, 2816, generator=generator).bfloat16()
     upstream = torch.randn(128, 2, 1408, generator=generator).bfloat16()
     lora = layer.experts.lora("gate_up_proj")
-    ours = torch.autograd.grad(
-        expert_products(layer.experts, "gate_up_proj", x), [lora.lora_A, lora.lora_B], upstream
-    )
+    products = [layer.experts.product("gate_up_proj", e, rows) for e, rows in enumerate(x)]
+    ours = torch.autograd.grad(torch.stack(products), [lora.lora_A, lora.lora_B], upstream)
     theirs = of_peft(layer.experts.base, lora, x, upstream)
     for a, b in zip(ours, theirs, strict=True):
         error = float((a - b.float()).norm() / b.float().norm())

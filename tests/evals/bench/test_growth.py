@@ -78,7 +78,8 @@ class Fake:
             length = len(arguments["prompts"][0])
             if (self.name, length) in self.failing:
                 raise RequestError(self.failing[self.name, length])
-            return {"result": [length * (1.0 if self.name == "dgemma" else 3.0)] * 2}
+            seconds = length * (1.0 if self.name == "dgemma" else 3.0)
+            return {"result": [seconds] * 2, "others": 0.1}
         return {}
 
     def load(self, folder: Path, setting: Setting) -> None: ...

@@ -50,7 +50,7 @@ def test_float32_answers_do_not_change_and_a_stopped_run_goes_on(checkpoint, tmp
     assert results["runs"][0]["model"]["model_dtype"] == "float32"
     assert results["runs"][0]["model"]["model_backend"] == "torch"
     assert len(list((tmp_path / "records").rglob("records-*.jsonl"))) == 3  # of each size its own
-    monkeypatch.setattr(OwnWriter, "_stream_group", lambda *_: pytest.fail("written again"))
+    monkeypatch.setattr(OwnWriter, "_texts", lambda *_: pytest.fail("written again"))
     assert measure(str(checkpoint), **settings) == found
 
 
