@@ -155,7 +155,7 @@ def _print_tuning(found: TuningPlan) -> None:
 
     run = found.run
     table = Table(box=None, pad_edge=False)
-    table.add_column(f"GB, {run.texts} texts of {run.length:,} tokens at once")
+    table.add_column("GB")
     for base in found.bases:
         table.add_column(base, justify="right")
 
@@ -176,7 +176,7 @@ def _print_tuning(found: TuningPlan) -> None:
     verdicts = [
         "fits"
         if plain.total <= found.memory
-        else "--recompute fits"
+        else "recompute fits"
         if again.total <= found.memory
         else "too large"
         for plain, again in every
@@ -184,7 +184,8 @@ def _print_tuning(found: TuningPlan) -> None:
     table.add_row(f"in {found.memory / 1e9:,.2f} GB", *verdicts, style="bold")
     Console(highlight=False).print(table)
     print(
-        "\nThe total is weights, adapter, moments and copies, and the larger of gradients and a pass."
+        f"\n{run.texts} texts of {run.length:,} tokens at once. The total is weights, adapter, moments and copies,"
+        " and the larger of gradients and a pass."
     )
     base, (plain, again) = next(
         (item for item in found.bases.items() if item[0] == "bf16"), next(iter(found.bases.items()))

@@ -1,13 +1,13 @@
-"""What tuning takes in memory, as arithmetic: weights, adapter, gradients, moments, and what a pass keeps for its gradient.
+"""What tuning takes in memory, as arithmetic: weights, adapter, gradients, moments, and what a pass keeps.
 
 Notable:
-- two moments of a step are compared, and the larger one counts: a pass has just ended and all that its gradient needs is
-  held; or the gradient is whole and the optimiser moves the weights;
+- two moments of a step are compared, and the larger one counts: a pass has just ended and all that its gradient needs
+  is held; or the gradient is whole and the optimiser moves the weights;
 - what a layer keeps was read off autograd's saved tensors, term by term, for the passes of train/dense_pass.py and
   train/packed_pass.py on a CPU. evals/bench/tuning_memory.py holds the sum against a fresh process;
 - LoRA with the default targets, and a batch whose texts all have the length that is asked for: real ones are shorter.
 
-All sizes are bytes. Axes: B texts, T clean tokens, C canvas length, D hidden size, w width of an MLP, K experts a token.
+What kernels keep for themselves is not counted. All sizes are bytes.
 """
 
 from __future__ import annotations
