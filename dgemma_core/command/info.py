@@ -10,9 +10,10 @@ import typer
 
 from dgemma_core.command.lines import escaped
 from dgemma_core.command.options import MODEL_HELP, AsJson, BackendName, Device
+from dgemma_core.errors import RequestError
 
 if TYPE_CHECKING:
-    from dgemma_core.command.plan import Plan
+    from dgemma_core.command.plan import Plan, TuningPlan
 
 
 def info(
@@ -80,11 +81,31 @@ def plan(
         ),
     ] = "google/diffusiongemma-26B-A4B-it",
     prefix: Annotated[int, typer.Option(help="Tokens before the canvas, in the cache.")] = 4096,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Of tuning in place of generation; the options below.")
+    ] = False,
+    rank: Annotated[int | None, typer.Option(help="Of the adapter's factors; 16.")] = None,
+    modes: Annotated[str | None, typer.Option(help="both, denoiser or causal; both.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="All weights learn.")] = False,
+    batch_size: Annotated[int | None, typer.Option(help="Answers an update; 16.")] = None,
+    accumulate: Annotated[int | None, typer.Option(help="Parts of a batch; 1.")] = None,
+    length: Annotated[
+        int | None, typer.Option(help="Tokens of a text, prompt and answer; 512.")
+    ] = None,
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Show which formats of a model fit into a memory, and the arithmetic."""
     from dgemma_core.command.plan import make_plan, parse_memory
 
+    asked = {"rank": rank, "modes": modes, "length": length}
+    given = {name: value for name, value in asked.items() if value is not None}
+    if tune:
+        _plan_tuning(model, memory, device, batch_size or 16, accumulate or 1, as_json, full, given)
+        return
+    more = {"batch-size": batch_size, "accumulate": accumulate, "full": full or None, **given}
+    if wrong := [f"--{name}" for name, value in more.items() if value is not None]:
+        raise RequestError(f"{', '.join(wrong)} belong to --tune: add it, or leave them out")
     found = make_plan(model, parse_memory(memory), prefix)
     if as_json:
         from dataclasses import asdict
@@ -93,6 +114,90 @@ def plan(
         print(json.dumps({**asdict(found), "formats": formats}))
         return
     _print_plan(found)
+
+
+def _plan_tuning(
+    model: str,
+    memory: str,
+    device: str,
+    batch_size: int,
+    parts: int,
+    as_json: bool,
+    full: bool,
+    settings: dict[str, Any],
+) -> None:
+    from dgemma_core.command.plan import make_tuning_plan, parse_memory
+    from dgemma_core.files.devices import resolve_device
+
+    if parts < 1 or batch_size % parts:
+        raise RequestError(f"--batch-size {batch_size} does not divide into {parts} parts")
+    settings |= {"full": full, "texts": batch_size // parts, "parts": parts}
+    found = make_tuning_plan(model, parse_memory(memory), resolve_device(device), **settings)
+    if as_json:
+        from dataclasses import asdict
+
+        bases = {
+            base: {
+                name: {"total": one.total, "fits": one.total <= found.memory, **asdict(one)}
+                for name, one in zip(("plain", "recompute"), both, strict=True)
+            }
+            for base, both in found.bases.items()
+        }
+        print(json.dumps({"model": model, "memory": found.memory, "bases": bases}))
+        return
+    _print_tuning(found)
+
+
+def _print_tuning(found: TuningPlan) -> None:
+    """A table of formats, with and without activation checkpointing, then how each number came about."""
+    from rich.console import Console
+    from rich.table import Table
+
+    run = found.run
+    table = Table(box=None, pad_edge=False)
+    table.add_column("GB")
+    for base in found.bases:
+        table.add_column(base, justify="right")
+
+    def row(label: str, sizes: Sequence[int], **style: Any) -> None:
+        table.add_row(label, *(f"{size / 1e9:,.2f}" for size in sizes), **style)
+
+    def of(lines: Sequence[Any]) -> int:
+        return sum(line.bytes for line in lines)
+
+    every = found.bases.values()
+    row("weights", [plain.held[0].bytes for plain, _ in every])
+    row("adapter, moments, copies", [of(plain.held[1:]) for plain, _ in every])
+    row("gradients", [of(plain.updating) for plain, _ in every])
+    row("a pass", [of(plain.passing) for plain, _ in every])
+    row("a pass with --recompute", [of(again.passing) for _, again in every])
+    row("total", [plain.total for plain, _ in every], style="bold")
+    row("total with --recompute", [again.total for _, again in every], style="bold")
+    verdicts = [
+        "fits"
+        if plain.total <= found.memory
+        else "recompute fits"
+        if again.total <= found.memory
+        else "too large"
+        for plain, again in every
+    ]
+    table.add_row(f"in {found.memory / 1e9:,.2f} GB", *verdicts, style="bold")
+    Console(highlight=False).print(table)
+    print(
+        f"\n{run.texts} texts of {run.length:,} tokens at once. The total is weights, adapter, moments and copies,"
+        " and the larger of gradients and a pass."
+    )
+    base, (plain, again) = next(
+        (item for item in found.bases.items() if item[0] == "bf16"), next(iter(found.bases.items()))
+    )
+    for heading, lines in (
+        (base, (*plain.held, *plain.updating)),
+        ("a pass", plain.passing),
+        ("a pass with --recompute", again.passing),
+    ):
+        print(f"\n{heading}")
+        for line in lines:
+            print(f"  {line.label:<28}{line.arithmetic} = {line.bytes / 1e6:,.1f} MB")
 
 
 def _print_plan(found: Plan) -> None:

@@ -8,12 +8,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from dgemma_core.config import ModelConfig
 from dgemma_core.errors import RequestError
 from dgemma_core.facts.cost import weight_bytes
+from dgemma_core.facts.machine import bfloat16_multiplies
 from dgemma_core.facts.memory import Line, cache_lines, canvas_length, working_lines
 from dgemma_core.facts.published import CONFIGS, VISION_PARAMETERS
+from dgemma_core.facts.tuning import BASES, Tuning, TuningMemory, tuning_memory
 from dgemma_core.files.finding import read_config
 from dgemma_core.files.quantised import GROUP, SCHEMES
 
@@ -136,3 +141,35 @@ def _format(name: str, config: ModelConfig, memory: int, prefix: int, cache: int
     working = working_lines(config, prefix, quantised=name in SCHEMES)
     total = sum(weights.values()) + cache + sum(line.bytes for line in working)
     return Format(name, weights, scales, cache, working, total, total <= memory, LOADS[name])
+
+
+@dataclass(frozen=True)
+class TuningPlan:
+    """What tuning a model takes with bases of every format, and which of them fit into `memory`."""
+
+    model: str
+    memory: int
+    run: Tuning
+    bases: Mapping[str, tuple[TuningMemory, TuningMemory]]
+    """By format: as a pass runs, and with activation checkpointing (`dgemma tune --recompute`)."""
+
+
+def make_tuning_plan(
+    model: str | os.PathLike[str], memory: int, device: torch.device, **settings: Any
+) -> TuningPlan:
+    """What tuning `model` on `device` takes, of `memory` bytes. settings: fields of `Tuning`, but for base, copied and
+    recomputes. Raises RequestError for an unknown model, and for settings without meaning."""
+    config, full = find_config(model), bool(settings.get("full"))
+    copied = bfloat16_multiplies(device)
+    runs = {
+        base: tuple(
+            Tuning(base=base, copied=copied, recomputes=again, **settings)
+            for again in (False, True)
+        )
+        for base in (BASES[:1] if full else BASES)
+    }
+    found = {
+        base: (tuning_memory(config, plain), tuning_memory(config, again))
+        for base, (plain, again) in runs.items()
+    }
+    return TuningPlan(os.fspath(model), memory, runs[BASES[0]][0], found)

@@ -35,11 +35,12 @@ def weight_bytes(config: ModelConfig, name: str | None) -> tuple[dict[str, int],
         sizes = {key: (value.numel() * itemsize, 0) for key, value in model.named_parameters()}
     parts = dict.fromkeys(PARTS, 0)
     for parameter, size in sizes.items():
-        parts[_part(parameter)] += sum(size)
+        parts[part_of(parameter)] += sum(size)
     return parts, sum(scales for _, scales in sizes.values())
 
 
-def _part(parameter: str) -> str:
+def part_of(parameter: str) -> str:
+    """The part of `PARTS` that a parameter belongs to, by its name."""
     if parameter.startswith("embed_tokens."):
         return "embedding"
     if parameter.startswith("self_conditioning."):

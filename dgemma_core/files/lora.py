@@ -64,8 +64,9 @@ class LowRank(nn.Module):
 
     def of_expert(self, index: int, x: Tensor) -> Tensor:
         """x (n, inputs) → (n, outputs), of one matrix of a stack."""
-        a, b = self.factors(x.dtype)
-        return F.linear(F.linear(x, a[index]), b[index]) * self.scale
+        a = self.lora_A[index * self.rank : (index + 1) * self.rank].to(x.dtype)
+        b = self.lora_B[:, index :: self.count].to(x.dtype)
+        return F.linear(F.linear(x, a), b) * self.scale
 
     def added_to(self, weight: Tensor) -> Tensor:
         """weight + scale · B A, computed in float32, in the weight's dtype."""

@@ -123,24 +123,26 @@ class Trainer:
         """Leaves the mean gradient of all micro-batches in the weights, and returns their mean losses (3,)."""
         step = self.progress.step
         part = partial(self._part, step, len(micro))
-        # The longest come first, so that no worker is left with one at the end.
-        order = range(len(micro) - 1, -1, -1)
-        if self.workers is None:
-            done = {m: part(m, micro[m]) for m in order}
-        else:
-            running = {m: self.workers.submit(part, m, micro[m]) for m in order}
-            done = {m: future.result() for m, future in running.items()}
-        sums = torch.zeros(3)
         parameters = learning(self.model)
-        for m in range(len(micro)):  # added up in one order, whatever the workers
-            gradients, values = done[m]
+        for parameter in parameters:
+            parameter.grad = None
+        if self.workers is None:
+            done = (part(m, batch) for m, batch in enumerate(micro))
+        else:
+            # The longest come first, so that no worker is left with one at the end.
+            order = range(len(micro) - 1, -1, -1)
+            running = {m: self.workers.submit(part, m, micro[m]) for m in order}
+            done = (running.pop(m).result() for m in range(len(micro)))
+        sums = torch.zeros(3)
+        for gradients, values in done:  # added up in one order, whatever the workers
             sums += values
-            if m == 0:
+            if parameters[0].grad is None:
                 for parameter, gradient in zip(parameters, gradients, strict=True):
                     parameter.grad = gradient.float()
             else:
                 totals = [cast(Tensor, parameter.grad) for parameter in parameters]
                 torch._foreach_add_(totals, [gradient.float() for gradient in gradients])
+            del gradients  # before the next ones are taken
         return sums
 
     def _part(

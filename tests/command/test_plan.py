@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,13 +15,17 @@ from dgemma_core.command import cli
 from dgemma_core.command.plan import LOADS, find_config, make_plan, parse_memory
 from dgemma_core.config import GenerationDefaults, LayerConfig
 from dgemma_core.errors import RequestError
+from dgemma_core.facts import tuning
 from dgemma_core.facts.cost import weight_bytes
 from dgemma_core.facts.memory import KERNEL, cache_bytes, cache_lines, encoding, working_lines
 from dgemma_core.facts.published import CONFIGS, DIFFUSION_26B
+from dgemma_core.facts.tuning import MODES, Tuning, adapter_parameters, tuning_memory
 from dgemma_core.files.checkpoint import load_model
 from dgemma_core.files.config_json import read_model_config
 from dgemma_core.files.saving import save_model
 from dgemma_core.model import DiffusionGemma
+from dgemma_core.train import batches, loss, mixture
+from dgemma_core.train.tuning import TuneRecipe, new_adapter
 from tests.backends.cuda.live_bytes import LiveBytes
 from tests.core import tiny
 from tests.oracle.released import TEXT_PARAMETERS, released_config
@@ -255,3 +259,77 @@ def test_an_autoregressive_model_is_planned_without_a_denoiser() -> None:
     assert weight_bytes(config, None)[0]["self-conditioning"] == 0
     total = sum(p.numel() for p in DiffusionGemma(config, device="meta").parameters())
     assert sum(weight_bytes(config, None)[0].values()) == total
+
+
+# --- tuning
+
+
+def test_an_adapter_has_as_many_numbers_as_planned() -> None:
+    model = tiny.model(0)
+    for modes in ("both", "denoiser", "causal"):
+        recipe = TuneRecipe(steps=1, rank=3, modes=modes)  # type: ignore[arg-type]
+        loras = new_adapter(model, recipe).modules().values()
+        held = sum(p.numel() for lora in loras for p in lora.parameters())
+        assert adapter_parameters(model.config, 3, modes) == held
+
+
+def test_what_the_plan_knows_of_training_is_so() -> None:
+    assert (tuning.ROUNDED, tuning.AT_ONCE, tuning.COUNTED) == (
+        batches.ROUNDED, loss.AT_ONCE, loss.COUNTED,
+    )  # fmt: skip
+    assert tuning.EXPERT_ROWS == mixture.SLICE and set(MODES) == set(get_args(loss.Modes))
+
+
+def test_what_tuning_the_released_model_takes() -> None:
+    config = CONFIGS[DIFFUSION_26B]
+    assert adapter_parameters(config, 16) == 494_613_504
+    plain, again = (
+        tuning_memory(config, Tuning(base="int4", length=1023, recomputes=r)) for r in (False, True)
+    )
+    assert plain.held == again.held and again.total < plain.total / 2
+    assert plain.held[0].bytes == sum(weight_bytes(config, "int4")[0].values())
+    for found in (plain, again):
+        assert found.total == sum(line.bytes for line in (*found.held, *found.passing))
+    one = tuning_memory(config, Tuning(modes="denoiser", length=1023))
+    assert one.total < tuning_memory(config, Tuning(length=1023)).total
+
+
+def test_all_weights_with_gradient_and_moments() -> None:
+    config = tiny.config()
+    count = sum(weight_bytes(config, None)[0].values())
+    found = tuning_memory(
+        config, Tuning(base="float32", full=True, copied=False, texts=1, length=8)
+    )
+    assert [line.bytes for line in found.held] == [4 * count, 8 * count]
+    assert [line.bytes for line in found.updating] == [4 * count]
+
+
+def test_tuning_is_planned_by_the_command() -> None:
+    asked = ("--tune", "--memory", "80GB", "--batch-size", 32, "--accumulate", 8, "--length", 1023)
+    done = run(*asked)
+    assert done.exit_code == 0 and re.search(r"in 80.00 GB +too large +recompute fits", done.stdout)
+    assert "494,613,504 × 4 (rank 16) = 1,978.5 MB" in done.stdout
+    assert "4 texts of 1,023 tokens at once" in done.stdout
+    found = json.loads(run(*asked, "--json").stdout)["bases"]["bf16"]
+    assert found["recompute"]["fits"] and not found["plain"]["fits"]
+    full = json.loads(
+        run("--tune", "--full", "--model", "nano", "--memory", "1GB", "--json").stdout
+    )
+    assert list(full["bases"]) == ["float32"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--rank", "4"], "--rank belong to --tune"),
+        (["--tune", "--rank", "0"], "rank: expected at least 1"),
+        (["--tune", "--modes", "one"], "modes: expected one of both"),
+        (["--tune", "--full", "--modes", "causal"], "all weights learn in float32"),
+        (["--tune", "--accumulate", "3"], "--batch-size 16 does not divide into 3 parts"),
+        (["--tune", "--length", "300000"], "length: expected 1 … "),
+    ],
+)
+def test_bad_input_about_tuning_is_one_line(arguments: list[str], words: str) -> None:
+    done = run("--memory", "18GB", *arguments)
+    assert done.exit_code == 2 and done.stdout == ""
+    assert re.fullmatch(r"dgemma: [^\n]+\n", done.stderr) and words in done.stderr
