@@ -109,9 +109,7 @@ class TokenAutomaton:
         source, symbol, to = source[order], symbol[order], to[order]
         new = np.flatnonzero((np.diff(source, prepend=-1) != 0) | (np.diff(to, prepend=-1) != 0))
         sets: dict[bytes, int] = {}
-        kind = [
-            sets.setdefault(part.tobytes(), len(sets)) for part in np.split(symbol, new[1:])
-        ]
+        kind = [sets.setdefault(part.tobytes(), len(sets)) for part in np.split(symbol, new[1:])]
         spelled = [np.frombuffer(part, symbol.dtype) for part in sets]
         return Ways(
             source=source[new],

@@ -13,7 +13,8 @@ which sum to 1:
 
 Related: forward filtering, backward sampling (Rabiner 1989, Scott 2002), here with time reversed.
 
-Axes: C positions, S states, K classes and the symbol K ("after the end"), U sets of symbols.
+Axes: C positions, S states, K classes and the symbol K ("after the end"), U sets of
+symbols, M symbols of all sets together.
 """
 
 from __future__ import annotations
@@ -55,13 +56,17 @@ class Chain:
 
     def _over_sets(self, logmass: Floats) -> Floats:
         """(C, K + 1) → (C, U): log-masses of the sets of symbols."""
-        held = logmass[:, self.ways.symbols]
-        peak = self._finite(np.maximum.reduceat(held, self.ways.begins, axis=1))
-        held -= peak.repeat(self._lengths(), axis=1)
+        held = self._held(logmass)
+        peak = self._finite(np.maximum.reduceat(held, self.ways.begins))
+        held -= peak.repeat(self._lengths(), axis=0)
         np.exp(held, out=held)
         with np.errstate(divide="ignore"):
-            found: Floats = np.log(np.add.reduceat(held, self.ways.begins, axis=1)) + peak
-        return found
+            found = np.log(np.add.reduceat(held, self.ways.begins)) + peak
+        return np.ascontiguousarray(found.T)
+
+    def _held(self, numbers: Floats) -> Floats:
+        """(C, K + 1) → (M, C): of every set's symbols. Long rows of positions make sums over a few symbols fast."""
+        return np.ascontiguousarray(numbers.T).take(self.ways.symbols, axis=0)
 
     def _lengths(self) -> Integers:
         """(U,) how many symbols each set has."""
@@ -79,7 +84,9 @@ class Chain:
     def marginals(self) -> Floats:
         """(C, K + 1): the posterior probability of each symbol at each position."""
         ways, length = self.ways, len(self.logmass)
-        sets = np.empty_like(self.setmass)  # (C, U) the probability that a symbol comes by such a set
+        sets = np.empty_like(
+            self.setmass
+        )  # (C, U) the probability that a symbol comes by such a set
         states: Floats = np.zeros(self.automaton.states)
         states[self.start] = 1.0
         for i in range(length):
@@ -90,15 +97,14 @@ class Chain:
             taken /= taken.sum()  # 1, but for rounding
             sets[i] = np.bincount(ways.kind, taken, sets.shape[1])
             states = np.bincount(ways.to, taken, len(states))
-        lengths = self._lengths()
-        each = self.logmass[:, ways.symbols]
-        each -= self._finite(self.setmass).repeat(lengths, axis=1)
+        each = self._held(self.logmass)
+        each -= self._finite(self.setmass.T).repeat(self._lengths(), axis=0)
         np.exp(each, out=each)
-        each *= sets.repeat(lengths, axis=1)
-        found = np.zeros_like(self.logmass)
+        each *= sets.T.repeat(self._lengths(), axis=0)
         order = np.argsort(ways.symbols, kind="stable")
         present, begins = np.unique(ways.symbols[order], return_index=True)
-        found[:, present] = np.add.reduceat(each[:, order], begins, axis=1)
+        found = np.zeros_like(self.logmass)
+        found[:, present] = np.add.reduceat(each[order], begins).T
         return found
 
     def sample(self, uniform: Floats) -> tuple[Integers, Floats, Integers]:
@@ -128,7 +134,9 @@ class Chain:
         """peaks (C, K + 1): the largest log-probability of a token of each class, the log-mass of "after the end" →
         symbols of the most probable text, and the states before each, (C,) both."""
         length, ways = len(peaks), self.ways
-        highest = np.maximum.reduceat(peaks[:, ways.symbols], ways.begins, axis=1)  # (C, U)
+        highest = np.ascontiguousarray(
+            np.maximum.reduceat(self._held(peaks), ways.begins).T
+        )  # (C, U)
         states = np.empty(length, np.int64)
         value = np.where(self.beta[-1] == -np.inf, -np.inf, 0.0)
         values = [value]
