@@ -33,8 +33,8 @@ _REMEMBERED = 512
 class Ways(NamedTuple):
     """How a state leads to the next one, all symbols that do so taken together.
 
-    Many edges are few ways, of fewer sets of symbols: a schema of 781 states over 262,144 tokens has 26,125 edges, 4,435
-    ways and 409 sets, with 2,632 symbols in all. So sums over the edges are sums over sets, then over ways.
+    Many edges are few ways, of fewer sets of symbols: a schema of 781 states over 262,144 tokens has 26,125 edges,
+    4,435 ways and 409 sets, with 2,632 symbols in all. So sums over the edges are sums over sets, then over ways.
     """
 
     source: Ints
