@@ -3,6 +3,7 @@
 # make quick  the tests that need no browser, no notebook and no process of their own: under 3 minutes on two cores
 # make lint   the linter and the type checker alone
 # make results  makes all of results/ anew (hours; nothing else should run)
+# make thousand  draws a thousand schemas and writes by each with random weights, for minutes
 # make fuzz   tries 20,000 cases of bad input
 # make docs   builds the site from guides, notebooks and docstrings, offline, into build/docs
 # make notebooks  runs the notebooks again, after nano has changed
@@ -24,7 +25,7 @@ ALLOW_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 # other. A large model on a CPU wants more: make lab OMP_NUM_THREADS=8
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: docs fuzz notebooks lab test quick lint results tools clean
+.PHONY: docs fuzz thousand notebooks lab test quick lint results tools clean
 
 lab: $(VENV)/.lab
 	$(BIN)/jupyter lab $(ALLOW_ROOT) --ServerApp.root_dir="$(CURDIR)" $(JUPYTER_FLAGS) notebooks/01_first_canvas.ipynb
@@ -80,6 +81,9 @@ tools:
 # Ten times the cases of bad input that `make test` tries.
 fuzz: $(VENV)/.test
 	DGEMMA_FUZZ=20000 $(BIN)/pytest $(PYTEST_FLAGS) tests/fuzz
+
+thousand: $(VENV)/.test
+	$(BIN)/pytest -m thousand $(PYTEST_FLAGS) tests/constraints
 
 docs: $(VENV)/.test
 	$(BIN)/python -m scripts.build_docs

@@ -353,10 +353,8 @@ class VocabularyHead:
         assert asked.uniform is not None
         group, inside = found_in(groups, asked.uniform.unsqueeze(1))
         tokens, logits = [], []
-        # No more numbers at a time than a slice has logits.
-        rows, width = hidden.shape
-        count = max(1, rows * self.tokens_per_slice(rows) // (GROUP * width))
-        for part in torch.arange(len(hidden), device=hidden.device).split(count):
+        every = torch.arange(len(hidden), device=hidden.device)
+        for part in every.split(self.groups_at_a_time(hidden)):
             ids = group[part] * GROUP + torch.arange(GROUP, device=hidden.device)  # (R, GROUP)
             weight = dense(self.weight[ids.clamp_max(self.vocab_size - 1)], hidden.dtype)
             products = (weight @ hidden[part].unsqueeze(2)).squeeze(2)
@@ -367,6 +365,11 @@ class VocabularyHead:
             tokens.append(ids.gather(1, place))
             logits.append(z.gather(1, place))
         return torch.cat(tokens).squeeze(1), torch.cat(logits).squeeze(1)
+
+    def groups_at_a_time(self, hidden: Tensor) -> int:
+        """Of how many rows a group's embeddings are taken: no more numbers at a time than a slice has logits."""
+        rows, width = hidden.shape
+        return max(1, max(LOGITS, rows * self.tokens_per_slice(rows)) // (GROUP * width))
 
     def _filtered_sample(self, hidden: Tensor, asked: Asked) -> tuple[Tensor, Tensor, Tensor]:
         """Samples, their tempered logits and their probabilities after the filters, (N,) each; by whole rows."""

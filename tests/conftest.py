@@ -2,6 +2,8 @@
 
 import os
 
+import pytest
+
 from dgemma_core.backends.cuda.experts import has_triton
 
 # Triton's own library is read once, for its interpreter or for a GPU; other libraries import it, too, so it must be
@@ -11,3 +13,13 @@ if has_triton() and "TRITON_INTERPRET" not in os.environ:
     import triton.language  # noqa: F401
 
     del os.environ["TRITON_INTERPRET"]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out the tests of a thousand cases, unless -m asks for them by name."""
+    if "thousand" in config.getoption("markexpr"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("thousand")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]

@@ -7,7 +7,7 @@ Notable:
 - the last state is "ended": an end-of-sequence token leads there from an accepting state. Behind it stand further such
   tokens, as models are trained, or PAD; which of them is no matter. Paths spell this as one further symbol, K.
 
-Axes: V vocabulary, S states, K classes, E edges.
+Axes: V vocabulary, S states, K classes, E edges, P pairs of states that edges join, U sets of symbols.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,27 @@ NOWHERE = -1
 """In place of a state: no text goes on so."""
 _REMEMBERED = 512
 """Texts whose states an automaton remembers."""
+
+
+class Ways(NamedTuple):
+    """How a state leads to the next one, all symbols that do so taken together.
+
+    Many edges are few ways, of fewer sets of symbols: a schema of 781 states over 262,144 tokens has 26,125 edges,
+    4,435 ways and 409 sets, with 2,632 symbols in all. So sums over the edges are sums over sets, then over ways.
+    """
+
+    source: Ints
+    """(P,) the state before, ascending."""
+    to: Ints
+    """(P,) the state behind."""
+    kind: NDArray[np.int64]
+    """(P,) which set of symbols leads there."""
+    first: NDArray[np.int64]
+    """(S,) each state's first way."""
+    symbols: Ints
+    """(M,) the symbols of all sets, set by set."""
+    begins: NDArray[np.int64]
+    """(U,) where in `symbols` each set begins."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +102,25 @@ class TokenAutomaton:
         return source, symbol, to, first
 
     @cached_property
+    def ways(self) -> Ways:
+        """The edges, those between the same two states taken together."""
+        source, symbol, to, _ = self.edges
+        order = np.lexsort((symbol, to, source))
+        source, symbol, to = source[order], symbol[order], to[order]
+        new = np.flatnonzero((np.diff(source, prepend=-1) != 0) | (np.diff(to, prepend=-1) != 0))
+        sets: dict[bytes, int] = {}
+        kind = [sets.setdefault(part.tobytes(), len(sets)) for part in np.split(symbol, new[1:])]
+        spelled = [np.frombuffer(part, symbol.dtype) for part in sets]
+        return Ways(
+            source=source[new],
+            to=to[new],
+            kind=np.array(kind),
+            first=np.searchsorted(source[new], np.arange(self.states)),
+            symbols=np.concatenate(spelled),
+            begins=np.cumsum([0, *map(len, spelled[:-1])]),
+        )
+
+    @cached_property
     def order(self) -> NDArray[np.int64]:
         """(V,) all tokens, class by class."""
         return np.argsort(self.classes, kind="stable")
@@ -129,12 +169,11 @@ class TokenAutomaton:
         pins = {place: token for place, token in (pins or {}).items() if 0 <= place < remaining}
         last = max(pins, default=-1) + 1
         possible: Bools = self.tokens_to_end <= remaining - last
-        _, _, to, first = self.edges
         for place in reversed(range(last)):
             if place in pins:
                 possible = self._before(pins[place], possible)
             else:
-                possible = np.logical_or.reduceat(possible[to], first)
+                possible = np.logical_or.reduceat(possible[self.ways.to], self.ways.first)
         return possible
 
     def _before(self, token: int, possible: Bools) -> Bools:

@@ -18,6 +18,7 @@ from torch import Tensor
 from dgemma_core.constraints.automaton import TokenAutomaton
 from dgemma_core.draws import found_in, upload
 from dgemma_core.head import (
+    SLICE,
     Asked,
     Matrix,
     Sums,
@@ -29,21 +30,31 @@ from dgemma_core.head import (
 
 LARGE = 1024
 """Tokens of a class that is worth a head of its own."""
+LARGE_ON_CPU = 128
+"""The same on a CPU, where to start a head costs less than sums over small classes."""
 SMALL_TOKENS = 2**13
 """Most tokens of small classes: then smaller ones get heads, too."""
 
 
 class Rows:
-    """Some tokens' embeddings (n, D), as a `head.Matrix`: a part is taken from the whole when it is asked for."""
+    """Some tokens' embeddings (n, D), as a `head.Matrix`: a part is taken from the whole when it is asked for.
 
-    def __init__(self, weight: Matrix, ids: Tensor) -> None:
-        self.weight, self.ids = weight, ids
+    buffer: (most tokens of a slice, D), where slices are copied to, each over the one before; None: each gets its own
+    memory, which costs more than the copy.
+    """
+
+    def __init__(self, weight: Matrix, ids: Tensor, buffer: Tensor | None = None) -> None:
+        self.weight, self.ids, self.buffer = weight, ids, buffer
         self.shape = (len(ids), *weight.shape[1:])
 
     def __getitem__(self, index: Any) -> Any:
         ids = self.ids[index]
         if isinstance(index, slice) and len(ids) and int(ids[-1] - ids[0]) + 1 == len(ids):
             return self.weight[int(ids[0]) : int(ids[-1]) + 1]  # neighbours: nothing to copy
+        if isinstance(index, slice) and self.buffer is not None and len(ids) <= len(self.buffer):
+            return torch.index_select(self.weight, 0, ids, out=self.buffer[: len(ids)])
+        if isinstance(self.weight, Tensor):
+            return self.weight.index_select(0, ids.flatten()).unflatten(0, ids.shape)
         return self.weight[ids]
 
 
@@ -72,9 +83,10 @@ class Layout:
                 end - begin for begin, end in zip(bounds, [*bounds[1:], len(order)], strict=True)
             ]
             sizes = sizes[: automaton.class_count]
+            least = LARGE_ON_CPU if device.type == "cpu" else LARGE
             small, left = set(range(len(sizes))), sum(sizes)
             for k in sorted(small, key=lambda k: -sizes[k]):
-                if sizes[k] < LARGE and left <= SMALL_TOKENS:
+                if sizes[k] < least and left <= SMALL_TOKENS:
                     break
                 small.remove(k)
                 left -= sizes[k]
@@ -116,8 +128,11 @@ class ClassSums:
         self.argmax = torch.zeros(count, k, dtype=torch.long, device=hidden.device)
         self.sampling = self.logmass.clone() if self.two else self.logmass
         self.large: dict[int, tuple[VocabularyHead, Sums, dict[str, Tensor]]] = {}
+        longest = min(SLICE, max((len(ids) for _, ids in layout.large), default=0))
+        whole = isinstance(head.weight, Tensor)
+        buffer = head.weight.new_empty(longest, head.weight.shape[1]) if whole else None
         for number, ids in layout.large:
-            self._add_large(number, ids)
+            self._add_large(number, ids, buffer)
         # (T, N): raw logits of the small classes' tokens
         rows = Rows(head.weight, layout.small_ids)
         part = head.over(rows)
@@ -129,8 +144,8 @@ class ClassSums:
         self._add_small()
         check_finite(hidden, self.logsumexp)
 
-    def _add_large(self, number: int, ids: Tensor) -> None:
-        head = self.head.over(Rows(self.head.weight, ids))
+    def _add_large(self, number: int, ids: Tensor, buffer: Tensor | None) -> None:
+        head = self.head.over(Rows(self.head.weight, ids, buffer))
         sums = head.sums(self.hidden, replace(self.asked, top_k=min(self.asked.top_k, len(ids))))
         fields = sums.softmax.fields()
         self.large[number] = head, sums, fields

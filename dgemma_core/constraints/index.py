@@ -1,7 +1,7 @@
 """From an automaton over bytes to one over the tokens of a vocabulary.
 
-A token is a function from states to states. All of them are computed side by side, a byte at a time; tokens of the same
-function are one class.
+A token is a function from states to states. All of them are computed side by side, a byte at a time, from the states
+that the bytes before lead on from; tokens of the same function are one class.
 
 Axes: V vocabulary, S states over bytes, n tokens at a time.
 """
@@ -16,7 +16,7 @@ from dgemma_core.constraints.automaton import NOWHERE, TokenAutomaton, assemble
 from dgemma_core.constraints.patterns import ByteAutomaton
 
 _NUMBERS = 2**23
-"""States that are computed at a time."""
+"""Tokens times states that are computed at a time."""
 
 
 def indexed(
@@ -37,22 +37,36 @@ def indexed(
     order = np.argsort(lengths, kind="stable")[np.count_nonzero(lengths == 0) :]
     classes = np.zeros(len(spelled), np.int64)
     known: dict[bytes, int] = {np.full(nowhere, nowhere * width, np.int32).tobytes(): 0}
+    column, begun = np.nonzero(
+        step.T[:, :-1] != nowhere
+    )  # where a text can go on from, byte by byte
+    offsets = np.searchsorted(column, np.arange(width + 1))
+    after = flat[begun * width + column]
     size = max(1, _NUMBERS // nowhere)
     for begin in range(0, len(order), size):
         part = order[begin : begin + size]
         longest = int(lengths[part[-1]])
-        letters = np.zeros((len(part), longest), np.uint8)
+        letters = np.zeros((longest, len(part)), np.uint8)
         for row, token in enumerate(part):
-            letters[row, : lengths[token]] = np.frombuffer(spelled[token], np.uint8)
-        led = np.tile(np.arange(nowhere, dtype=np.int32) * width, (len(part), 1))  # (n, S)
-        alive = np.arange(len(part))
-        for place in range(longest):
-            alive = alive[lengths[part[alive]] > place]
-            after = flat.take(
-                led[alive] + column_of[letters[alive, place]].astype(np.int32)[:, None]
-            )
-            led[alive] = after
-            alive = alive[(after != nowhere * width).any(axis=1)]
+            letters[: lengths[token], row] = np.frombuffer(spelled[token], np.uint8)
+        columns_at = column_of[letters].astype(np.int32)
+        led = np.full((len(part), nowhere), nowhere * width, np.int32)  # (n, S)
+        # all pairs of a token and a state that its bytes so far lead on from: a tenth of all, and fewer at each byte
+        ways = np.diff(offsets)[columns_at[0]]
+        token = np.arange(len(part)).repeat(ways)
+        known_as = np.arange(len(token)) + (offsets[columns_at[0]] - ways.cumsum() + ways).repeat(
+            ways
+        )
+        source, state = begun[known_as], after[known_as]
+        for place in range(1, longest + 1):
+            ended = int(np.searchsorted(token, np.searchsorted(lengths[part], place, "right")))
+            led[token[:ended], source[:ended]] = state[:ended]  # the shortest tokens stand first
+            token, source, state = token[ended:], source[ended:], state[ended:]
+            if not len(token):
+                break
+            state = flat.take(state + columns_at[place].take(token))
+            alive = np.flatnonzero(state != nowhere * width)
+            token, source, state = token[alive], source[alive], state[alive]
         rows = led.view(np.dtype((np.void, led.dtype.itemsize * nowhere))).ravel()
         unlike, alike = np.unique(rows, return_inverse=True)
         names = [known.setdefault(row.tobytes(), len(known)) for row in unlike]

@@ -195,7 +195,9 @@ class _Group:
 
     def _restricted(self, mass: Floats) -> Floats:
         """(N,) log of the probability that a position's token is one that the language allows there."""
-        found: Floats = np.logaddexp.reduce(np.where(self.allowed, mass, -np.inf), axis=1)
+        held = np.where(self.allowed, mass, -np.inf)
+        peak = held.max(axis=1)
+        found: Floats = np.log(np.exp(held - peak[:, None]).sum(axis=1)) + peak
         return found
 
     def fields(self) -> dict[str, Tensor]:

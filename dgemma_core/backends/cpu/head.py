@@ -67,13 +67,35 @@ class CpuHead(VocabularyHead):
 
     def inverse_cdf(self, hidden: Tensor, asked: Asked, groups: Tensor) -> tuple[Tensor, Tensor]:
         assert asked.uniform is not None
+        if not serves(hidden):
+            return super().inverse_cdf(hidden, asked, groups)
+        group, inside = found_in(groups, asked.uniform.unsqueeze(1))
+        first = group * GROUP
+        end = (first + GROUP).clamp_max(self.vocab_size)
+        found = self._in_groups(hidden, asked.temperatures, first, end, inside)
+        if found is None:
+            return super().inverse_cdf(hidden, asked, groups)
+        return found[0].squeeze(1), found[1].squeeze(1)
+
+    def _in_groups(
+        self, hidden: Tensor, temperatures: Tensor, first: Tensor, end: Tensor, inside: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        """As `sample_in_group`; of a matrix that is none in memory, the groups are copied, some at a time."""
         if isinstance(self.weight, Tensor):
-            group, inside = found_in(groups, asked.uniform.unsqueeze(1))
-            first = group * GROUP
-            end = (first + GROUP).clamp_max(self.vocab_size)
-            found = sample_in_group(
-                hidden, self.weight, self.soft_cap, asked.temperatures, first, end, inside
+            return sample_in_group(
+                hidden, self.weight, self.soft_cap, temperatures, first, end, inside
             )
-            if found is not None:
-                return found[0].squeeze(1), found[1].squeeze(1)
-        return super().inverse_cdf(hidden, asked, groups)
+        tokens, logits = [], []
+        for part in torch.arange(len(hidden)).split(self.groups_at_a_time(hidden)):
+            ids = (first[part] + torch.arange(GROUP)).clamp_max(self.vocab_size - 1)
+            near = dense(self.weight[ids.flatten()], hidden.dtype)
+            begin = torch.arange(0, len(near), GROUP).unsqueeze(1)
+            found = sample_in_group(
+                hidden[part], near, self.soft_cap, temperatures[part], begin,
+                begin + end[part] - first[part], inside[part],
+            )  # fmt: skip
+            if found is None:
+                return None
+            tokens.append(found[0] - begin + first[part])
+            logits.append(found[1])
+        return torch.cat(tokens), torch.cat(logits)
