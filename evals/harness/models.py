@@ -26,6 +26,7 @@ from tqdm import tqdm
 from dgemma_core import RequestError
 from dgemma_core.events import Mode
 from dgemma_core.files.text import Tokenizer
+from dgemma_core.generation.likelihood import Scored, causal_logprobs
 from dgemma_core.generation.settings import MODES
 from dgemma_evals.harness import likelihood
 from dgemma_evals.harness.processes import Processes
@@ -279,8 +280,8 @@ class DGemma(Processes, TemplateLM):
                 for (key, texts, _, text), score in zip(part, scored, strict=True)
             ]  # fmt: skip
 
-    def _scored(self, rows: Sequence[tuple[list[int], list[int]]]) -> list[likelihood.Scored]:
-        return likelihood.causal_logprobs(self.writer.loaded.model, rows, batch=self.writer.batch)
+    def _scored(self, rows: Sequence[tuple[list[int], list[int]]]) -> list[Scored]:
+        return causal_logprobs(self.writer.loaded.model, rows, batch=self.writer.batch)
 
     def _cut_of(self, key: str) -> Record:
         """For a record: how many tokens of the context did not fit; nothing where all did."""

@@ -12,8 +12,8 @@ import pytest
 from lm_eval.api.instance import Instance
 
 from dgemma_core import DgemmaError, GenerationDefaults, RequestError, sampler_from
+from dgemma_core.generation.likelihood import causal_logprobs
 from dgemma_core.generation.settings import MODES
-from dgemma_evals.harness.likelihood import causal_logprobs
 from dgemma_evals.harness.models import DGemma, DGemmaAR, DGemmaSpec, models
 from dgemma_evals.writers.options import Options
 
