@@ -76,8 +76,9 @@ def _distinct(items: Sequence[tuple[int, int, int]]) -> frozenset[tuple[int, int
 
 
 def held(parts: Sequence[Part], length: int, end: int) -> dict[int, int]:
-    """Positions below `length` at which every text holds the same token → that token; `end` from a text's end on."""
-    possible: list[set[int]] = [set() for _ in range(length)]
+    """Positions below `length` at which every text holds the same token of the template's → that token; `end` from the
+    texts' end on. Never a slot's: what is given has no probability."""
+    possible: list[set[int | None]] = [set() for _ in range(length)]
     starts = {0}
     for part in parts:
         reached = set()
@@ -85,12 +86,16 @@ def held(parts: Sequence[Part], length: int, end: int) -> dict[int, int]:
             for start in starts:
                 for place, token in enumerate(tokens, start):
                     if place < length:
-                        possible[place].add(token)
+                        possible[place].add(None if part.slots else token)
                 reached.add(start + len(tokens))
         starts = reached
     for place in range(min(starts), length):
         possible[place].add(end)
-    return {place: next(iter(found)) for place, found in enumerate(possible) if len(found) == 1}
+    return {
+        place: token
+        for place, found in enumerate(possible)
+        if len(found) == 1 and (token := next(iter(found))) is not None
+    }
 
 
 # --- the posterior

@@ -2,12 +2,15 @@
 give each choice a probability.
 
 How the canvas is laid out:
-- the whole answer is the template with its choices, then the end. Positions at which every text of the form holds the
-  same token are pinned, those behind the longest text's end included. So where the choices of a slot take equally many
-  tokens, all of the template is pinned; behind a slot whose choices do not, the template's tokens move, and those
-  positions are free within the form's language (`constraints.slots`);
-- a template that is longer than a canvas is written as answers are: its whole canvases before the first slot are
-  encoded causally. Texts whose slots reach over several canvases are scored canvas by canvas, each behind its own.
+- the whole answer is the template with its choices, then the end. Choices that take equally many tokens share a canvas:
+  all of the template is pinned, with its end and what is behind it, and noise stands in the slots alone;
+- each combination of lengths of the slots is a canvas of its own, with the same noise. A choice's weight is the
+  probability of its tokens where they stand, given the template around them; how likely the template itself is at
+  these places is left out, so that a layout has no weight of its own;
+- where there would be more than `LAYOUTS` canvases, all assignments share one: pinned are the positions at which all
+  texts hold the same token, and what is behind a slot moves. That is cheap, and less sure to be right;
+- whole canvases of template before the first slot are encoded causally, as answers are. Texts whose slots reach over
+  several canvases are scored canvas by canvas, each behind its own beginning.
 
 The passes are the loop's (`diffusion.denoise_canvases`) with the model's own sampler, conditioned on the language. The
 probabilities are the exact posterior of the last pass's distributions, at temperature 1: independent positions, given
@@ -21,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -43,6 +47,8 @@ from dgemma_core.samplers import CanvasBatch, EntropyBound, PlannedStep
 
 LISTED = 256
 """Most assignments that are scored one by one, where a form does not fit on one canvas."""
+LAYOUTS = 64
+"""Most canvases of a form, one for each combination of lengths."""
 CAUSAL = 64
 """Most assignments whose causal likelihood is computed, by default."""
 TURN_END = "<turn|>"
@@ -230,14 +236,18 @@ class _Deciding:
         ready = [self._prepared(question) for question in questions]
         fits = [asked.longest < self.length for _, asked in ready]
         near = [i for i, fit in enumerate(fits) if fit]
-        canvases = []
+        canvases, layouts = [], []
         for i in near:
             ids, asked = ready[i]
-            pins = held(asked.parts, self.length, end_token(self.loaded))
-            canvases.append(_Canvas(ids, asked.parts, pins, questions[i].seed))
+            layouts.append(_layouts(asked.parts))
+            for parts in layouts[-1]:
+                pins = held(parts, self.length, end_token(self.loaded))
+                canvases.append(_Canvas(ids, parts, pins, questions[i].seed))
+        readings = iter(self._read(canvases))
         found: dict[int, tuple[list[list[float]], Joint, int]] = {}
-        for i, reading in zip(near, self._read(canvases), strict=True):
-            found[i] = (*_of_reading(ready[i][1], reading, top), self.passes)
+        for i, each in zip(near, layouts, strict=True):
+            own = [next(readings) for _ in each]
+            found[i] = (*_of_readings(ready[i][1], own, top), len(each) * self.passes)
         far = [i for i, fit in enumerate(fits) if not fit]
         for i in far:
             if ready[i][1].count > LISTED:
@@ -266,27 +276,31 @@ class _Deciding:
     ) -> list[tuple[dict[tuple[int, ...], float], int]]:
         """Log-weights of all assignments, canvas by canvas, and how many canvases that took.
 
-        A canvas's distributions are of one prefix, so assignments that differ before it are read apart; nothing is
-        pinned but what all assignments of the first canvas share, for what is given has no probability.
+        A canvas's distributions are of one prefix and one length, so assignments that differ in these are read apart.
+        Pinned are what is behind the text's end and, on the first canvas, the tokens that all assignments share: what
+        is given has no probability.
         """
         texts = [
             {own: asked.tokens(own) for own in asked.assignments()} for _, asked, _ in questions
         ]
         weights = [dict.fromkeys(own, 0.0) for own in texts]
-        counts = [0] * len(questions)
+        counts, end = [0] * len(questions), end_token(self.loaded)
         begin, open_texts = 0, [list(own) for own in texts]
         while any(open_texts):
             canvases, members = [], []
             for q, some in enumerate(open_texts):
-                ids, _, seed = questions[q]
-                groups: dict[Tokens, list[tuple[int, ...]]] = {}
+                ids, asked, seed = questions[q]
+                groups: dict[tuple[Tokens, int], list[tuple[int, ...]]] = {}
                 for own in some:
-                    groups.setdefault(texts[q][own][:begin], []).append(own)
-                for before, group in groups.items():
-                    cut = {own: texts[q][own][begin : begin + self.length] for own in group}
+                    tokens = texts[q][own]
+                    here = min(len(tokens) - begin, self.length)
+                    groups.setdefault((tokens[:begin], here), []).append(own)
+                shared = {} if begin else held(asked.parts, self.length, end)
+                for (before, here), group in groups.items():
+                    cut = {own: texts[q][own][begin : begin + here] for own in group}
                     each = tuple(dict.fromkeys(cut.values()))
                     parts = (Part((), each, ((),) * len(each)),)
-                    pins = {} if begin else held(parts, self.length, end_token(self.loaded))
+                    pins = shared | dict.fromkeys(range(here, self.length), end)
                     canvases.append(_Canvas((*ids, *before), parts, pins, seed + begin))
                     members.append((q, cut, each))
                     counts[q] += 1
@@ -296,7 +310,7 @@ class _Deciding:
                     weights[q][own] += logs[tokens]
             begin += self.length
             open_texts = [
-                [own for own in some if len(texts[q][own]) >= begin]
+                [own for own in some if len(texts[q][own]) > begin]
                 for q, some in enumerate(open_texts)
             ]
         return list(zip(weights, counts, strict=True))
@@ -380,20 +394,43 @@ class _Heard:
         return self._prediction, self._rows - 1
 
 
-def _of_reading(asked: Form, reading: Reading, top: int) -> tuple[list[list[float]], Joint]:
+def _layouts(parts: Sequence[Part]) -> list[tuple[Part, ...]]:
+    """The parts with alternatives of one length each, in all combinations; as they are where these are too many."""
+    kinds = [sorted({len(tokens) for tokens in part.alternatives}) for part in parts]
+    if math.prod(map(len, kinds)) > LAYOUTS:
+        return [tuple(parts)]
+    return [
+        tuple(_of_length(part, length) for part, length in zip(parts, lengths, strict=True))
+        for lengths in product(*kinds)
+    ]
+
+
+def _of_length(part: Part, length: int) -> Part:
+    pairs = zip(part.alternatives, part.decisions, strict=True)
+    kept = [(tokens, own) for tokens, own in pairs if len(tokens) == length]
+    return Part(part.slots, tuple(tokens for tokens, _ in kept), tuple(own for _, own in kept))
+
+
+def _of_readings(
+    asked: Form, readings: Sequence[Reading], top: int
+) -> tuple[list[list[float]], Joint]:
+    """Together, each weighing as much as its texts."""
+    masses = np.array([reading.log_mass for reading in readings])
+    weights = masses - np.logaddexp.reduce(masses)
     shares = [[1.0] if len(choices) == 1 else [0.0] * len(choices) for choices in asked.choices]
-    for part, marginal in zip(asked.parts, reading.marginals(), strict=True):
-        for own, probability in zip(part.decisions, marginal.tolist(), strict=True):
-            for slot, decision in zip(part.slots, own, strict=True):
-                shares[slot][decision] += probability
-    joint = []
-    for weight, way in reading.best(top):
-        decided = [0] * len(asked.names)
-        for part, alternative in zip(asked.parts, way, strict=True):
-            for slot, decision in zip(part.slots, part.decisions[alternative], strict=True):
-                decided[slot] = decision
-        joint.append((weight, tuple(decided)))
-    return shares, joint
+    joint: Joint = []
+    for reading, weight in zip(readings, weights.tolist(), strict=True):
+        for part, marginal in zip(reading.parts, reading.marginals(), strict=True):
+            for own, probability in zip(part.decisions, marginal.tolist(), strict=True):
+                for slot, decision in zip(part.slots, own, strict=True):
+                    shares[slot][decision] += probability * math.exp(weight)
+        for likely, way in reading.best(top):
+            decided = [0] * len(asked.names)
+            for part, alternative in zip(reading.parts, way, strict=True):
+                for slot, decision in zip(part.slots, part.decisions[alternative], strict=True):
+                    decided[slot] = decision
+            joint.append((likely + weight, tuple(decided)))
+    return shares, sorted(joint, key=lambda pair: -pair[0])[:top]
 
 
 def _of_weights(

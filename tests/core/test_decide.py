@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from dataclasses import replace
 from typing import Any
@@ -26,6 +27,11 @@ SLOTS = {"a": ["yes", "no", "never"], "b": ["1", "22"]}
 TEMPLATE = "{a}: {b}."
 
 
+deciding = importlib.import_module(
+    "dgemma_core.generation.decide"
+)  # the package has a function of that name
+
+
 @pytest.fixture(scope="module")
 def loaded() -> Loaded:
     """Random weights over nano's vocabulary; canvases of 8."""
@@ -44,29 +50,29 @@ def question(template: str, slots: dict[str, list[str]], seed: int = 0) -> Quest
 
 @pytest.mark.parametrize("seed", range(3))
 def test_one_pass_is_what_enumeration_of_all_assignments_says(wide: Loaded, seed: int) -> None:
-    """The canvas is laid out here by hand: noise, the tokens that all texts share, and their tails."""
+    """Each canvas is laid out here by hand: the template and its end, and noise in the slots of that length."""
     asked = form(TEMPLATE, SLOTS, tiny.tokenizer())
     texts = {own: asked.tokens(own) for own in asked.assignments()}
-    end, eos, pad = end_token(wide), list(wide.generation.eos_token_ids), 0
-    canvas = CounterDraws().first_canvas([RowKey(seed, 0)], 24, 1024, torch.device("cpu"))
-    filled = [(*tokens, *[end] * (24 - len(tokens))) for tokens in texts.values()]
-    shared = [i for i in range(24) if len({text[i] for text in filled}) == 1]
-    for i in shared:
-        canvas[0, i] = filled[0][i]
-    hidden = wide.model.denoise(canvas, wide.model.encode([PROMPT]))
-    logp = wide.model.logits(hidden)[0].double().log_softmax(-1).numpy()
-    weights = {}
+    end = end_token(wide)
+    weights, layouts = {}, set()
     for own, tokens in texts.items():
-        total = 0.0
-        for i in set(range(24)) - set(shared):
-            if i < len(tokens):
-                total += logp[i, tokens[i]]
-            else:
-                total += logsumexp(logp[i, eos if i == len(tokens) else [*eos, pad]])
-        weights[own] = total
+        canvas = CounterDraws().first_canvas([RowKey(seed, 0)], 24, 1024, torch.device("cpu"))
+        free, at = [], 0
+        for part in asked.parts:
+            chosen = tuple(own[slot] for slot in part.slots)
+            count = len(part.alternatives[part.decisions.index(chosen)])
+            free += range(at, at + count) if part.slots else []
+            at += count
+        layouts.add(tuple(free))
+        for i, token in enumerate((*tokens, *[end] * (24 - len(tokens)))):
+            if i not in free:
+                canvas[0, i] = token
+        hidden = wide.model.denoise(canvas, wide.model.encode([PROMPT]))
+        logp = wide.model.logits(hidden)[0].double().log_softmax(-1).numpy()
+        weights[own] = sum(logp[i, tokens[i]] for i in free)
     total = logsumexp(list(weights.values()))
     (found,) = decisions(wide, [Question(PROMPT, asked, seed)], top=99)
-    assert found.assignments == len(found.top) == 6 and found.denoising_steps == 1
+    assert found.assignments == len(found.top) == 6 and found.denoising_steps == len(layouts) > 1
     for slot, (name, choices) in enumerate(zip(asked.names, asked.choices, strict=True)):
         assert math.fsum(found.slots[name].values()) == pytest.approx(1)
         for i, choice in enumerate(choices):
@@ -161,34 +167,59 @@ def test_texts_longer_than_a_canvas_are_scored_canvas_by_canvas(loaded: Loaded) 
     asked = form_of_tokens("x", ["p", "q", "r", "s"], texts)
     (found,) = decisions(loaded, [Question(PROMPT, asked, 5)], top=4)
 
-    def canvas(ids: tuple[int, ...], seed: int) -> np.ndarray:
+    def canvas(ids: tuple[int, ...], seed: int, count: int) -> np.ndarray:
         noise = CounterDraws().first_canvas([RowKey(seed, 0)], 8, 1024, torch.device("cpu"))
+        noise[0, count:] = end_token(loaded)
         hidden = loaded.model.denoise(noise, loaded.model.encode([ids]))
         return loaded.model.logits(hidden)[0].double().log_softmax(-1).numpy()
 
-    eos, weights = list(loaded.generation.eos_token_ids), []
+    weights = []
     for text in texts:
         total = 0.0
-        for begin in range(0, len(text) + 1, 8):
-            logp = canvas((*PROMPT, *text[:begin]), 5 + begin)
-            for i in range(8):
-                place = begin + i
-                if place < len(text):
-                    total += logp[i, text[place]]
-                else:
-                    total += logsumexp(logp[i, eos if place == len(text) else [*eos, 0]])
+        for begin in range(0, len(text), 8):
+            part = text[begin : begin + 8]
+            logp = canvas((*PROMPT, *text[:begin]), 5 + begin, len(part))
+            total += sum(logp[i, token] for i, token in enumerate(part))
         weights.append(total)
     shares = np.exp(np.array(weights) - logsumexp(weights))
     assert list(found.slots["x"].values()) == pytest.approx(shares, abs=1e-5)
-    assert (
-        found.denoising_steps == 3
-    )  # one for all, one behind "q", one for both behind the same eight tokens
+    # "p" alone; a whole canvas for the others; behind it one of four tokens for "r", one of three for "s"
+    assert found.denoising_steps == 4
+
+
+def test_too_many_layouts_share_a_canvas(wide: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: pinned is what all texts share, and the tail counts, too."""
+    monkeypatch.setattr(deciding, "LAYOUTS", 1)
+    asked = form(TEMPLATE, SLOTS, tiny.tokenizer())
+    texts, end = [asked.tokens(own) for own in asked.assignments()], end_token(wide)
+    eos, longest = list(wide.generation.eos_token_ids), max(map(len, texts))
+    canvas = CounterDraws().first_canvas([RowKey(0, 0)], 24, 1024, torch.device("cpu"))
+    filled = [(*tokens, *[end] * (24 - len(tokens))) for tokens in texts]
+    shared = {i for i in range(24) if len({text[i] for text in filled}) == 1}
+    for i in shared:
+        canvas[0, i] = filled[0][i]
+    hidden = wide.model.denoise(canvas, wide.model.encode([PROMPT]))
+    logp = wide.model.logits(hidden)[0].double().log_softmax(-1).numpy()
+    weights = []
+    for tokens in texts:
+        total = 0.0
+        for i in set(range(longest)) - shared:
+            if i < len(tokens):
+                total += logp[i, tokens[i]]
+            else:
+                total += logsumexp(logp[i, eos if i == len(tokens) else [*eos, 0]])
+        weights.append(total)
+    (found,) = decisions(wide, [Question(PROMPT, asked)], top=6)
+    shares = np.exp(np.array(weights) - logsumexp(weights))
+    assert [each.probability for each in found.top] == pytest.approx(sorted(shares)[::-1], abs=1e-5)
+    assert found.denoising_steps == 1
 
 
 def test_more_passes_condition_on_the_language(wide: Loaded) -> None:
+    wanted = dg.decide(wide, TEMPLATE, SLOTS, prompt=PROMPT).denoising_steps
     for seed in range(3):
         found = dg.decide(wide, TEMPLATE, SLOTS, prompt=PROMPT, passes=4, seed=seed, top=6)
-        assert found.denoising_steps == 4
+        assert found.denoising_steps == 4 * wanted
         assert math.fsum(each.probability for each in found.top) == pytest.approx(1)
         joint = math.fsum(each.probability for each in found.top if each.choices["a"] == "no")
         assert joint == pytest.approx(found.slots["a"]["no"], abs=1e-9)
