@@ -92,9 +92,9 @@ def held(parts: Sequence[Part], length: int, end: int) -> dict[int, int]:
     for place in range(min(starts), length):
         possible[place].add(end)
     return {
-        place: token
+        place: own
         for place, found in enumerate(possible)
-        if len(found) == 1 and (token := next(iter(found))) is not None
+        if len(found) == 1 and (own := next(iter(found))) is not None
     }
 
 
