@@ -31,7 +31,7 @@ _HOMES = {
     "files.finding": ("read_config",),
     "files.saving": ("save_model",),
     "files.trace": ("Trace",),
-    "generation": ("Chat", "Generation", "generate", "prompt_ids"),
+    "generation": ("Chat", "Decision", "Generation", "decide", "generate", "prompt_ids"),
     "head": ("Prediction",),
     "model": ("DiffusionGemma",),
     "observe": ("Observe", "Observed"),

@@ -24,7 +24,9 @@ from dgemma_core.files.finding import read_config as read_config
 from dgemma_core.files.saving import save_model as save_model
 from dgemma_core.files.trace import Trace as Trace
 from dgemma_core.generation import Chat as Chat
+from dgemma_core.generation import Decision as Decision
 from dgemma_core.generation import Generation as Generation
+from dgemma_core.generation import decide as decide
 from dgemma_core.generation import generate as generate
 from dgemma_core.generation import prompt_ids as prompt_ids
 from dgemma_core.generation.settings import AutoregressiveSettings as AutoregressiveSettings

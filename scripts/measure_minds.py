@@ -20,9 +20,10 @@ from typing import Any
 from tqdm.auto import tqdm
 
 import dgemma_core as dg
+from dgemma_core.generation.likelihood import causal_logprobs
 from dgemma_core.nano.families import TASKS, Example, examples, family
 from dgemma_evals.comparison.stats import mean_difference, paired_bootstrap
-from dgemma_evals.harness.likelihood import causal_logprobs, nelbo
+from dgemma_evals.harness.likelihood import nelbo
 from dgemma_evals.machine import environment
 from dgemma_evals.saving import write_json
 

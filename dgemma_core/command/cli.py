@@ -19,6 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from dgemma_core.command.constraint import constraint_app
+from dgemma_core.command.decide import decide
 from dgemma_core.command.info import info, plan
 from dgemma_core.command.lines import complain
 from dgemma_core.command.trace import trace_app
@@ -110,6 +111,7 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(chat)
+app.command()(decide)
 app.command()(info)
 app.command()(plan)
 app.add_typer(trace_app, name="trace")

@@ -51,6 +51,13 @@ def utf8(name: str, given: str | bytes) -> str:
         raise RequestError(f"{name} is not UTF-8 text: give it in that encoding") from None
 
 
+def standard_input() -> str:
+    """The prompt that standard input holds, without its last line break."""
+    if sys.stdin is None:
+        raise RequestError("standard input is closed: give the prompt as an argument")
+    return utf8("the prompt", sys.stdin.buffer.read()).removesuffix("\n")
+
+
 def text_option(context: Any, option: Any, value: Any) -> Any:
     """A typer callback: refuses arguments and options that are not UTF-8."""
     for text in value if isinstance(value, list) else [value]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dgemma_core.command import options
-from dgemma_core.command.lines import complain, count, escaped, text_option, utf8
+from dgemma_core.command.lines import complain, count, escaped, standard_input, text_option, utf8
 from dgemma_core.errors import RequestError
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def generate(
         from dgemma_core.files.trace_file import check_destination
 
         check_destination(trace)
-    text = _read_standard_input() if prompt == "-" else prompt
+    text = standard_input() if prompt == "-" else prompt
     loaded, settings = options.load_with_settings(
         options.Source(model, dtype, quantize, device, backend, adapter),
         mode,
@@ -190,12 +190,6 @@ def _save(recorder: TraceRecorder | None, trace: Path | None) -> None:
         from dgemma_core.files.trace import Trace
 
         Trace(**recorder.fields()).save(trace)
-
-
-def _read_standard_input() -> str:
-    if sys.stdin is None:
-        raise RequestError("standard input is closed: give the prompt as an argument")
-    return utf8("the prompt", sys.stdin.buffer.read()).removesuffix("\n")
 
 
 def _typed_lines() -> Iterator[str]:

@@ -1,6 +1,8 @@
 """From prompts to texts: the convenient ways to drain a loop, and the settings of each mode."""
 
 from dgemma_core.generation.chat import Chat as Chat
+from dgemma_core.generation.decide import Decision as Decision
+from dgemma_core.generation.decide import decide as decide
 from dgemma_core.generation.settings import MODES as MODES
 from dgemma_core.generation.settings import AutoregressiveSettings as AutoregressiveSettings
 from dgemma_core.generation.settings import DiffusionSettings as DiffusionSettings

@@ -12,7 +12,7 @@ from dgemma_core import RequestError
 
 _NO_SETTINGS = (
     "pretrained", "dtype", "quantize", "device", "backend", "batch_size", "max_batch_size", "records", "likelihood",
-    "likelihood_samples",
+    "likelihood_samples", "slot_passes",
 )  # fmt: skip
 """Arguments of the lm-eval models that --model-arg may not name."""
 

@@ -1,11 +1,9 @@
-"""How likely a text is: exactly, by the causal mode; from above, by the denoiser (spec §6).
+"""An upper bound on −log p of a text, by the denoiser (spec §6). How likely it is exactly, the causal mode says
+(`generation.likelihood.causal_logprobs`).
 
-- `causal_logprobs`: the chain rule through the causal encoder and the tied, soft-capped head; a prefix that several
-  texts share is encoded once. It scores the given tokens alone: that the text ends there is not part of it, unless the
-  end token is among them.
-- `nelbo`: an upper bound on −log p(text, end | prefix) of uniform diffusion, whose canvases are
-  the text and end tokens up to the canvas's length, as in training. A Monte-Carlo mean with its
-  standard error. It bounds; its exponential is no perplexity.
+- `nelbo`: of uniform diffusion, −log p(text, end | prefix), whose canvases are the text and end tokens up to the
+  canvas's length, as in training. A Monte-Carlo mean with its standard error. It bounds; its exponential is no
+  perplexity.
 
 Axes: C canvas positions, V vocabulary.
 """
@@ -24,28 +22,8 @@ from dgemma_core import DiffusionGemma, PrefixCache, RequestError
 Logits = Callable[[Tensor], Tensor]
 """A noised canvas (C,) → raw logits (C, V) of the clean tokens."""
 
-_TOKENS = 8192
-"""Tokens of prefixes and texts that are scored at a time."""
 _SLICE = 2**24
 """Entries of a float64 (positions, V) block that the bound holds at a time."""
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Log-probabilities (n,), nats, of a text's n tokens, and whether each is the most probable."""
-
-    logprobs: tuple[float, ...]
-    greedy: tuple[bool, ...]
-
-    @property
-    def total(self) -> float:
-        """log p(text | prefix)."""
-        return math.fsum(self.logprobs)
-
-    @property
-    def all_greedy(self) -> bool:
-        """Greedy decoding would write this text."""
-        return all(self.greedy)
 
 
 @dataclass(frozen=True)
@@ -55,86 +33,6 @@ class Bound:
     nats: float
     standard_error: float
     samples: int
-
-
-def causal_logprobs(
-    model: DiffusionGemma, rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, batch: int = 1
-) -> list[Scored]:
-    """Scores rows of (prefix, text), each of at least one token; exact.
-
-    Rows with the same prefix share its pass, longest prefixes first. At a time so many rows are scored as hold
-    `_TOKENS` tokens, and at least `batch` of them.
-    """
-    if any(not prefix or not text for prefix, text in rows):
-        raise RequestError("a likelihood needs a prefix and a text of at least one token each")
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for place, (prefix, _) in enumerate(rows):
-        groups.setdefault(tuple(prefix), []).append(place)
-    found: dict[int, Scored] = {}
-    part: list[tuple[tuple[int, ...], int]] = []
-    tokens = 0
-    for prefix in sorted(groups, key=len, reverse=True):
-        for place in groups[prefix]:
-            size = len(prefix) + len(rows[place][1])
-            if part and len(part) >= batch and tokens + size > _TOKENS:
-                found |= _scored(model, part, rows)
-                part, tokens = [], 0
-            part.append((prefix, place))
-            tokens += size
-    if part:
-        found |= _scored(model, part, rows)
-    return [found[place] for place in range(len(rows))]
-
-
-def _scored(
-    model: DiffusionGemma,
-    part: Sequence[tuple[tuple[int, ...], int]],
-    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
-) -> dict[int, Scored]:
-    """Scores some of the rows: a pass over their prefixes, one over their texts, one of the head."""
-    prefixes = list(dict.fromkeys(prefix for prefix, _ in part))
-    own = {prefix: i for i, prefix in enumerate(prefixes)}
-    cache = model.encode([list(prefix) for prefix in prefixes])
-    assert cache.hidden is not None
-    # Position i predicts the first token of every text behind prefix i.
-    hidden = [cache.hidden[i, len(prefix) - 1].unsqueeze(0) for i, prefix in enumerate(prefixes)]
-    longer = [(prefix, place) for prefix, place in part if len(rows[place][1]) > 1]
-    begins: dict[int, int] = {}
-    if longer:
-        behind = PrefixCache.join([cache[own[prefix]] for prefix, _ in longer])
-        texts = model.encode([list(rows[place][1][:-1]) for _, place in longer], behind)
-        assert texts.hidden is not None
-        at = len(prefixes)
-        for i, (_, place) in enumerate(longer):
-            count = len(rows[place][1]) - 1
-            hidden.append(texts.hidden[i, :count])
-            begins[place], at = at, at + count
-    positions: list[int] = []
-    tokens: list[int] = []
-    for prefix, place in part:
-        text = rows[place][1]
-        start = begins.get(place, 0)
-        positions += [own[prefix], *range(start, start + len(text) - 1)]
-        tokens += text
-    logprobs, same = _head(model, torch.cat(hidden), positions, tokens)
-    sizes = [len(rows[place][1]) for _, place in part]
-    parts = zip(part, logprobs.split(sizes), same.split(sizes), strict=True)
-    return {place: Scored(tuple(p.tolist()), tuple(s.tolist())) for (_, place), p, s in parts}
-
-
-def _head(
-    model: DiffusionGemma, hidden: Tensor, positions: Sequence[int], tokens: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """log p of tokens (n,) at positions (n,) of hidden (N, D), and whether each is the most probable there."""
-    best, total = [], []
-    for some in hidden.split(_TOKENS // 8):
-        seen = model.predict(some.unsqueeze(0), 0.0, reference="raw", soft=False)
-        best.append(seen.argmax[0])
-        total.append(seen.logsumexp[0])
-    asked = torch.tensor(tokens, device=hidden.device)
-    where = torch.tensor(positions, device=hidden.device)
-    logits = model.head.token_logit(hidden[where], asked)
-    return logits - torch.cat(total)[where], torch.cat(best)[where] == asked
 
 
 def nelbo(

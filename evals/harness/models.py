@@ -26,8 +26,9 @@ from tqdm import tqdm
 from dgemma_core import RequestError
 from dgemma_core.events import Mode
 from dgemma_core.files.text import Tokenizer
+from dgemma_core.generation.likelihood import Scored, causal_logprobs
 from dgemma_core.generation.settings import MODES
-from dgemma_evals.harness import likelihood
+from dgemma_evals.harness import likelihood, slots
 from dgemma_evals.harness.processes import Processes
 from dgemma_evals.harness.records import Record, Records
 from dgemma_evals.hashes import digest
@@ -211,6 +212,56 @@ class DGemma(Processes, TemplateLM):
 
     # --- likelihood
 
+    def loglikelihood(
+        self, requests: Sequence[Instance], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        """(log-probability, whether greedy decoding writes it) of each continuation; with `likelihood=slot` the log of
+        its share among its question's choices."""
+        if self.options.likelihood != "slot":
+            found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm)
+            return found
+        answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        for places in tqdm(
+            slots.questions(requests), desc="slots", disable=disable_tqdm or self._rank > 0
+        ):
+            shares = self._shares([requests[place] for place in places])
+            for place in places:  # which text greedy decoding writes is not known from a share
+                answers[place] = shares[requests[place].args[1]], False
+        return answers
+
+    def _shares(self, question: Sequence[Instance]) -> dict[str, float]:
+        """Log-shares of a question's choices, by text; recorded, or taken from the records."""
+        context = question[0].args[0]
+        texts = list(dict.fromkeys(instance.args[1] for instance in question))
+        keys = [digest("slot", context, text, texts) for text in texts]
+        known = [None if self._records is None else self._records.get(key) for key in keys]
+        if all(record is not None for record in known):
+            return {t: float(r["answer"]) for t, r in zip(texts, known, strict=True) if r}
+        pairs = [
+            self._encode_pair(context, text)
+            if context
+            else ([self.prefix_token_id], self.tok_encode(text, add_special_tokens=False))
+            for text in texts
+        ]
+        # A token may reach over the context's edge: of such a pair the choices have the tokens behind it all alike.
+        longest = max(pairs, key=lambda pair: len(pair[1]))
+        ids = self._fitting(keys[0], list(longest[0]), list(longest[1]))
+        asked = (ids, texts, [tokens for _, tokens in pairs])
+        seed = int(digest(self.options.seed, context, texts), 16) >> 1
+        (logs,) = slots.log_shares(
+            self.writer.loaded, [asked], seeds=[seed % 2**63], passes=self.options.slot_passes,
+            batch=max(self.writer.batch, len(texts)),
+        )  # fmt: skip
+        if self._records is not None:
+            self._records.add(
+                *(
+                    {"key": key, "kind": "slot", "prompt_hash": _hash(context), "likelihood": "slot",
+                     "answer": share, **self._cut_of(keys[0])}
+                    for key, share in zip(keys, logs, strict=True)
+                )
+            )  # fmt: skip
+        return dict(zip(texts, logs, strict=True))
+
     def _loglikelihood_tokens(
         self,
         requests: Sequence[tuple[tuple[str, str], list[int], list[int]]],
@@ -279,8 +330,8 @@ class DGemma(Processes, TemplateLM):
                 for (key, texts, _, text), score in zip(part, scored, strict=True)
             ]  # fmt: skip
 
-    def _scored(self, rows: Sequence[tuple[list[int], list[int]]]) -> list[likelihood.Scored]:
-        return likelihood.causal_logprobs(self.writer.loaded.model, rows, batch=self.writer.batch)
+    def _scored(self, rows: Sequence[tuple[list[int], list[int]]]) -> list[Scored]:
+        return causal_logprobs(self.writer.loaded.model, rows, batch=self.writer.batch)
 
     def _cut_of(self, key: str) -> Record:
         """For a record: how many tokens of the context did not fit; nothing where all did."""
@@ -304,7 +355,8 @@ class DGemma(Processes, TemplateLM):
         """log p of whole texts after BOS, window by window; by the exact likelihood alone."""
         if self.options.likelihood != "ar_encoder":
             raise RequestError(
-                "a rolling likelihood becomes a perplexity, which nelbo is not: use likelihood=ar_encoder"
+                f"a rolling likelihood becomes a perplexity, which {self.options.likelihood} is not: use "
+                "likelihood=ar_encoder"
             )
         totals = []
         for instance in tqdm(requests, desc="loglikelihood_rolling", disable=disable_tqdm):

@@ -28,10 +28,11 @@ from dgemma_core.samplers import SAMPLERS
 from dgemma_evals.hashes import digest, fingerprint
 from dgemma_evals.writers.asked import FOREIGN_ARGUMENTS, LIMITS, Asked
 
-Likelihood = Literal["ar_encoder", "nelbo"]
+Likelihood = Literal["ar_encoder", "nelbo", "slot"]
 LIKELIHOODS: Mapping[str, str] = {
     "ar_encoder": "ar_encoder: exact, the chain rule through the causal encoder",
     "nelbo": "nelbo: an upper bound on -log p by the denoiser, the end included; no perplexity",
+    "slot": "slot: log of a choice's share among its question's, read from a slot on the canvas; no likelihood",
 }
 FOREIGN = ("hf:", "gguf:", "http://", "https://")
 """How names of models begin that this project does not run itself."""
@@ -64,7 +65,8 @@ class Options:
     batch_size: a number, or auto.
     max_length: tokens of prompt and answer together, the model's own limit if None; a longer prompt
     loses its beginning. max_gen_toks: where neither task nor `--gen_kwargs` sets a limit, the
-    checkpoint's own if None. likelihood_samples: noise levels a canvas of the bound. records: the
+    checkpoint's own if None. likelihood_samples: noise levels a canvas of the bound. slot_passes:
+    denoising steps of slots. records: the
     folder of the records, none are kept if None. writing: sampler settings by name.
     """
 
@@ -85,6 +87,7 @@ class Options:
     think_end_token: str | None = None
     likelihood: str = "ar_encoder"
     likelihood_samples: int = 64
+    slot_passes: int = 1
     records: str | None = None
     writing: Mapping[str, Any] = field(default_factory=dict)
 
@@ -120,8 +123,12 @@ class Options:
             raise RequestError(f"likelihood: choose one of {choices}, not {self.likelihood}")
         if self.mode != "diffusion" and self.likelihood != "ar_encoder":
             raise RequestError(f"{self.likelihood} is of the denoiser: use --model dgemma for it")
-        if self.likelihood == "ar_encoder" and self.likelihood_samples != 64:
+        if self.likelihood != "nelbo" and self.likelihood_samples != 64:
             raise RequestError("likelihood_samples has an effect with likelihood=nelbo only")
+        if self.likelihood != "slot" and self.slot_passes != 1:
+            raise RequestError("slot_passes has an effect with likelihood=slot only")
+        if self.slot_passes < 1:
+            raise RequestError(f"slot_passes: expected at least 1, got {self.slot_passes}")
         if self.revision is not None and (self.pretrained == "nano" or _is_folder(self.pretrained)):
             raise RequestError("revision is of a checkpoint on the hub: leave it out for a folder")
         self.settings(GenerationDefaults())  # refuses what is wrong before a long load
@@ -220,6 +227,7 @@ class Options:
             [self.max_length, self.max_gen_toks, self.seed],
             [self.enable_thinking, self.think_end_token],
             [self.likelihood, self.likelihood_samples],
+            *([] if self.slot_passes == 1 else ["slot_passes", self.slot_passes]),
             *([] if (found := _constraint(self.writing)) is None else [found.kind, found.source]),
             *([] if self.quantize is None else [self.quantize]),
             *([] if self.adapter is None else ["adapter", fingerprint(Path(self.adapter))]),

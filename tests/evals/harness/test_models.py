@@ -12,8 +12,8 @@ import pytest
 from lm_eval.api.instance import Instance
 
 from dgemma_core import DgemmaError, GenerationDefaults, RequestError, sampler_from
+from dgemma_core.generation.likelihood import causal_logprobs
 from dgemma_core.generation.settings import MODES
-from dgemma_evals.harness.likelihood import causal_logprobs
 from dgemma_evals.harness.models import DGemma, DGemmaAR, DGemmaSpec, models
 from dgemma_evals.writers.options import Options
 
@@ -92,6 +92,45 @@ def test_loglikelihood_is_the_chain_rule(checkpoint):
         assert logprob == pytest.approx(wanted.total, abs=1e-4) and greedy is wanted.all_greedy
     again = model(checkpoint, DGemmaAR).loglikelihood([pair(*p) for p in pairs], disable_tqdm=True)
     assert [a for a, _ in again] == pytest.approx([a for a, _ in answers], abs=1e-4)
+
+
+def choosing(context, *choices, doc=0):
+    return [
+        Instance("loglikelihood", {}, (context, choice), i, ("task", doc, 1))
+        for i, choice in enumerate(choices)
+    ]
+
+
+def test_slots_share_a_question_among_its_choices(checkpoint, tmp_path):
+    """Not by context, but by question; labelled, recorded, and the same whatever else is asked."""
+    lm = model(checkpoint, DGemma, likelihood="slot", records=tmp_path)
+    asked = choosing("one", " two", " three", " 4") + choosing("one", " two", " five", doc=1)
+    answers = lm.loglikelihood(asked, disable_tqdm=True)
+    for part in (answers[:3], answers[3:]):
+        assert math.fsum(math.exp(share) for share, _ in part) == pytest.approx(1)
+        assert not any(greedy for _, greedy in part)
+    assert "no likelihood" in lm.get_model_info()["likelihood"]
+    again = model(checkpoint, DGemma, likelihood="slot", records=tmp_path)
+    assert again.loglikelihood(asked, disable_tqdm=True) == answers
+    assert again.get_model_info()["resumed_records"] == 5
+    alone = model(checkpoint, DGemma, likelihood="slot").loglikelihood(asked[3:], disable_tqdm=True)
+    assert [share for share, _ in alone] == pytest.approx([share for share, _ in answers[3:]])
+    with pytest.raises(RequestError, match="which slot is not"):
+        lm.loglikelihood_rolling([pair("", "text")], disable_tqdm=True)
+
+
+def test_slots_need_several_choices_behind_one_context(checkpoint):
+    lm = model(checkpoint, DGemma, likelihood="slot", slot_passes=2)
+    for asked in (
+        choosing("one", " two"),
+        [*choosing("one", " two"), *choosing("other", " three")],
+    ):
+        with pytest.raises(RequestError, match="several choices behind one context"):
+            lm.loglikelihood(asked, disable_tqdm=True)
+    with pytest.raises(RequestError, match="slot_passes has an effect with likelihood=slot only"):
+        model(checkpoint, DGemma, slot_passes=2)
+    with pytest.raises(RequestError, match="is of the denoiser"):
+        model(checkpoint, DGemmaAR, likelihood="slot")
 
 
 def test_rolling_windows_score_each_token_once(checkpoint):
