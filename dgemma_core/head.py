@@ -369,7 +369,10 @@ class VocabularyHead:
     def groups_at_a_time(self, hidden: Tensor) -> int:
         """Of how many rows a group's embeddings are taken: no more numbers at a time than a slice has logits."""
         rows, width = hidden.shape
-        return max(1, max(LOGITS, rows * self.tokens_per_slice(rows)) // (GROUP * width))
+        numbers = rows * self.tokens_per_slice(rows)
+        if self.slice_size is None:  # a few rows need not go one by one
+            numbers = max(LOGITS, numbers)
+        return max(1, numbers // (GROUP * width))
 
     def _filtered_sample(self, hidden: Tensor, asked: Asked) -> tuple[Tensor, Tensor, Tensor]:
         """Samples, their tempered logits and their probabilities after the filters, (N,) each; by whole rows."""

@@ -6,6 +6,11 @@ Weights are random, of the benchmark's shape A; `--layers` and `--width` make it
 byte strings of lengths and letters like those of a multilingual tokenizer. Steps are taken in turn (free, constrained,
 free, …), each from the same canvas; the ratio is of medians, of wall time and of this process's own time. Everything is
 printed, and written to `--out` as JSON.
+
+With the defaults (float32, six layers, V 262,144, C 256), one thread of a busy Intel Xeon with two cores, three rounds:
+781 states, 500 classes, 26,125 edges; the index took 5.4 s of the process's time, 7.0 s in all; a constrained step took
+3.23 s of the process's time, a free one 2.63 s, 1.23 times as much. In bfloat16, where products are faster, `predict`
+alone took 1.60 times as much; the whole step was not measured.
 """
 
 from __future__ import annotations

@@ -92,11 +92,11 @@ class Chain:
         for i in range(length):
             onward = self.setmass[i].take(ways.kind) + self.beta[i + 1].take(ways.to)
             onward -= self._finite(self.beta[i]).take(ways.source)
-            taken = np.exp(onward, out=onward)
+            taken: Floats = np.exp(onward)
             taken *= states.take(ways.source)
             taken /= taken.sum()  # 1, but for rounding
             sets[i] = np.bincount(ways.kind, taken, sets.shape[1])
-            states = np.bincount(ways.to, taken, len(states))
+            states = np.bincount(ways.to, taken, len(states)).astype(np.float64, copy=False)
         each = self._held(self.logmass)
         each -= self._finite(self.setmass.T).repeat(self._lengths(), axis=0)
         np.exp(each, out=each)

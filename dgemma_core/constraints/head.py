@@ -28,10 +28,10 @@ from dgemma_core.head import (
     times_root,
 )
 
-LARGE = 1024
-"""Tokens of a class that is worth a head of its own."""
-LARGE_ON_CPU = 128
-"""The same on a CPU, where to start a head costs less than sums over small classes."""
+LARGE = 128
+"""Tokens of a class that is worth a head of its own, on a CPU."""
+LARGER = 8
+"""So many times more elsewhere, where sums over small classes cost less than the start of a head."""
 SMALL_TOKENS = 2**13
 """Most tokens of small classes: then smaller ones get heads, too."""
 
@@ -83,7 +83,7 @@ class Layout:
                 end - begin for begin, end in zip(bounds, [*bounds[1:], len(order)], strict=True)
             ]
             sizes = sizes[: automaton.class_count]
-            least = LARGE_ON_CPU if device.type == "cpu" else LARGE
+            least = LARGE if device.type == "cpu" else LARGER * LARGE
             small, left = set(range(len(sizes))), sum(sizes)
             for k in sorted(small, key=lambda k: -sizes[k]):
                 if sizes[k] < least and left <= SMALL_TOKENS:
