@@ -20,7 +20,6 @@ autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 88
 html_theme = "furo"
 html_title = "dgemma"
-html_static_path = ["_static"]
 html_theme_options = {"source_directory": "docs/site/"}
 # Widgets' state lives in a running kernel; a page shows the static picture beside it.
 suppress_warnings = ["mystnb.unknown_mime_type"]
