@@ -1,6 +1,7 @@
 """Both modes over a padded batch in one pass, with gradients: what training runs where all weights learn.
 
-It gives what `DensePass` gives, in half the time on a CPU (measured on nano, one thread).
+It gives what `DensePass` gives. With the C of gradients.c a step of nano's training took 0.56 of what it took before
+(one thread, medians of 16 steps, one run after the other).
 
 Notable:
 - a row of the batch is packed: its clean text, then its canvases, so that every product runs over all of them at once.
