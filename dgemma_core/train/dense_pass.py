@@ -24,6 +24,7 @@ from dgemma_core.experts import Router, Routing
 from dgemma_core.layers import Attend, GatedMLP, Layer, Rotation, working_dtype
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.train.adapted import gate_and_up
+from dgemma_core.train.attention import mask_bias, plain_attention
 from dgemma_core.train.functions import gated_gelu, norm
 from dgemma_core.train.mixture import mixture
 from dgemma_core.train.recomputing import recomputed
@@ -58,12 +59,12 @@ class DensePass:
             inside = position < length
             recent = inside & (position >= length - (window - 1))
             self.full.append(
-                _bias(torch.cat((inside, canvas), dim=1).unsqueeze(1))
+                mask_bias(torch.cat((inside, canvas), dim=1).unsqueeze(1))
             )  # (B, 1, T + C)
-            self.sliding.append(_bias(torch.cat((recent, canvas), dim=1).unsqueeze(1)))
+            self.sliding.append(mask_bias(torch.cat((recent, canvas), dim=1).unsqueeze(1)))
         behind = position.unsqueeze(1) - position
-        self.causal = _bias(behind >= 0).unsqueeze(0)  # (1, T, T)
-        self.banded = _bias((behind >= 0) & (behind < window)).unsqueeze(0)
+        self.causal = mask_bias(behind >= 0).unsqueeze(0)  # (1, T, T)
+        self.banded = mask_bias((behind >= 0) & (behind < window)).unsqueeze(0)
 
     def begin(self) -> None:
         """Reads the clean text, with a gradient where that is on."""
@@ -124,7 +125,7 @@ class DensePass:
                 else:
                     k = torch.cat((self.keys[i][0][rows], k), dim=1)
                     v = torch.cat((self.keys[i][1][rows], v), dim=1)
-                return attention(q, k, v, bias)
+                return plain_attention(q, k, v, bias)
 
             x = self.run_layer(layer, x, rotations[layer.config], attend, scalars[i])
         return norm(x, self.model.norm.weight, self.model.norm.eps)
@@ -178,35 +179,3 @@ def conditioned(model: DiffusionGemma, canvas: Tensor, soft: Tensor | None) -> T
 def run_mlp(mlp: GatedMLP, x: Tensor) -> Tensor:
     """`GatedMLP.forward` with one product for gate and up."""
     return cast(Tensor, mlp.down_proj(gated_gelu(gate_and_up(mlp, x))))
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """q (B, T, H, d), k and v (B, S, G, d), bias (B or 1, T or 1, S) added to the scores → (B, T, H, d).
-
-    Plain products: on a CPU their gradient takes a fifth of the fused kernel's time at these sizes.
-    """
-    batch, count, heads, d = q.shape
-    span, groups = k.shape[1], k.shape[2]
-    share = heads // groups
-    q = (
-        q.view(batch, count, groups, share, d)
-        .permute(0, 2, 3, 1, 4)
-        .reshape(batch * groups, share * count, d)
-    )
-    k = k.transpose(1, 2).reshape(batch * groups, span, d)
-    v = v.transpose(1, 2).reshape(batch * groups, span, d)
-    scores = torch.bmm(q, k.transpose(1, 2)).view(batch, groups * share, count, span)
-    weights = (scores + bias.unsqueeze(1)).softmax(dim=-1).to(v.dtype)
-    mixed = torch.bmm(weights.view(batch * groups, share * count, span), v)
-    return (
-        mixed.view(batch, groups, share, count, d)
-        .permute(0, 3, 1, 2, 4)
-        .reshape(batch, count, heads, d)
-    )
-
-
-def _bias(visible: Tensor) -> Tensor:
-    """0 where visible, a large negative number elsewhere; bfloat16, as the scores are under autocast."""
-    return torch.zeros(visible.shape, dtype=torch.bfloat16, device=visible.device).masked_fill_(
-        ~visible, -1e4
-    )

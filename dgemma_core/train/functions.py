@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dgemma_core.backends.cpu import bindings
+from dgemma_core.head import soft_capped
 from dgemma_core.layers import rms_norm, working_dtype
 
 VECTOR = 16
@@ -41,17 +42,12 @@ def added_norm(
     return cast(Tensor, _AddedNorm.apply(x, y, weight, eps, scale, functions))
 
 
-def capped_logits(hidden: Tensor, weight: Tensor, cap: float) -> Tensor:
-    """The raw prediction: hidden (N, D), weight (V, D) → soft-capped logits (N, V), float32."""
-    return cap * torch.tanh(F.linear(hidden, weight).float() / cap)
-
-
 def capped_loss(hidden: Tensor, weight: Tensor, targets: Tensor, cap: float) -> Tensor:
     """The mean cross-entropy in nats of hidden states (N, D) against targets (N,), over those that are not negative.
     weight: the head's, (V, D). No array (N, V) is kept for the gradient."""
     functions = in_c(hidden, weight.shape[0])
     if functions is None or hidden.dtype is not weight.dtype:
-        logits = capped_logits(hidden, weight, cap)
+        logits = soft_capped(F.linear(hidden, weight), cap)
         return F.cross_entropy(logits, targets.clamp(min=-1), ignore_index=-1)
     return cast(Tensor, _CappedLoss.apply(hidden, weight, targets, cap, functions))
 
@@ -61,7 +57,7 @@ def capped_probabilities(hidden: Tensor, weight: Tensor, cap: float) -> Tensor:
     """The raw prediction's probabilities, (N, V) in the dtype of hidden (N, D); without a gradient."""
     functions = in_c(hidden, weight.shape[0])
     if functions is None:
-        return capped_logits(hidden, weight, cap).softmax(dim=-1).to(hidden.dtype)
+        return soft_capped(F.linear(hidden, weight), cap).softmax(dim=-1).to(hidden.dtype)
     logits = F.linear(hidden, weight).contiguous()
     rows, vocab = logits.shape
     scratch = torch.empty(vocab)

@@ -13,11 +13,9 @@ from __future__ import annotations
 import copy
 import math
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -177,8 +175,7 @@ class Trainer:
         before = self.progress.seconds
         canvas_length = self.model.config.canvas_length
         for micro in batches(self.texts, self.recipe, canvas_length, self.end, self.progress.step):
-            with _quick_turns():
-                figures = self.step(micro)
+            figures = self.step(micro)
             progress = self.progress
             progress.add(figures)
             progress.seconds = before + time.monotonic() - begun
@@ -219,18 +216,6 @@ class Trainer:
             return False
         self.progress = found
         return True
-
-
-@contextmanager
-def _quick_turns() -> Iterator[None]:
-    """Threads hand on Python's lock soon: the workers ask for it thousands of times a step, while another thread draws
-    texts."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-4)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(interval)
 
 
 def _working_copy(model: DiffusionGemma) -> DiffusionGemma:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from dgemma_core.experts import Routing
+from dgemma_core.head import soft_capped
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.train.adapted import vocabulary_product
 from dgemma_core.train.batches import IGNORED, Batch, Canvases
@@ -159,7 +160,7 @@ def _first_passes(
 
 def _raw_logits(model: DiffusionGemma, hidden: Tensor) -> Tensor:
     cap = model.config.text.final_logit_softcapping
-    return cap * torch.tanh(vocabulary_product(model, hidden).float() / cap)
+    return soft_capped(vocabulary_product(model, hidden), cap)
 
 
 def _soft_embedding(model: DiffusionGemma, hidden: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ Notable:
 - clean text is padded to a multiple of `batches.ROUNDED` tokens, so that shapes recur: a CPU prepares its matrix
   products anew for every shape that it has not seen (a quarter of the time, measured);
 - a layer is written out here once more, for pieces whose gradients are single passes (functions.py, attention.py,
-  mixture.py): half the time of torch's own operations, measured on nano.
+  mixture.py).
 
 Axes: B batch, T clean tokens, C canvas length, S tokens of a packed row, D hidden size.
 """
@@ -24,9 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dgemma_core.config import LayerConfig
 from dgemma_core.experts import Experts, Routing
-from dgemma_core.layers import Layer, Linear, Rotation, rotation
+from dgemma_core.layers import Layer, Linear, Rotation
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.train.attention import Parts, attention
 from dgemma_core.train.dense_pass import Noised, conditioned, route, run_mlp
@@ -83,7 +82,7 @@ class PackedPass:
             full: Parts(counts, self._seen(clean, prefixes, counts, None if full else window))
             for full in (False, True)
         }
-        rotations = self._rotations(torch.cat(positions, dim=1))
+        rotations = model.rotations(torch.cat(positions, dim=1), torch.float32)
         causal, denoising = model.encoder_scalars(), model.decoder_scalars()
         x = torch.cat(inputs, dim=1)
         for i, layer in enumerate(model.typed_layers()):
@@ -93,11 +92,6 @@ class PackedPass:
             x = self._layer(layer, x, rotations[layer.config], seen[layer.config.full], scale)
         x = norm(x, model.norm.weight, model.norm.eps)
         return list(x.split(counts, dim=1))
-
-    def _rotations(self, positions: Tensor) -> dict[LayerConfig, Rotation]:
-        """Rotary angles of positions (B, S), float32, once for each kind of layer."""
-        kinds = set(self.model.config.text.layers)
-        return {kind: rotation(kind, positions, torch.float32) for kind in kinds}
 
     @staticmethod
     def _seen(

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dgemma_core.backends.cpu import bindings
+from dgemma_core.head import soft_capped
 from dgemma_core.layers import rms_norm
 from dgemma_core.train import functions
 from dgemma_core.train.functions import (
     added_norm,
-    capped_logits,
     capped_loss,
     capped_probabilities,
     gated_gelu,
@@ -96,7 +96,7 @@ def test_the_loss(dtype: torch.dtype) -> None:
     hidden, weight = drawn(9, 24, dtype=dtype), drawn(64, 24, dtype=dtype, seed=1)
     targets = torch.tensor([5, 0, -100, 63, 17, -1, 5, 40, 31])
     ours = capped_loss(hidden, weight, targets, 5.0)
-    logits = capped_logits(hidden.float(), weight.float(), 5.0)
+    logits = soft_capped(F.linear(hidden.float(), weight.float()), 5.0)
     theirs = F.cross_entropy(logits, targets.clamp(min=-1), ignore_index=-1)
     assert type(ours.grad_fn).__name__ == "_CappedLossBackward"
     compare(ours, theirs, [hidden, weight], dtype)
@@ -127,5 +127,5 @@ def test_other_widths_and_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(added_norm(x, y, weight, 1e-6), x + rms_norm(y, 1e-6, weight))
     hidden, head = drawn(3, 8), drawn(32, 8, seed=1)
     targets = torch.tensor([3, -100, 9])
-    expected = F.cross_entropy(capped_logits(hidden, head, 5.0)[[0, 2]], targets[[0, 2]])
+    expected = F.cross_entropy(soft_capped(F.linear(hidden, head), 5.0)[[0, 2]], targets[[0, 2]])
     torch.testing.assert_close(capped_loss(hidden, head, targets, 5.0), expected)

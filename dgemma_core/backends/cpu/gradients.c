@@ -7,17 +7,22 @@
 
 #include "simd.h"
 
+/* 1 / sqrt(mean of x^2 + eps) of the `width` numbers from `from` on. */
+INLINE float norm_factor(const void *x, long from, long width, int64_t bf16, float eps) {
+    vec squares = {0};
+    for (long i = 0; i < width; i += VEC) {
+        vec value = load_as_float(x, from + i, (int)bf16);
+        squares += value * value;
+    }
+    return 1.0f / sqrtf(sum(squares) / (float)width + eps);
+}
+
 /* out (N, D) = x factor weight, with factor (N) = 1 / sqrt(mean of x^2 + eps), which is kept. weight (D) may be null. */
 void norm(int64_t rows, int64_t width, const void *x, int64_t x_bf16, const float *weight, float eps, void *out,
           int64_t out_bf16, float *factor) {
     for (long r = 0; r < rows; r++) {
         long from = r * width;
-        vec squares = {0};
-        for (long i = 0; i < width; i += VEC) {
-            vec value = load_as_float(x, from + i, x_bf16);
-            squares += value * value;
-        }
-        factor[r] = 1.0f / sqrtf(sum(squares) / (float)width + eps);
+        factor[r] = norm_factor(x, from, width, x_bf16, eps);
         for (long i = 0; i < width; i += VEC) {
             vec value = load_as_float(x, from + i, x_bf16) * factor[r];
             if (weight) value *= load(weight + i);
@@ -57,12 +62,7 @@ void added_norm(int64_t rows, int64_t width, const void *x, int64_t x_bf16, cons
                 const float *weight, float eps, const float *scale, void *out, float *factor) {
     for (long r = 0; r < rows; r++) {
         long from = r * width;
-        vec squares = {0};
-        for (long i = 0; i < width; i += VEC) {
-            vec value = load_as_float(y, from + i, y_bf16);
-            squares += value * value;
-        }
-        factor[r] = 1.0f / sqrtf(sum(squares) / (float)width + eps);
+        factor[r] = norm_factor(y, from, width, y_bf16, eps);
         float by = scale ? scale[r] : 1.0f;
         for (long i = 0; i < width; i += VEC) {
             vec value = load_as_float(y, from + i, y_bf16) * factor[r];
@@ -132,12 +132,7 @@ void gated_gradient(int64_t rows, int64_t width, const void *gate_up, const void
  * sin is signed: the first half is negative. width / 2 is a multiple of VEC. */
 INLINE float norm_head(long width, const void *x, long from, int bf16, const float *weight, float eps, const float *cos,
                        const float *sin, void *out, long to) {
-    vec squares = {0};
-    for (long i = 0; i < width; i += VEC) {
-        vec value = load_as_float(x, from + i, bf16);
-        squares += value * value;
-    }
-    float factor = 1.0f / sqrtf(sum(squares) / (float)width + eps);
+    float factor = norm_factor(x, from, width, bf16, eps);
     long half = width / 2;
     for (long i = 0; i < half; i += VEC) {
         vec a = load_as_float(x, from + i, bf16) * factor, b = load_as_float(x, from + half + i, bf16) * factor;
