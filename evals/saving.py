@@ -21,3 +21,11 @@ def write_json(path: Path, record: Any) -> None:
         raise DgemmaError(
             f"{path.parent}: the results cannot be written ({error.strerror}); choose another --out"
         ) from error
+
+
+def resumed(path: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """What a stopped run left in the file, where its `settings` are those of the new `record`; else that one."""
+    if not path.exists():
+        return record
+    kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return kept if kept["settings"] == record["settings"] else record

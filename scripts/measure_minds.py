@@ -12,7 +12,6 @@ paired intervals. Problems are of the validation seeds unless `--split test`.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from dgemma_core.nano.families import TASKS, Example, examples, family
 from dgemma_evals.comparison.stats import mean_difference, paired_bootstrap
 from dgemma_evals.harness.likelihood import nelbo
 from dgemma_evals.machine import environment
-from dgemma_evals.saving import write_json
+from dgemma_evals.saving import resumed, write_json
 
 CHOICES = ("diffusion", "speculative", "by likelihood", "by the bound", "either")
 
@@ -133,12 +132,9 @@ def main() -> None:
     arguments = parser.parse_args()
     loaded = dg.load(arguments.model, dtype="float32")
     settings = {key: str(value) for key, value in vars(arguments).items() if key != "out"}
-    record: dict[str, Any] = {"settings": settings, "environment": environment(), "families": {}}
-    if arguments.out.exists():
-        kept = json.loads(arguments.out.read_text())
-        if kept["settings"] == settings:
-            record = kept
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    record = resumed(
+        arguments.out, {"settings": settings, "environment": environment(), "families": {}}
+    )
     for name in tqdm(arguments.families, desc="families", disable=None):
         if name not in record["families"]:
             record["families"][name] = measured(loaded, name, arguments)

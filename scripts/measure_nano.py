@@ -37,7 +37,7 @@ from dgemma_core.nano.wordings import reworded
 from dgemma_evals.comparison.answers import answer_all
 from dgemma_evals.comparison.questions import load_tasks, quiet_harness
 from dgemma_evals.comparison.stats import mean_difference, paired_bootstrap
-from dgemma_evals.saving import write_json
+from dgemma_evals.saving import resumed, write_json
 from dgemma_evals.writers.named import own_writer
 from dgemma_evals.writers.own import OwnWriter
 from dgemma_lab.charts.order import orders, remelt_counts
@@ -270,16 +270,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         mode: own_writer(f"{arguments.model}{suffix}", **given)
         for mode, suffix in (("diffusion", ""), ("autoregressive", ":ar"), ("speculative", ":spec"))
     }
-    record: dict[str, Any] = {"settings": same, "subjects": {}}
-    if arguments.out.exists():
-        kept = json.loads(arguments.out.read_text())
-        if kept["settings"] == same:
-            record = kept
+    record = resumed(arguments.out, {"settings": same, "subjects": {}})
     rows: dict[str, Any] = record["subjects"]
     for name in tqdm([name for name in arguments.subjects if name not in rows], desc="subjects"):
         asked = SUBJECTS[name](arguments.split, arguments.count)
         rows[name] = measured(writers, name, asked, arguments)
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
         write_json(arguments.out, record)
     if "english_story" in rows and "originality" not in record:
         record["originality"] = originality(rows)

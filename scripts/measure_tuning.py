@@ -27,7 +27,7 @@ from dgemma_core.nano.families import TASKS, examples, family
 from dgemma_core.train.tune import tune
 from dgemma_evals.comparison.stats import mean_difference, paired_bootstrap, share
 from dgemma_evals.machine import environment
-from dgemma_evals.saving import write_json
+from dgemma_evals.saving import resumed, write_json
 
 MODES = ("diffusion", "autoregressive")
 RANKS, EXAMPLES = (4, 16, 64), (100, 300, 1_000, 3_000, 10_000)
@@ -99,16 +99,12 @@ class Measurement:
         self.file = arguments.out / "tuning.json"
         same = {"count": arguments.count, "own": arguments.own, "steps": arguments.steps,
                 "batch": arguments.batch_size, "minutes": arguments.minutes}  # fmt: skip
-        self.record: dict[str, Any] = {"settings": same, "environment": environment(), "runs": {}}
-        if self.file.exists():
-            kept = json.loads(self.file.read_text())
-            if kept["settings"] == same:
-                self.record = kept
+        record = {"settings": same, "environment": environment(), "runs": {}}
+        self.record = resumed(self.file, record)
         self.nano = dg.load("nano")
 
     def save(self) -> None:
         """Writes what is known."""
-        self.arguments.out.mkdir(parents=True, exist_ok=True)
         write_json(self.file, self.record)
 
     def before(self, name: str) -> dict[str, Any]:

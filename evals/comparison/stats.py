@@ -51,10 +51,7 @@ def paired_bootstrap(
     count = table.shape[-1]
     if not count:
         raise RequestError("no documents to compare: raise --limit")
-    labels = np.zeros(count, dtype=int)
-    if strata is not None:
-        labels = np.unique([str(label) for label in strata], return_inverse=True)[1]
-    groups = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    groups = _by_stratum(strata if strata is not None else [0] * count)
     rng = np.random.default_rng(seed)
     drawn = []
     block = max(1, 2**22 // count)
@@ -88,8 +85,7 @@ def rates_ratio(
     blocks, count = columns[0].shape
     if not count:
         raise RequestError("no documents to compare: raise --limit")
-    labels = np.unique([str(label) for label in strata], return_inverse=True)[1]
-    groups = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    groups = _by_stratum(strata)
     rng = np.random.default_rng(seed)
     drawn = []
     step = max(1, 2**22 // count)
@@ -168,3 +164,9 @@ def quantiles(values: Sequence[float], levels: Sequence[float] = (0.5, 0.9, 0.99
     if not len(values):
         return [math.nan] * len(levels)
     return [float(found) for found in np.quantile(np.asarray(values), levels)]
+
+
+def _by_stratum(strata: Sequence[object]) -> list[NDArray[np.intp]]:
+    """The places of each stratum's documents."""
+    labels = np.unique([str(label) for label in strata], return_inverse=True)[1]
+    return [np.flatnonzero(labels == label) for label in np.unique(labels)]
