@@ -13,7 +13,7 @@ from dgemma_evals.comparison import figures as draw
 from dgemma_evals.comparison import report
 from dgemma_evals.comparison.flips import RESULTS as FLIPS
 from dgemma_evals.comparison.load import overtaking
-from dgemma_evals.comparison.summary import Summary
+from dgemma_evals.comparison.summary import Summary, by_task
 from dgemma_evals.page import answer, bullets, chart, document, heading
 
 PAGE = "index.html"
@@ -28,7 +28,10 @@ def write(out: Path, folders: Sequence[Path] = ()) -> Path:
     found = [folder for folder in named if _kind(folder) is not None]
     for folder in folders:
         if folder not in found:
-            raise RequestError(f"{folder} holds no results")
+            raise RequestError(
+                f"{folder} holds no results: name folders that `dgemma compare` or `dgemma bench` wrote, or the "
+                f"folder that holds them by --out"
+            )
     if not found:
         raise RequestError(f"{out} holds no results: run `dgemma compare --out {out}/…` first")
     bodies: list[str] = []
@@ -117,10 +120,15 @@ def _opening(
 def _quality(summary: Summary) -> str:
     first, (other, found) = summary["first"], next(iter(summary["against"].items()))
     ratio = found["speed"]["tokens_per_second_ratio"]
+    tasks = by_task(found["tasks"], first, other)
+    if not tasks:
+        tasks = (
+            f"Of {found['accuracy']['documents']} documents {first} solves {100 * found['accuracy']['first']:.1f} % "
+            f"and {other} {100 * found['accuracy']['other']:.1f} %"
+        )
     return (
-        f"Of {found['accuracy']['documents']} documents {first} solves {100 * found['accuracy']['first']:.1f} % and "
-        f"{other} {100 * found['accuracy']['other']:.1f} %, at {ratio['estimate']:.2f} times its kept tokens a second "
-        f"(95 % interval {ratio['low']:.2f} to {ratio['high']:.2f}), one text at a time."
+        f"{tasks}; it writes {ratio['estimate']:.2f} times as many kept tokens a second (95 % interval "
+        f"{ratio['low']:.2f} to {ratio['high']:.2f}), one text at a time."
     )
 
 

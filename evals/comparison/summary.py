@@ -290,9 +290,11 @@ def headline(summary: Summary, other: str) -> str:
             f"solves {abs(points):.1f} points {'more' if points > 0 else 'fewer'} than {other}"
         )
     blocks = found["speed"]["blocks"]
+    tasks = by_task(found["tasks"], name, other)
+    tasks = f"{tasks}. " if tasks else ""
     over = f"over documents and {blocks} blocks" if blocks > 1 else "over documents; one block"
     return (
-        f"{_by_task(found['tasks'], name, other)}On {accuracy['documents']} documents {name} solves "
+        f"{tasks}On {accuracy['documents']} documents {name} solves "
         f"{100 * accuracy['first']:.1f} % and {other} {100 * accuracy['other']:.1f} %: it {verdict} (difference "
         f"{points:+.1f} points, 95 % interval {100 * difference.low:+.1f} to {100 * difference.high:+.1f}; sign-flip p "
         f"= {accuracy['p']:.2g}), and it writes {rates.estimate:.2f} times as many kept tokens a second, end to end "
@@ -311,8 +313,8 @@ def _busy(facts: Mapping[str, Any]) -> str:
     return f" Other processes kept up to {most:.1f} cores of the machine busy meanwhile."
 
 
-def _by_task(tasks: Summary, name: str, other: str) -> str:
-    """On which of several tasks the first is better or worse; nothing for a single one."""
+def by_task(tasks: Summary, name: str, other: str) -> str:
+    """On which of several tasks the first is better or worse, without a full stop; nothing for a single one."""
     if len(tasks) < 2:
         return ""
     decided = {task: row for task, row in tasks.items() if row["p_holm"] < LEVEL}
@@ -326,9 +328,10 @@ def _by_task(tasks: Summary, name: str, other: str) -> str:
         listed = ", ".join(
             f"{task.removeprefix('dgemma_nano_')} {points:+.1f}" for task, points in rows.items()
         )
-        parts.append(f"{word} on {len(rows)}" + (f" ({listed})" if rows else ""))
+        parts.append(f"{word} on {len(rows)}" + (f" ({listed} points)" if rows else ""))
     rest = len(tasks) - len(decided)
-    return f"Of {len(tasks)} tasks, {name} is {' and '.join(parts)}, points, than {other}; {rest} are not told apart. "
+    untold = f"{rest} {'is' if rest == 1 else 'are'} not told apart"
+    return f"Of {len(tasks)} tasks, {name} is {' and '.join(parts)} than {other}; {untold}"
 
 
 def _not_measured(summary: Summary) -> list[str]:

@@ -11,6 +11,7 @@ from dgemma_evals.commands.index import write
 from dgemma_evals.comparison.compare import compare
 from dgemma_evals.comparison.plan import Plan
 from dgemma_evals.comparison.report import write as write_report
+from dgemma_evals.comparison.summary import by_task
 from dgemma_evals.tasks.readable import readable
 from tests.evals.comparison.test_compare import TASK, Fake
 
@@ -49,7 +50,7 @@ def test_one_page_of_all(results):
     opening = page[page.index("<h1>") : page.index("<section")]
     assert opening.count("class='answer'") == 3 and opening.count("class='chart'") == 1
     assert "Of 4 documents &lt;fast&gt; solves 75.0 % and slow 100.0 %" in opening
-    assert "4.00 times its kept tokens a second" in opening
+    assert "it writes 4.00 times as many kept tokens a second" in opening
     assert "0.4 s, 2.50 times as fast as the fastest public implementation" in opening
     for name in ("plain", "many", "bench", "flips"):
         assert f"<section id='{name}'>" in page and f"href='#{name}'" in page
@@ -90,3 +91,13 @@ def test_forms_are_told_apart_from_verdicts():
         ("letter_counting", "0 1 = 1", "", True), ("letter_counting", "0 1 =", "", False),
     ):  # fmt: skip
         assert readable(family, text, answer) is wanted, (family, text)
+
+
+def test_of_several_tasks_the_tasks_are_said() -> None:
+    decided = {"p_holm": 0.001, "difference": {"estimate": 0.25}}
+    open_ = {"p_holm": 0.5, "difference": {"estimate": -0.25}}
+    said = by_task({"dgemma_nano_json": decided, "dgemma_nano_sums": open_}, "a", "b")
+    assert said == (
+        "Of 2 tasks, a is better on 1 (json +25.0 points) and worse on 0 than b; 1 is not told apart"
+    )
+    assert by_task({"dgemma_nano_json": decided}, "a", "b") == ""
