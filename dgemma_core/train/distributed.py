@@ -156,15 +156,19 @@ def divide(model: DiffusionGemma, group: Group, device: torch.device, *, half: b
 
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dtypes = (torch.bfloat16, torch.float32) if half else (None, None)
-    policy = MixedPrecisionPolicy(*dtypes, cast_forward_inputs=False)
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if half else None,
+        reduce_dtype=torch.float32 if half else None,
+        cast_forward_inputs=False,
+    )
     mesh = init_device_mesh(device.type, (group.size,))
     # The layers of both modes share parameters where an adapter changes one mode alone.
-    of_modes = (model.layers, *([model.causal_layers] if model.causal_layers is not None else []))
-    for modules in (*map(list, zip(*of_modes, strict=True)), [model]):
+    of_modes = [layers for layers in (model.layers, model.causal_layers) if layers is not None]
+    groups: list[list[nn.Module]] = [list(layers) for layers in zip(*of_modes, strict=True)]
+    for modules in (*groups, [model]):
         for module in modules:
-            module.gathered = partial(_run, module)
-        fully_shard(modules if len(modules) > 1 else modules[0], mesh=mesh, mp_policy=policy)
+            vars(module)["gathered"] = partial(_run, module)
+        fully_shard(modules, mesh=mesh, mp_policy=policy)
         for module in modules:
             register_fsdp_forward_method(module, "gathered")
 

@@ -20,7 +20,6 @@ from typer.testing import CliRunner
 from dgemma_core.command.cli import app
 from dgemma_core.command.tune import RECIPES, arguments, read_recipe, tune
 from dgemma_core.config import ModelConfig
-from dgemma_core.errors import CheckpointError
 from dgemma_core.facts.tuning import Tuning, tuning_memory
 from dgemma_core.files.adapters import _peft_names
 from dgemma_core.files.config_json import read_model_config
@@ -176,8 +175,7 @@ def test_the_recipe_runs_up_to_the_weights(tmp_path: Path) -> None:
     data.write_text(json.dumps(row) + "\n")
     asked = ["--recipe", "sudoku_26b", "--model", model, "--data", data, "--out", tmp_path / "out"]
     done = CliRunner().invoke(app, ["tune", *map(str, asked)])
-    assert isinstance(done.exception, CheckpointError), done.output
-    assert "model.safetensors" in str(done.exception)
+    assert done.exit_code == 2 and "found no weights" in done.output.splitlines()[-1], done.output
     assert "1,000 steps of 32 answers" in done.output and "padding: " in done.output
     assert re.search(r"1 answers, .* 1 canvases, longest \d+ tokens, 0 truncated", done.output)
 
