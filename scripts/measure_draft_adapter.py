@@ -7,31 +7,36 @@ own greedy texts for training problems of nano's families. The adapter learns wh
 alone, as a draft of one step begins; the causal mode keeps its bits, so that the written text cannot change. Printed
 and written: accepted tokens a round and kept tokens a pass and a second, before and after, on unseen problems, and
 whether all token ids equal autoregression's, before and after. Times are interleaved, and worth nothing on a busy
-machine.
+machine. The same command goes on with a stopped measurement: texts and adapter are kept in --run.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from measure_tuning import rows, tuned
 from tqdm.auto import tqdm
 
 import dgemma_core as dg
 from dgemma_core.nano.families import TASKS, examples, training_example
-from dgemma_core.train.tune import tune
 from dgemma_evals.machine import environment
 from dgemma_evals.saving import write_json
 
 RUN = Path("runs/tuning/drafts")
 
 
-def chosen(loaded: dg.Loaded, count: int, batch: int, limit: int) -> list[dict[str, str]]:
-    """Problems, and what the causal mode writes for them; texts cut at the limit are left out."""
+def chosen(
+    loaded: dg.Loaded, file: Path, count: int, batch: int, limit: int
+) -> list[dict[str, Any]]:
+    """Problems, and what the causal mode writes for them, kept in a file; texts cut at the limit are left out."""
+    if file.exists():
+        return rows(file)
     problems = [training_example(10**12 + i, tuple(TASKS)) for i in range(count)]
     found = []
     for first in tqdm(range(0, count, 256), desc="causal texts", disable=None):
@@ -45,6 +50,10 @@ def chosen(loaded: dg.Loaded, count: int, batch: int, limit: int) -> list[dict[s
             for p, t in zip(part, texts, strict=True)
             if t.stop_reason == "eos" and t.text
         ]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    part.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
+    part.replace(file)
     return found
 
 
@@ -83,25 +92,26 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/tuning/drafts.json"))
     arguments = parser.parse_args()
     nano, limit = dg.load("nano"), arguments.max_new_tokens
-    done = tune(
-        "nano", chosen(nano, arguments.train, 16, limit), arguments.run,
+    texts = arguments.run / f"texts-{arguments.train}-{limit}.jsonl"
+    done, seconds = tuned(
+        chosen(nano, texts, arguments.train, 16, limit), arguments.run, minutes=arguments.minutes,
         modes="denoiser", noise=(1.0, 1.0), self_conditioning=0.0, drafts=tuple(arguments.drafts),
-        max_steps=arguments.steps, batch_size=32, accumulate=2, minutes=arguments.minutes,
-        tell=print,
+        max_steps=arguments.steps, batch_size=32,
     )  # fmt: skip
-    tuned = dg.load("nano", adapter=done.folder)
+    adapted = dg.load("nano", adapter=done.folder)
     prompts = [p.prompt for name in TASKS for p in examples(name, "test", arguments.test)]
     wanted, _ = written(nano, prompts, "autoregressive", limit)
     runs: dict[str, list[dict[str, Any]]] = {"before": [], "after": []}
     for _ in range(arguments.repeats):
-        for label, loaded in (("before", nano), ("after", tuned)):
+        for label, loaded in (("before", nano), ("after", adapted)):
             ids, figures = written(loaded, prompts, "speculative", limit)
             runs[label].append({**figures, "equal": ids == wanted})
-    causal, _ = written(tuned, prompts, "autoregressive", limit)
+    causal, _ = written(adapted, prompts, "autoregressive", limit)
     record = {
         "environment": environment(),
         "settings": {name: str(value) for name, value in vars(arguments).items()},
         "steps": done.steps,
+        "seconds": seconds,
         "causal_ids_equal": causal == wanted,
         **{
             label: {

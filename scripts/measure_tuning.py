@@ -3,10 +3,11 @@
     python scripts/make_tuning_data.py --out runs/data
     python scripts/measure_tuning.py --data runs/data --out results/tuning [--minutes 15] [--part tasks ranks …]
 
-tasks: each task by LoRA, with accuracy on the unseen problems before and after, and what the model forgets of its own
-twelve families, as paired differences with 95 % intervals. ranks: one task by rank 4, 16, 64 and by all weights.
-examples: one task with 100 to 10,000 examples and the same number of steps. Every run is kept in runs/tuning, its
-figures in DIR/tuning.json as soon as they are known: a stopped measurement goes on.
+tasks: each task by LoRA of rank 16 with all examples (10,000), with accuracy on the unseen problems before and after,
+and what the model forgets of its own twelve families, as paired differences with 95 % intervals, both modes each time.
+ranks: the first task by rank 4, 16, 64 and by all weights. examples: the first task with 100 to 10,000 examples and the
+same number of steps. Every run is kept in --runs, its figures in DIR/tuning.json as soon as they are known: the same
+command goes on with a stopped measurement, and a run's minutes count over all its sittings.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,19 +24,36 @@ from make_tuning_data import score
 
 import dgemma_core as dg
 from dgemma_core.nano.families import TASKS, examples, family
-from dgemma_core.train.tune import tune
+from dgemma_core.train.tune import Tuned, tune
 from dgemma_evals.comparison.stats import mean_difference, paired_bootstrap, share
 from dgemma_evals.machine import environment
 from dgemma_evals.saving import resumed, write_json
 
 MODES = ("diffusion", "autoregressive")
-RANKS, EXAMPLES = (4, 16, 64), (100, 300, 1_000, 3_000, 10_000)
-RUNS = Path("runs/tuning")
+RANKS, EXAMPLES = (4, 64), (100, 300, 1_000, 3_000)
+"""Besides those of the task's own run: rank 16, and all examples."""
 
 
 def rows(file: Path, count: int | None = None) -> list[dict[str, Any]]:
     """Records of a JSON Lines file."""
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()[:count]]
+
+
+def tuned(
+    data: Sequence[Mapping[str, Any]], folder: Path, *, minutes: float, **settings: Any
+) -> tuple[Tuned, float]:
+    """A run of nano in a folder, begun or gone on with, and its seconds: at most `minutes` over all sittings."""
+    progress = folder / "run" / "progress.json"
+
+    def seconds() -> float:
+        return float(json.loads(progress.read_text())["seconds"]) if progress.exists() else 0.0
+
+    done = tune(
+        "nano", data, folder,
+        minutes=max(0.0, minutes - seconds() / 60), resume=progress.exists(), tell=print,
+        accumulate=2, **settings,
+    )  # fmt: skip
+    return done, seconds()
 
 
 def solved(loaded: dg.Loaded, name: str, problems: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -130,17 +147,14 @@ class Measurement:
         arguments = self.arguments
         train = rows(arguments.data / f"{name}.jsonl", count)
         problems = rows(arguments.data / f"{name}.test.jsonl", arguments.count)
-        folder, begun = RUNS / label, time.perf_counter()
-        done = tune(
-            "nano", train, folder,
-            max_steps=arguments.steps, batch_size=arguments.batch_size, accumulate=2,
-            minutes=arguments.minutes, resume=(folder / "run" / "progress.json").exists(),
-            tell=print, **settings,
+        folder = arguments.runs / label
+        done, seconds = tuned(
+            train, folder, minutes=arguments.minutes,
+            max_steps=arguments.steps, batch_size=arguments.batch_size, **settings,
         )  # fmt: skip
-        seconds = time.perf_counter() - begun
         full = bool(settings.get("full"))
-        tuned = dg.load(str(folder)) if full else dg.load("nano", adapter=folder)
-        after, before = solved(tuned, name, problems), self.before(name)
+        learnt = dg.load(str(folder)) if full else dg.load("nano", adapter=folder)
+        after, before = solved(learnt, name, problems), self.before(name)
         self.record["runs"][label] = {
             "task": name,
             "examples": len(train),
@@ -150,7 +164,7 @@ class Measurement:
             "before": {mode: accuracy(before[mode]) for mode in MODES},
             "after": {mode: accuracy(after[mode]) for mode in MODES},
             "steps_per_canvas": [before["steps_per_canvas"], after["steps_per_canvas"]],
-            "forgotten": forgotten(self.own(), own_families(tuned, arguments.own)),
+            "forgotten": forgotten(self.own(), own_families(learnt, arguments.own)),
         }
         self.save()
 
@@ -183,6 +197,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("runs/data"))
     parser.add_argument("--out", type=Path, default=Path("results/tuning"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/tuning"))
     parser.add_argument("--minutes", type=float, default=15.0, help="of training, each run")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch-size", type=int, default=32)
@@ -194,7 +209,7 @@ def main() -> None:
     arguments = parser.parse_args()
     measured = Measurement(arguments)
     first = arguments.tasks[0]
-    for name in arguments.tasks if "tasks" in arguments.part else ():
+    for name in arguments.tasks if "tasks" in arguments.part else (first,):
         measured.run(name, name)
     for rank in RANKS if "ranks" in arguments.part else ():
         measured.run(f"{first}, rank {rank}", first, rank=rank)

@@ -103,6 +103,10 @@ def tune(
         bool, typer.Option("--recompute", help="Activation checkpointing: less memory, more time.")
     ] = False,
     device: options.Device = "auto",
+    shard: Annotated[
+        bool,
+        typer.Option("--shard", help="Under torchrun: a part of every weight a process (FSDP2)."),
+    ] = False,
     workers: Annotated[
         int | None, typer.Option(help="Parts of a batch run side by side, a CPU thread each.")
     ] = None,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 
-from dgemma_core.config import ModelConfig
-from dgemma_core.files.quantised import SCHEMES, stored_sizes
+from dgemma_core.config import ModelConfig, TextConfig
+from dgemma_core.files.quantised import SCHEMES, held_sizes, stored_sizes
 from dgemma_core.model import DiffusionGemma
 
 PARTS = ("embedding", "attention", "dense MLP", "experts", "self-conditioning", "router and norms")
@@ -52,3 +54,60 @@ def part_of(parameter: str) -> str:
     return (
         "attention" if re.search(r"\.self_attn\.[qkvo]_proj\.", parameter) else "router and norms"
     )
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a pass reads at least, in bytes, and computes, in operations (an addition is one, too), by part: those of
+    `PARTS`, and "prefix" for its keys and values."""
+
+    read: Mapping[str, float]
+    computed: Mapping[str, float]
+
+    @property
+    def bytes(self) -> float:
+        return sum(self.read.values())
+
+    @property
+    def operations(self) -> float:
+        return sum(self.computed.values())
+
+    def floor(self, bytes_per_second: float, operations_per_second: float) -> float:
+        """Seconds below which the pass cannot be: reading all, or computing all, whichever takes longer."""
+        return max(self.bytes / bytes_per_second, self.operations / operations_per_second)
+
+
+def work(
+    model: DiffusionGemma, *, prefix: int, tokens: int, batch: int = 1, touched: float | None = None
+) -> Work:
+    """A denoising step of `batch` rows (tokens: of a canvas), or an autoregressive one (1), behind `prefix` tokens.
+
+    model: may be on the meta device; weights count with the bytes in which they lie in memory. Each is read once, of
+    the experts `touched` ones a layer (None: `experts_touched`); keys and values of the prefix once a row. A number of
+    a weight is two operations a token, of the tied embedding four on a canvas: logits and soft embedding.
+    """
+    text, denoises, count = model.config.text, tokens > 1, batch * tokens
+    touched = experts_touched(text, count) if touched is None else touched
+    read, computed = (dict.fromkeys((*PARTS, "prefix"), 0.0) for _ in range(2))
+    for name, (numbers, held) in held_sizes(model).items():
+        part = part_of(name)
+        if part == "self-conditioning" and not denoises:
+            continue
+        experts = part == "experts"
+        read[part] += held * (touched / text.num_experts if experts else 1)
+        active = text.top_k_experts / text.num_experts if experts else 1
+        products = 2 if part == "embedding" and denoises else 1
+        computed[part] += 2 * count * numbers * active * products
+    for layer in text.layers:
+        seen = prefix if layer.full else min(prefix, text.sliding_window - 1)
+        keys = seen * layer.num_key_value_heads * layer.head_dim
+        read["prefix"] += 2 * batch * keys * model.dtype.itemsize
+        heads = text.num_attention_heads * layer.head_dim
+        computed["prefix"] += 4 * count * (seen + tokens) * heads
+    return Work(read, computed)
+
+
+def experts_touched(text: TextConfig, tokens: int) -> float:
+    """Experts a layer that so many tokens go to if each chooses evenly: an estimate, exact for one token."""
+    missed = (1 - text.top_k_experts / text.num_experts) ** tokens
+    return text.num_experts * (1 - missed)

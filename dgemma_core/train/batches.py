@@ -179,11 +179,37 @@ def _steps(
     drawn: Sequence[Text], pool: int, recipe: Recipe, canvas_length: int, end: int, start: int
 ) -> Iterator[list[Batch]]:
     """The micro-batches of the steps of one pool, from step `start` on."""
-    per_pool = len(drawn)
+    for step, chosen in _chosen([_length(text) for text in drawn], pool, recipe, start):
+        micro = []
+        for m, members in enumerate(chosen):
+            length = None
+            if recipe.drafts:
+                length = Random(f"draft {recipe.seed} {pool} {step} {m}").choice(recipe.drafts)
+            places = []
+            for i in members:
+                rng = Random(f"canvases {recipe.seed} {pool * len(drawn) + i}")
+                drawn_places = [
+                    draw_place(drawn[i], canvas_length, recipe, rng) for _ in range(recipe.noisings)
+                ]
+                if length is not None:
+                    drawn_places.append(draw_draft(drawn[i], length, rng))
+                places.append(drawn_places)
+            micro.append(collate([drawn[i] for i in members], end, places))
+        yield micro
+
+
+def _length(text: Text) -> int:
+    return len(text.prompt) + len(text.answer)
+
+
+def _chosen(
+    lengths: Sequence[int], pool: int, recipe: Recipe, start: int
+) -> Iterator[tuple[int, list[list[int]]]]:
+    """(step within the pool, the texts of each of its micro-batches), from step `start` on, for texts of such
+    lengths."""
     part = recipe.batch_size // recipe.micro_batches
     generator = generator_of(recipe.seed, 1, pool)
-    numbers = range(pool * per_pool, (pool + 1) * per_pool)
-    order = sorted(range(per_pool), key=lambda i: len(drawn[i].prompt) + len(drawn[i].answer))
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
     # Micro-batch m of a step comes from the m-th range of lengths, at a random place in it.
     ranges = [
         torch.randperm(recipe.pool, generator=generator).tolist()
@@ -193,23 +219,20 @@ def _steps(
         torch.randperm(part, generator=generator).tolist() for _ in range(recipe.micro_batches)
     ]
     for step in range(recipe.pool):
-        if not start <= pool * recipe.pool + step < recipe.steps:
-            continue
-        micro = []
-        for m in range(recipe.micro_batches):
-            first = (m * recipe.pool + ranges[m][step]) * part
-            members = [order[first + i] for i in shuffles[m]]
-            length = None
-            if recipe.drafts:
-                length = Random(f"draft {recipe.seed} {pool} {step} {m}").choice(recipe.drafts)
-            places = []
-            for i in members:
-                rng = Random(f"canvases {recipe.seed} {numbers[i]}")
-                drawn_places = [
-                    draw_place(drawn[i], canvas_length, recipe, rng) for _ in range(recipe.noisings)
-                ]
-                if length is not None:
-                    drawn_places.append(draw_draft(drawn[i], length, rng))
-                places.append(drawn_places)
-            micro.append(collate([drawn[i] for i in members], end, places))
-        yield micro
+        if start <= pool * recipe.pool + step < recipe.steps:
+            firsts = [(m * recipe.pool + r[step]) * part for m, r in enumerate(ranges)]
+            yield step, [[order[f + i] for i in s] for f, s in zip(firsts, shuffles, strict=True)]
+
+
+def padding(texts: Callable[[int], Text], recipe: Recipe) -> tuple[int, int]:
+    """(clean tokens that are padding, all clean tokens with it) of the batches of a whole run."""
+    per_pool = recipe.pool * recipe.batch_size
+    held = total = 0
+    for pool in range(math.ceil(recipe.steps / recipe.pool)):
+        lengths = [_length(texts(pool * per_pool + i)) + 1 for i in range(per_pool)]
+        for _, chosen in _chosen(lengths, pool, recipe, 0):
+            for members in chosen:
+                rows = [lengths[i] for i in members]
+                held += sum(rows)
+                total += len(rows) * -(-max(rows) // ROUNDED) * ROUNDED
+    return total - held, total

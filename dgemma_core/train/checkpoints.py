@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -76,20 +76,29 @@ class Progress:
 
 
 def save(
-    folder: Path, recipe: Recipe, progress: Progress, model: nn.Module, optimiser: Optimiser
+    folder: Path,
+    recipe: Recipe,
+    progress: Progress,
+    model: nn.Module,
+    optimiser: Optimiser,
+    *,
+    writes: bool = True,
 ) -> None:
-    """Writes a checkpoint of the weights that learn, whole or not at all. Raises CheckpointError where the folder is
-    full or read-only."""
+    """Writes a checkpoint of the weights that learn, whole or not at all. writes: False in all but one of the processes
+    that hold parts of these weights, which only hand theirs over. Raises CheckpointError where the folder is full or
+    read-only."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     names = _learning(model)
-    weights = {name: parameter.detach().contiguous() for name, parameter in names.items()}
+    weights = {name: whole(parameter.detach()).contiguous() for name, parameter in names.items()}
     states = {
-        f"{name}.{key}": value.contiguous()
+        f"{name}.{key}": whole(value).contiguous()
         for name, parameter in names.items()
         for key, value in optimiser.state[parameter].items()
     }
+    if not writes:
+        return
     record = json.dumps({"recipe": asdict(recipe), **asdict(progress)})
     files = {
         f"weights-{progress.step}.safetensors": weights,
@@ -154,12 +163,29 @@ def load(folder: Path, recipe: Recipe, model: nn.Module, optimiser: Optimiser) -
         )
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
+            parameter.copy_(divided(weights[name], parameter))
             if step:
                 optimiser.state[parameter] = {
-                    key: states[f"{name}.{key}"].to(parameter.device) for key in moments[name]
+                    key: divided(states[f"{name}.{key}"].to(parameter.device), parameter)
+                    for key in moments[name]
                 }
     return progress
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that processes hold in parts, put together; all of them must ask. Another as it is."""
+    full = getattr(tensor, "full_tensor", None)  # of a DTensor, whose module takes long to import
+    return tensor if full is None else cast(Tensor, full())
+
+
+def divided(tensor: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `whole`: in parts as `like` is, where it is and has the same shape."""
+    if not hasattr(like, "full_tensor") or tensor.shape != like.shape:
+        return tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(like, DTensor)
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
 
 
 def _learning(model: nn.Module) -> dict[str, nn.Parameter]:

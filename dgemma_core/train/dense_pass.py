@@ -13,12 +13,12 @@ Axes: B batch, T clean tokens, C canvas length, D hidden size, H query heads, G 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dgemma_core.experts import Router, Routing
 from dgemma_core.layers import Attend, GatedMLP, Layer, Rotation, working_dtype
@@ -99,20 +99,20 @@ class DensePass:
         prefix = self.batch.canvases[group].prefix.to(canvas.device)[rows].unsqueeze(1)
         positions = prefix + torch.arange(canvas.shape[1], device=canvas.device)
         x = conditioned(self.model, canvas, soft_embedding)
-        scalars = self.model.decoder_scalars()
         full, sliding = self.full[group][rows], self.sliding[group][rows]
-        return self._run(x, positions, scalars, full, sliding, rows)
+        return self._run(x, positions, None, full, sliding, rows)
 
     def _run(
         self,
         x: Tensor,
         positions: Tensor,
-        scalars: list[Tensor],
+        scalars: list[Tensor] | None,
         full: Tensor,
         sliding: Tensor,
         rows: slice | None,
     ) -> Tensor:
-        """All layers; `rows` of the kept keys are the prefix, None keeps this pass's own."""
+        """All layers; `rows` of the kept keys are the prefix, None keeps this pass's own. scalars: None for those that
+        the layers themselves hold, of the denoiser."""
         layers = self.model.typed_layers(rows is None)
         rotations = self.model.rotations(positions, working_dtype(x))
         for i, layer in enumerate(layers):
@@ -127,11 +127,12 @@ class DensePass:
                     v = torch.cat((self.keys[i][1][rows], v), dim=1)
                 return plain_attention(q, k, v, bias)
 
-            x = self.run_layer(layer, x, rotations[layer.config], attend, scalars[i])
+            scalar = None if scalars is None else scalars[i]
+            x = through(layer, self.run_layer, x, rotations[layer.config], attend, scalar)
         return norm(x, self.model.norm.weight, self.model.norm.eps)
 
     def _layer(
-        self, layer: Layer, x: Tensor, rotate: Rotation, attend: Attend, scalar: Tensor
+        self, layer: Layer, x: Tensor, rotate: Rotation, attend: Attend, scalar: Tensor | None
     ) -> Tensor:
         """`Layer.forward` with the norms and gates of functions.py."""
         attention_, eps = layer.self_attn, layer.input_layernorm.eps
@@ -153,7 +154,16 @@ class DensePass:
         sparse = norm(h, layer.pre_feedforward_layernorm_2.weight, eps)
         sparse = mixture(layer.experts, sparse, routing)
         sparse = norm(sparse, layer.post_feedforward_layernorm_2.weight, eps)
+        scalar = layer.layer_scalar if scalar is None else scalar
         return (h + norm(dense + sparse, layer.post_feedforward_layernorm.weight, eps)) * scalar
+
+
+def through(module: nn.Module, run: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """`run(module, *arguments)`. Where several processes hold the module in parts (distributed.py), it is put together
+    before, and its gradient divided."""
+    gathered = getattr(module, "gathered", None)
+    found = run(module, *arguments) if gathered is None else gathered(run, *arguments)
+    return cast(Tensor, found)
 
 
 def route(router: Router, x: Tensor) -> Routing:

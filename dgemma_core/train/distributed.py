@@ -1,16 +1,21 @@
-"""Several processes that share the work of a step: `torchrun`, and torch's DistributedDataParallel.
+"""Several processes that share the work of a step: `torchrun`, and torch's DistributedDataParallel or FSDP2.
 
 Every process reads the same data and draws the same noise, runs its share of a step's micro-batches, and makes the same
 update from the gradients that torch averages.
+
+By DistributedDataParallel each process holds the whole model. By FSDP2 (`divide`) it holds a part of every weight, of
+its gradient and of its moments. A layer is put together when it runs, forward and backward, and its gradient is divided
+behind it; what stands outside the layers is whole from a step's first pass to its last.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
@@ -18,8 +23,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dgemma_core.errors import DeviceError
+from dgemma_core.train.checkpoints import whole
+from dgemma_core.train.dense_pass import through
 
 if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+
     from dgemma_core.model import DiffusionGemma
     from dgemma_core.train.batches import Batch
     from dgemma_core.train.loss import Losses
@@ -89,9 +98,14 @@ class _Step(nn.Module):
 
     def forward(self, batch: Batch, generator: torch.Generator, recipe: Recipe) -> Tensor:
         """→ (4,): the total, and its three parts."""
-        parts = self.losses(self.model, batch, generator)
-        values = (parts.canvas, parts.autoregressive, parts.balance)
-        return torch.stack([parts.total(recipe), *values])
+        return _values(self.losses, self.model, batch, generator, recipe)
+
+
+def _values(
+    losses: Compute, model: DiffusionGemma, batch: Batch, generator: torch.Generator, recipe: Recipe
+) -> Tensor:
+    parts = losses(model, batch, generator)
+    return torch.stack([parts.total(recipe), parts.canvas, parts.autoregressive, parts.balance])
 
 
 class Averaged:
@@ -99,7 +113,20 @@ class Averaged:
 
     def __init__(self, model: DiffusionGemma, losses: Compute, group: Group) -> None:
         self.model, self.group = model, group
-        self.step = DistributedDataParallel(_Step(model, losses), find_unused_parameters=True)
+        self.step: Callable[..., Tensor]
+        self.keeping: Callable[[], AbstractContextManager[None]] = nullcontext
+        if hasattr(model, "gathered"):
+            self.step = partial(through, model, partial(_values, losses))
+        else:
+            step = DistributedDataParallel(_Step(model, losses), find_unused_parameters=True)
+            self.step, self.keeping = step, step.no_sync
+
+    @torch.no_grad()
+    def look(self, batch: Batch, generator: torch.Generator, recipe: Recipe) -> Tensor:
+        """The losses (2,) of canvases and causal mode of a divided model; all processes ask for the same."""
+        values = self.step(batch, generator, recipe)
+        cast("FSDPModule", self.model).reshard()  # torch waits for a backward pass
+        return values[1:3]
 
     def __call__(
         self, micro: Sequence[Batch], generators: Sequence[torch.Generator], recipe: Recipe
@@ -109,9 +136,53 @@ class Averaged:
         own = range(self.group.rank, len(micro), self.group.size)
         sums = torch.zeros(3, device=self.model.device)
         for m in own:
-            with nullcontext() if m == own[-1] else self.step.no_sync():
+            with nullcontext() if m == own[-1] else self.keeping():
                 values = self.step(micro[m], generators[m], recipe)
                 (values[0] / len(own)).backward()
             sums += values[1:].detach() / len(micro)
         dist.all_reduce(sums)
         return sums.cpu()
+
+
+def divide(model: DiffusionGemma, group: Group, device: torch.device, *, half: bool) -> None:
+    """Leaves a part of every weight in each process, on its device. half: weights are put together in bfloat16, from
+    parts in float32; gradients are added up in float32."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import (
+        MixedPrecisionPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
+
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if half else None,
+        reduce_dtype=torch.float32 if half else None,
+        cast_forward_inputs=False,
+    )
+    mesh = init_device_mesh(device.type, (group.size,))
+    # The layers of both modes share parameters where an adapter changes one mode alone.
+    of_modes = [layers for layers in (model.layers, model.causal_layers) if layers is not None]
+    groups: list[list[nn.Module]] = [list(layers) for layers in zip(*of_modes, strict=True)]
+    for modules in (*groups, [model]):
+        for module in modules:
+            vars(module)["gathered"] = partial(_run, module)
+        fully_shard(modules, mesh=mesh, mp_policy=policy)
+        for module in modules:
+            register_fsdp_forward_method(module, "gathered")
+
+
+def _run(module: nn.Module, run: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """As dense_pass.py's `through` calls it."""
+    return run(module, *arguments)
+
+
+def gather(model: DiffusionGemma, group: Group) -> None:
+    """Puts what learnt together in the first process, on the CPU, as plain parameters. The model trains no more."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.requires_grad:
+                found = whole(parameter.detach())
+                if group.rank == 0:
+                    module._parameters[name] = nn.Parameter(found.cpu())

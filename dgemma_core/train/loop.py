@@ -28,7 +28,7 @@ from dgemma_core.facts.machine import bfloat16_multiplies
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.train import checkpoints
 from dgemma_core.train.batches import Batch, batches, generator_of
-from dgemma_core.train.checkpoints import Optimiser, Progress
+from dgemma_core.train.checkpoints import Optimiser, Progress, whole
 from dgemma_core.train.loss import Losses, loss
 from dgemma_core.train.optimiser import MuonAdamW
 from dgemma_core.train.recipe import Recipe
@@ -67,14 +67,22 @@ class Trainer:
         self.progress = Progress()
         self.stopping = False
         """Set by whoever wants the run to save and stop after the step at hand."""
+        self.half = self.passes_in_bfloat16()
         self.optimiser = self.make_optimiser()
-        self.half = bfloat16_multiplies(model.device) and model.dtype == torch.float32
-        self.working = _working_copy(model) if self.half else model
+        self.working = self.make_working()
         self.workers = None
         if workers > 1:
             self.workers = ThreadPoolExecutor(
                 workers, initializer=torch.set_num_threads, initargs=(1,)
             )
+
+    def passes_in_bfloat16(self) -> bool:
+        """Whether passes over float32 weights run in bfloat16."""
+        return bfloat16_multiplies(self.model.device) and self.model.dtype == torch.float32
+
+    def make_working(self) -> DiffusionGemma:
+        """The model that passes run on: where they run in bfloat16, a copy."""
+        return _working_copy(self.model) if self.half else self.model
 
     def make_optimiser(self) -> Optimiser:
         """The rule that the weights follow; those that learn ask for a gradient from now on."""
@@ -99,7 +107,7 @@ class Trainer:
         if self.working is not self.model:
             _refresh(self.working, self.model)
         sums = self.gradients(micro)
-        norm = torch.nn.utils.clip_grad_norm_(learning(self.model), self.recipe.clip)
+        norm = whole(torch.nn.utils.clip_grad_norm_(learning(self.model), self.recipe.clip))
         canvas, autoregressive, balance = sums.tolist()
         figures = {
             "canvas_loss": canvas,
@@ -187,8 +195,9 @@ class Trainer:
             self._validate_if_due()
             now = time.monotonic()
             progress.seconds = before + now - begun
-            over = self.stopping or (minutes is not None and now - begun > minutes * 60)
-            if over or now - saved > checkpoint_minutes * 60:
+            over = minutes is not None and now - begun > minutes * 60
+            over = self.agreed(self.stopping or over)
+            if over or self.agreed(now - saved > checkpoint_minutes * 60):
                 self.save()
                 saved = now
             if over:
@@ -203,6 +212,10 @@ class Trainer:
             return
         found = self.validate(self.model)
         self.progress.validation.append({"step": step, **found})
+
+    def agreed(self, flag: bool) -> bool:
+        """What all processes of the run do where one of them wants it."""
+        return flag
 
     def save(self) -> None:
         """Writes a checkpoint atomically; CheckpointError where it cannot be written."""

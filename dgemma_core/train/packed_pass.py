@@ -28,7 +28,7 @@ from dgemma_core.experts import Experts, Routing
 from dgemma_core.layers import Layer, Linear, Rotation
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.train.attention import Parts, attention
-from dgemma_core.train.dense_pass import Noised, conditioned, route, run_mlp
+from dgemma_core.train.dense_pass import Noised, conditioned, route, run_mlp, through
 from dgemma_core.train.functions import added_norm, norm
 from dgemma_core.train.mixture import mixture
 
@@ -83,13 +83,10 @@ class PackedPass:
             for full in (False, True)
         }
         rotations = model.rotations(torch.cat(positions, dim=1), torch.float32)
-        causal, denoising = model.encoder_scalars(), model.decoder_scalars()
         x = torch.cat(inputs, dim=1)
-        for i, layer in enumerate(model.typed_layers()):
-            scalars = [causal[i].expand(batch, span)]
-            scalars += [denoising[i].expand(batch, count) for count in counts[1:]]
-            scale = torch.cat(scalars, dim=1)
-            x = self._layer(layer, x, rotations[layer.config], seen[layer.config.full], scale)
+        for layer, scalar in zip(model.typed_layers(), model.encoder_scalars(), strict=True):
+            rotate, parts = rotations[layer.config], seen[layer.config.full]
+            x = through(layer, self._layer, x, rotate, parts, scalar)
         x = norm(x, model.norm.weight, model.norm.eps)
         return list(x.split(counts, dim=1))
 
@@ -107,9 +104,9 @@ class PackedPass:
         return tuple(found)
 
     def _layer(
-        self, layer: Layer, x: Tensor, rotate: Rotation, parts: Parts, scale: Tensor
+        self, layer: Layer, x: Tensor, rotate: Rotation, parts: Parts, scalar: Tensor
     ) -> Tensor:
-        """`Layer.forward` with the pieces of functions.py, attention.py and mixture.py; scale (B, S)."""
+        """`Layer.forward` with the pieces of functions.py, attention.py and mixture.py; scalar: of the clean text."""
         projections, eps = layer.self_attn, layer.input_layernorm.eps
         normed = norm(x, layer.input_layernorm.weight, eps)
         weights = [projections.q_proj.weight, projections.k_proj.weight]
@@ -125,6 +122,10 @@ class PackedPass:
         sparse = norm(h, layer.pre_feedforward_layernorm_2.weight, eps)
         sparse = mixture(layer.experts, sparse, routing)
         summed = added_norm(dense, sparse, layer.post_feedforward_layernorm_2.weight, eps)
+        scalars = (scalar, *[layer.layer_scalar] * (len(parts.counts) - 1))
+        scale = torch.cat(
+            [s.expand(len(x), n) for s, n in zip(scalars, parts.counts, strict=True)], dim=1
+        )
         return added_norm(h, summed, layer.post_feedforward_layernorm.weight, eps, scale)
 
 

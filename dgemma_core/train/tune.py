@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from dgemma_core.errors import RequestError
 from dgemma_core.facts.machine import bfloat16_multiplies, cores
 from dgemma_core.files.adapters import ADAPTER_CONFIG, base_digest, save_adapter
@@ -23,6 +25,7 @@ from dgemma_core.files.devices import resolve_device
 from dgemma_core.files.finding import as_name, find_folder, read_config
 from dgemma_core.files.saving import save_model, vision_config, vision_tensors
 from dgemma_core.files.text import load_tokenizer
+from dgemma_core.train.batches import padding
 from dgemma_core.train.checkpoints import PROGRESS
 from dgemma_core.train.data import Counts, Data, Shuffled, count, read_data
 from dgemma_core.train.distributed import joined
@@ -30,8 +33,6 @@ from dgemma_core.train.run import TOKENIZER_FILES, run_with_progress
 from dgemma_core.train.tuning import RATE, Tuner, TuneRecipe
 
 if TYPE_CHECKING:
-    import torch
-
     from dgemma_core.config import GenerationDefaults, ModelConfig
     from dgemma_core.model import DiffusionGemma
     from dgemma_core.train.run import Report
@@ -77,6 +78,7 @@ def tune(
     dtype: str = "auto",
     quantize: str | None = None,
     device: str = "auto",
+    shard: bool = False,
     resume: bool = False,
     minutes: float | None = None,
     checkpoint_minutes: float = 5.0,
@@ -93,7 +95,8 @@ def tune(
     model's hidden size, a tenth of that for all weights. batch_size: texts an update, in `accumulate` parts. alpha:
     None for twice the rank. warmup: steps; None: 3 % of all. validation: a file, or the share that is held out;
     measured every `validate_every` steps and at the end. dtype: of the base; "auto": as it is stored, small models and
-    all that learn whole in float32. quantize: "int8" or "int4", of the base. minutes: of this sitting. workers: parts
+    all that learn whole in float32. quantize: "int8" or "int4", of the base. shard: of several processes, each holds a
+    part of every weight (FSDP2); False: all hold all (DDP). minutes: of this sitting. workers: parts
     of a batch that run side by side on a CPU. trackio: a project to log to. tell: is told what the data holds, before
     the first step. settings: further ones of `TuneRecipe` (modes, full, rank, dropout, targets, schedule, noise,
     self_conditioning, autoregressive, drafts, recomputes, clip, betas, weight_decay, seed, …).
@@ -137,13 +140,19 @@ def tune(
             warmup=min(steps - 1, math.ceil(WARMUP * steps)) if warmup is None else warmup,
             dtype=dtype,
             quantize=quantize,
-            base=base_digest(source),
             data=read.digest(),
         )
         if tell is not None and group.rank == 0:
-            for line in describe(read, counts, held, recipe):
+            for line in describe(read, counts, held, recipe, padding(texts, recipe)):
                 tell(line)
-        base = load_model(source, dtype=dtype, device=target, quantize=quantize, backend="torch")
+        recipe = dataclasses.replace(recipe, base=base_digest(source))  # what asks for weights
+        base = load_model(
+            source,
+            dtype="float32" if full else dtype,
+            device="cpu" if shard else target,
+            quantize=quantize,
+            backend="torch",
+        )
         tuner = Tuner(
             base,
             texts,
@@ -154,6 +163,7 @@ def tune(
             held_out=[text for of_one in read.validation for text in of_one],
             validate_every=validate_every,
             group=group,
+            shard=target if shard else None,
         )
         if resume and not tuner.resume():
             raise RequestError(f"{folder} holds no run to resume: leave resume out to start one")
@@ -165,6 +175,7 @@ def tune(
                 shown=progress and group.rank == 0,
                 checkpoint_minutes=checkpoint_minutes,
             )
+        tuner.gather()
         if group.rank == 0:
             _write(tuner, folder, source, as_name(model), generation)
         group.wait()
@@ -174,8 +185,10 @@ def tune(
     )
 
 
-def describe(data: Data, counts: Counts, held: Counts, recipe: TuneRecipe) -> Iterator[str]:
-    """What the data holds, exactly, in lines."""
+def describe(
+    data: Data, counts: Counts, held: Counts, recipe: TuneRecipe, padded: tuple[int, int]
+) -> Iterator[str]:
+    """What the data holds, exactly, in lines. padded: as `padding` counts it."""
     for name, found in (("training", counts), ("held out", held)):
         if found.conversations:
             yield (
@@ -190,6 +203,8 @@ def describe(data: Data, counts: Counts, held: Counts, recipe: TuneRecipe) -> It
         f"{recipe.steps:,} steps of {recipe.batch_size} answers ({epochs:.3g} epochs), learning rate"
         f" {recipe.learning_rate:.3g}"
     )
+    waste, total = padded
+    yield f"padding: {waste / total:.1%} of {total:,} clean tokens, in batches of texts of like length"
 
 
 def _steps(max_steps: int | None, epochs: float | None, texts: int, batch_size: int) -> int:
@@ -278,6 +293,8 @@ def _write(
             alpha=recipe.alpha,
         )
     else:
+        for parameter in tuner.model.parameters():
+            parameter.data = parameter.data.to(getattr(torch, recipe.dtype))
         write_checkpoint(tuner.model, folder, source, generation)
 
 

@@ -18,10 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from dgemma_core.errors import RequestError
+from dgemma_core.facts.machine import bfloat16_multiplies
 from dgemma_core.files.lora import CONDITIONING, STACKS, Adapter, LowRank, attach
 from dgemma_core.model import DiffusionGemma
+from dgemma_core.train import checkpoints
 from dgemma_core.train.batches import Batch, Place, collate, generator_of
-from dgemma_core.train.distributed import ALONE, Averaged, Group
+from dgemma_core.train.distributed import ALONE, Averaged, Group, divide, gather
 from dgemma_core.train.loop import Trainer, learning
 from dgemma_core.train.loss import Losses, Modes, loss
 from dgemma_core.train.recipe import Recipe
@@ -63,6 +65,8 @@ class TuneRecipe(Recipe):
     recomputes: bool = False
     """Activation checkpointing: layers run again for their gradient."""
     dtype: str = "float32"
+    """Of the base. Weights that learn stay in float32, since an update of less than 2⁻⁹ of a bfloat16 number is lost;
+    with `full`, bfloat16 is the dtype of passes, and of the checkpoint that is written."""
     quantize: str | None = None
     base: str = ""
     """Digest of the weights that the run begins with."""
@@ -80,6 +84,10 @@ class TuneRecipe(Recipe):
             raise RequestError("all weights belong to both modes: leave modes out, or full")
         if self.full and self.quantize:
             raise RequestError("quantised weights cannot be trained: leave quantize out, or full")
+        if self.full and self.dtype not in ("float32", "bfloat16"):
+            raise RequestError(
+                f"all weights learn in float32, with passes in float32 or bfloat16: dtype {self.dtype} is neither"
+            )
         if self.rank < 1 or not self.alpha > 0:
             raise RequestError(
                 f"rank is at least 1 and alpha above 0, got {self.rank} and {self.alpha}"
@@ -196,15 +204,29 @@ class Tuner(Trainer):
         held_out: Sequence[Text] = (),
         validate_every: int = 0,
         group: Group = ALONE,
+        shard: torch.device | None = None,
     ) -> None:
-        """held_out: what `validate_every` so many steps is measured. group: the processes that share the work."""
+        """held_out: what `validate_every` so many steps is measured. group: the processes that share the work. shard:
+        each of them holds a part of every weight, on this device; None: all hold all.
+
+        Raises RequestError for what cannot be shared so, and for weights in another dtype than float32 that learn.
+        """
         if recipe.micro_batches % group.size:
             raise RequestError(
                 f"{recipe.micro_batches} parts of a batch do not divide among {group.size} processes: set --accumulate"
                 f" to a multiple of {group.size}"
             )
-        self.group = group
-        self.asked = self.agreed = False
+        if shard is not None and (group.size == 1 or model.quantized):
+            why = "this is one process" if group.size == 1 else "quantised weights stay whole"
+            raise RequestError(
+                f"shard divides weights among the processes of torchrun, and {why}: leave shard out, or"
+                + (" start several" if group.size == 1 else " quantize")
+            )
+        if recipe.full and model.dtype != torch.float32:
+            raise RequestError(
+                "all weights learn in float32: load the model so (a recipe's dtype bfloat16 makes the passes)"
+            )
+        self.group, self.shard = group, shard
         self.adapter = None if recipe.full else new_adapter(model, recipe)
         if self.adapter is not None:
             attach(model, self.adapter)
@@ -224,12 +246,26 @@ class Tuner(Trainer):
             for weight in learning(self.working):  # so that their gradients are added up in float32
                 weight.data = weight.data.float()
         self.working.train()
-        self.averaged = Averaged(self.working, self.losses, group) if group.size > 1 else None
+        self.averaged = None
+        if group.size > 1:
+            self.averaged = Averaged(self.working, self.losses, group)
+
+    def passes_in_bfloat16(self) -> bool:
+        asked = self.recipe.full and self.recipe.dtype == "bfloat16"
+        if self.shard is not None:
+            fast = bfloat16_multiplies(self.shard) and self.model.dtype == torch.float32
+            return asked or fast
+        return asked or super().passes_in_bfloat16()
+
+    def make_working(self) -> DiffusionGemma:
+        return super().make_working() if self.shard is None else self.model
 
     def make_optimiser(self) -> AdamW:
         loras = () if self.adapter is None else self.adapter.modules().values()
         for module in loras if self.adapter is not None else (self.model,):
             module.requires_grad_(True)
+        if self.shard is not None:
+            divide(self.model, self.group, self.shard, half=self.half)
         return AdamW(learning(self.model), self.recipe)
 
     def losses(self, model: DiffusionGemma, batch: Batch, generator: torch.Generator) -> Losses:
@@ -241,27 +277,20 @@ class Tuner(Trainer):
                 model, batch, recipe, generator, modes=recipe.modes, recomputes=recipe.recomputes
             )
 
-    @property
-    def stopping(self) -> bool:
-        """Whether the run is to stop after the step at hand: of several processes, all at the same one."""
-        return self.agreed if self.group.size > 1 else self.asked
-
-    @stopping.setter
-    def stopping(self, asked: bool) -> None:
-        self.asked = asked
+    def agreed(self, flag: bool) -> bool:
+        return self.group.any(flag)
 
     def gradients(self, micro: Sequence[Batch]) -> Tensor:
         if self.averaged is None:
             return super().gradients(micro)
-        self.agreed = self.group.any(self.asked)
         generators = [
             generator_of(self.recipe.seed, 2, self.progress.step, m) for m in range(len(micro))
         ]
         with torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=self.half):
             sums = self.averaged(micro, generators, self.recipe)
         for weight, worked in zip(learning(self.model), learning(self.working), strict=True):
-            assert worked.grad is not None
-            weight.grad = worked.grad.float()
+            found = worked.grad  # None where nothing used the weight: no self-conditioning
+            weight.grad = torch.zeros_like(weight) if found is None else found.float()
         return sums
 
     @torch.no_grad()
@@ -277,9 +306,15 @@ class Tuner(Trainer):
             part = pairs[first : first + VALIDATED]
             places = [[Place(c * length, length)] for _, c in part]
             batch = collate([text for text, _ in part], self.end, places)
+            generator = generator_of(self.recipe.seed, 4, first)
             with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=self.half):
-                parts = self.losses(model, batch, generator_of(self.recipe.seed, 4, first))
-            found = torch.stack((parts.canvas, parts.autoregressive)).float().cpu()
+                if self.shard is not None:
+                    assert self.averaged is not None
+                    values = self.averaged.look(batch, generator, self.recipe)
+                else:
+                    parts = self.losses(model, batch, generator)
+                    values = torch.stack((parts.canvas, parts.autoregressive))
+            found = values.float().cpu()
             sums += found * len(part)
             canvases += len(part)
         model.train(training)
@@ -296,5 +331,13 @@ class Tuner(Trainer):
         return {name: value for name, value in figures.items() if name != other}
 
     def save(self) -> None:
-        if self.group.rank == 0:  # the others hold the same numbers
-            super().save()
+        writes = self.group.rank == 0  # the others hold the same numbers, or parts of them
+        if writes or self.shard is not None:
+            checkpoints.save(
+                self.folder, self.recipe, self.progress, self.model, self.optimiser, writes=writes
+            )
+
+    def gather(self) -> None:
+        """Ends the run: what learnt becomes plain parameters again, in the first process."""
+        if self.shard is not None:
+            gather(self.model, self.group)

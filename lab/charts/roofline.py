@@ -24,13 +24,12 @@ import numpy as np
 import torch
 
 from dgemma_core.autoregression import decode_tokens
-from dgemma_core.config import TextConfig
 from dgemma_core.diffusion import denoise_canvases
 from dgemma_core.errors import RequestError
 from dgemma_core.events import Event, StepEvent, TokenEvent
+from dgemma_core.facts.cost import experts_touched, work
 from dgemma_core.facts.machine import BUSY, Watch
 from dgemma_core.files.checkpoint import Loaded
-from dgemma_core.files.quantised import held_sizes
 from dgemma_core.generation import Prompt, prompt_ids
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.observe import Observe
@@ -143,10 +142,10 @@ def measure(
     for batch in batches:
         times = [_round(model, ids, batch, passes) for _ in range(rounds)]
         tokens, canvases = zip(*times, strict=True)
-        spread = _spread(config.text, batch)
-        token_steps.append(_cost(loaded, batch, 1, len(ids), tokens, spread))
-        experts = min(float(config.text.num_experts), max(touched, spread))
-        canvas_steps.append(_cost(loaded, batch, config.canvas_length, len(ids), canvases, experts))
+        spread = experts_touched(config.text, batch)
+        token_steps.append(_cost(model, batch, 1, len(ids), tokens, spread))
+        experts = max(touched, spread)
+        canvas_steps.append(_cost(model, batch, config.canvas_length, len(ids), canvases, experts))
     others = watch.others()
     return Machine(
         name=_machine_name(model.device),
@@ -218,51 +217,19 @@ def _experts_touched(loaded: Loaded, ids: Sequence[int]) -> float:
     return statistics.fmean(counts)
 
 
-def _spread(text: TextConfig, tokens: int) -> float:
-    """Experts a layer that so many tokens go to if each chooses evenly: an estimate, exact for one token."""
-    missed = (1 - text.top_k_experts / text.num_experts) ** tokens
-    return text.num_experts * (1 - missed)
-
-
 def _cost(
-    loaded: Loaded, batch: int, length: int, prefix: int, times: Sequence[float], experts: float
+    model: DiffusionGemma,
+    batch: int,
+    length: int,
+    prefix: int,
+    times: Sequence[float],
+    experts: float,
 ) -> StepCost:
-    """Arithmetic and bytes of one step over `batch` rows of `length` new tokens each.
-
-    Weights count with the bytes in which they lie in memory, keys and values with those of the dtype.
-    """
-    model, text = loaded.model, loaded.model.config.text
-    denoises = length > 1
-    sizes = held_sizes(model)
-    always = [
-        size for name, size in sizes.items()
-        if ".experts." not in name and (denoises or "self_conditioning" not in name) and "embed_tokens" not in name
-    ]  # fmt: skip
-    experts_held = [size for name, size in sizes.items() if ".experts." in name]
-    vocabulary = [size for name, size in sizes.items() if "embed_tokens" in name]
-    heads = 2 if denoises else 1  # logits, and the soft embedding
-    active, touched = text.top_k_experts / text.num_experts, experts / text.num_experts
-    matrices = _sum(always, 0) + active * _sum(experts_held, 0) + heads * _sum(vocabulary, 0)
-    seen = prefix + length
-    scores = sum(2 * text.num_attention_heads * layer.head_dim * seen for layer in text.layers)
-    cached = sum(2 * layer.num_key_value_heads * layer.head_dim * prefix for layer in text.layers)
-    tokens = batch * length
-    return StepCost(
-        batch=batch,
-        tokens=tokens,
-        seconds=statistics.median(times),
-        times=tuple(times),
-        flops=2.0 * tokens * (matrices + scores),
-        bytes=_sum(always, 1)
-        + _sum(vocabulary, 1)
-        + touched * _sum(experts_held, 1)
-        + batch * cached * model.dtype.itemsize,
-    )
-
-
-def _sum(sizes: Sequence[tuple[int, int]], place: int) -> int:
-    """Numbers (0) or bytes (1) of some parameters."""
-    return sum(size[place] for size in sizes)
+    """One step over `batch` rows of `length` new tokens each, with what it took."""
+    needed = work(model, prefix=prefix, tokens=length, batch=batch, touched=experts)
+    seconds = statistics.median(times)
+    flops, read = needed.operations, needed.bytes
+    return StepCost(batch, batch * length, seconds, flops, read, tuple(times))
 
 
 def _bandwidth(device: torch.device) -> float:

@@ -103,6 +103,7 @@ def test_the_defaults_are_the_recipes() -> None:
         (["--full", "--modes", "causal"], 2),
         (["--targets", "nothing"], 2),
         (["--model", "absent"], 2),
+        (["--shard"], 2),
     ],
 )
 def test_what_has_no_meaning(data: Path, tmp_path: Path, arguments: list[str], code: int) -> None:

@@ -18,6 +18,7 @@ from dgemma_core.train.batches import (
     collate,
     draw_draft,
     draw_place,
+    padding,
 )
 from dgemma_core.train.texts import canvas_count
 from tests.train.copying import BOS, END, RECIPE
@@ -148,6 +149,19 @@ def test_micro_batches_hold_texts_of_like_length() -> None:
     for micro in batches(numbered, replace(RECIPE, batch_size=24, steps=8), 16, END):
         lengths = [(batch.targets != -100).sum(1) for batch in micro]
         assert lengths[0].max() <= lengths[1].min(), "short ones, then long ones, at every step"
+
+
+def test_padding_is_counted_before_the_first_step() -> None:
+    """That of every batch of the run, the last pool's, which is not used up, too."""
+    recipe = replace(RECIPE, steps=7, batch_size=6, micro_batches=2, pool=3)
+
+    def text(i: int) -> Text:
+        return Text((2,) * (1 + i % 5), (4,) * (i * 37 % 50))
+
+    made = [b for micro in batches(text, recipe, 8, END) for b in micro]
+    total = sum(b.clean.numel() for b in made)
+    assert len(made) == 14 and padding(text, recipe) == (total - sum(b.count for b in made), total)
+    assert padding(lambda i: Text((2,), (4,) * 14), recipe) == (0, 7 * 6 * 16)
 
 
 def test_every_canvas_of_a_text_has_its_turn() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import inspect
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,15 +13,21 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from torch import Tensor
+from typer.testing import CliRunner
 
-from dgemma_core.command.tune import arguments, read_recipe, tune
+from dgemma_core.command.cli import app
+from dgemma_core.command.tune import RECIPES, arguments, read_recipe, tune
 from dgemma_core.config import ModelConfig
+from dgemma_core.facts.tuning import Tuning, tuning_memory
 from dgemma_core.files.adapters import _peft_names
 from dgemma_core.files.config_json import read_model_config
+from dgemma_core.files.finding import NANO
 from dgemma_core.files.lora import Adapter, LowRank, attach
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.train.batches import Place, collate
+from dgemma_core.train.run import TOKENIZER_FILES
 from dgemma_core.train.texts import Text
 from dgemma_core.train.tuning import Tuner, TuneRecipe, target_names
 from tests.oracle.released import released_config
@@ -141,6 +149,35 @@ def of_peft(experts: torch.nn.Module, lora: LowRank, x: Tensor, upstream: Tensor
     assert a.grad is not None and b.grad is not None
     gc.collect()
     return [a.grad, b.grad]
+
+
+def test_the_recipe_names_the_memory_that_is_planned() -> None:
+    found = yaml.safe_load((RECIPES / "sudoku_26b.yaml").read_text())
+    assert found["dtype"] == "bfloat16" and found["recompute"] and found["modes"] == "both"
+    settings: dict[str, Any] = {
+        "texts": found["batch_size"] // found["accumulate"], "parts": found["accumulate"],
+        "length": found["max_length"] - 1, "rank": found["rank"], "recomputes": True,
+    }  # fmt: skip
+    for base in ("bf16", "int4"):
+        memory = tuning_memory(released(), Tuning(base=base, **settings))
+        assert f"{memory.total / 1e9:.1f} GB" in found["about"], base
+        assert f"{sum(line.bytes for line in memory.held[1:]) / 1e9:.1f} GB" in found["about"]
+
+
+def test_the_recipe_runs_up_to_the_weights(tmp_path: Path) -> None:
+    """Data are checked and counted, and the plan of the run is shown; then the weights are missing."""
+    model, data = tmp_path / "model", tmp_path / "data.jsonl"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(released_config()))
+    for name in TOKENIZER_FILES:
+        (model / name).write_bytes((NANO / name).read_bytes())
+    row = {"prompt": "Sudoku: " + "_ " * 81, "completion": "1 2 3 4 5 6 7 8 9 " * 9}
+    data.write_text(json.dumps(row) + "\n")
+    asked = ["--recipe", "sudoku_26b", "--model", model, "--data", data, "--out", tmp_path / "out"]
+    done = CliRunner().invoke(app, ["tune", *map(str, asked)])
+    assert done.exit_code == 2 and "found no weights" in done.output.splitlines()[-1], done.output
+    assert "1,000 steps of 32 answers" in done.output and "padding: " in done.output
+    assert re.search(r"1 answers, .* 1 canvases, longest \d+ tokens, 0 truncated", done.output)
 
 
 def test_the_batches_of_a_puzzle() -> None:

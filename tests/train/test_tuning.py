@@ -194,6 +194,23 @@ def test_all_weights(tmp_path: Path) -> None:
     assert all(not torch.equal(after[n], before[n]) for n in before if "layer_scalar" not in n)
 
 
+def test_small_updates_of_all_weights_are_kept(tmp_path: Path) -> None:
+    """With dtype bfloat16, too: passes run in it, and updates below 2⁻⁹ of a weight add up."""
+    recipe = replace(RECIPE, full=True, dtype="bfloat16", learning_rate=1e-5, steps=20)
+    with pytest.raises(RequestError, match="all weights learn in float32: load the model so"):
+        tuner(tmp_path, recipe, base(torch.bfloat16))
+    run = tuner(tmp_path, recipe)
+    assert run.half and run.working is not run.model
+    assert run.working.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16  # type: ignore[union-attr]
+    before = learnt(run)["norm.weight"], learnt(run)["embed_tokens.weight"]
+    assert run.run()
+    after = learnt(run)["norm.weight"], learnt(run)["embed_tokens.weight"]
+    for a, b in zip(before, after, strict=True):
+        moved = (b - a).abs()
+        assert b.dtype == torch.float32 and (moved > 0).float().mean() > 0.9
+        assert moved.max() <= 20 * 1.1e-5 and (moved > 5e-5).any(), "more than one update"
+
+
 def test_targets() -> None:
     model = tiny.model()
     every = target_names(model, tuple(TARGETS))
@@ -431,6 +448,21 @@ def test_all_of_nano_becomes_a_checkpoint(tmp_path: Path) -> None:
     names = {name for name, p in loaded.model.named_parameters() if "layer_scalar" not in name}
     for name in names:
         assert not torch.equal(loaded.model.get_parameter(name), nano.model.get_parameter(name))
+
+
+def test_all_of_nano_in_bfloat16(tmp_path: Path) -> None:
+    """It learns in float32, and the checkpoint is written as it was asked for."""
+    out = tmp_path / "out"
+    done = tune("nano", rows(8), out, max_steps=2, full=True, dtype="bfloat16", **OPTIONS)
+    (kept,) = (out / "run").glob("weights-*.safetensors")
+    assert {numbers.dtype for numbers in load_file(kept).values()} == {torch.float32}
+    assert load_model(done.folder).dtype == torch.bfloat16
+    with pytest.raises(RequestError, match="dtype float16 is neither"):
+        tune("nano", rows(4), tmp_path / "b", max_steps=1, full=True, dtype="float16", **OPTIONS)
+    with pytest.raises(
+        RequestError, match="this is one process: leave shard out, or start several"
+    ):
+        tune("nano", rows(4), tmp_path / "c", max_steps=1, shard=True, **OPTIONS)
 
 
 def test_what_tune_refuses(tmp_path: Path) -> None:

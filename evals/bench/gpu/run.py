@@ -25,11 +25,12 @@ from torch import Tensor
 
 from dgemma_core.config import ModelConfig
 from dgemma_core.events import Mode
+from dgemma_core.facts.cost import work
 from dgemma_core.model import DiffusionGemma
 from dgemma_evals.bench.gpu import public as released
 from dgemma_evals.bench.gpu.card import ceilings, check_memory, environment
 from dgemma_evals.bench.gpu.loop import AIM, timing
-from dgemma_evals.bench.gpu.model import Shape, build, check_touched, narrow, work
+from dgemma_evals.bench.gpu.model import Shape, build, check_touched, narrow
 from dgemma_evals.bench.gpu.parts import parts, touched, tune
 from dgemma_evals.bench.gpu.proof import apart, prove
 from dgemma_evals.saving import write_json
@@ -97,7 +98,7 @@ def measure(
         ("token", "autoregressive", 1, chosen),
     ):
         (alone,) = (t for t in timings if t["mode"] == mode and t["batch"] == 1)
-        needed = work(model.config, shape.prefix, tokens, experts, model.dtype.itemsize)
+        needed = work(model, prefix=shape.prefix, tokens=tokens, touched=experts)
         floor = 1e3 * needed.floor(*rates)
         passes[name] = {
             "median_ms": alone["median_ms"],

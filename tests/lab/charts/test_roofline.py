@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 
 from dgemma_core.errors import RequestError
+from dgemma_core.facts.cost import work
 from dgemma_core.files.checkpoint import load_model
 from dgemma_core.files.saving import save_model
 from dgemma_lab.charts.roofline import PUBLISHED, Machine, StepCost, break_even, measure, roofline
 from dgemma_lab.charts.roofline import _cost as cost
-from dgemma_lab.charts.roofline import _spread as spread
-from tests.core import tiny
 from tests.lab import runs
 
 MACHINE = Machine(
@@ -23,48 +22,16 @@ MACHINE = Machine(
 )  # fmt: skip
 
 
-def test_a_step_is_counted_right() -> None:
-    """Every matrix of the tiny model, by its shape: 2 FLOP a weight and token, and the scores."""
+def test_a_step_carries_its_work_and_its_times(tmp_path: Path) -> None:
+    """What is counted, facts/cost.py says (tests/facts/test_cost.py)."""
     loaded = runs.loaded()
-    text = loaded.model.config.text
-    d, v = text.hidden_size, text.vocab_size
-    attention = d * (16 + 8 + 8) + 16 * d  # sliding: q, k, v, o of 4 heads × 4 and 2 groups × 4
-    attention += d * (32 + 8) + 32 * d  # full: q, k, o of 4 heads × 8 and 1 group × 8
-    dense, router, expert = (
-        3 * d * text.intermediate_size,
-        d * 3,
-        3 * d * text.moe_intermediate_size,
-    )
-    weights = attention + 2 * (dense + router) + 2 * 2 * expert + v * d
-    scores = 2 * 4 * 4 * 11 + 2 * 4 * 8 * 11
-    one = cost(loaded, 1, 1, 10, [0.5], 2.0)
-    small = 2 * (7 * d + d + 3 + 1) + 2 * (4 + 4) - 2 * 4 + 2 * 4 + d + 40  # norms and scalars
-    assert one.flops == pytest.approx(2 * (weights + scores), rel=0.03)
-    assert 0 <= one.flops - 2 * (weights + scores) <= 4 * small
-    assert one.rate == one.flops / 0.5
-    read = 4 * (weights + 2 * 2 * 4 * 10 + 2 * 1 * 8 * 10)
-    assert one.bytes == pytest.approx(read, rel=0.03) and one.bytes >= read
-
-
-def test_a_quantised_model_counts_all_its_weights(tmp_path: Path) -> None:
-    """The arithmetic of the plain one, and the bytes in which its weights lie."""
-    plain = runs.loaded()
-    save_model(plain.model, tmp_path, generation=plain.generation)
-    one = cost(plain, 2, 8, 10, [0.5], 3.0)
-    cached = 2 * 4 * (2 * 2 * 4 * 10 + 2 * 1 * 8 * 10)
-    for scheme in ("int8", "int4"):
-        loaded = replace(plain, model=load_model(tmp_path, device="cpu", quantize=scheme))
-        found = cost(loaded, 2, 8, 10, [0.5], 3.0)
-        assert found.flops == one.flops
-        held = sum(t.nbytes for t in (*loaded.model.parameters(), *loaded.model.buffers()))
-        assert found.bytes - cached == held < (one.bytes - cached) / 2  # all experts are touched
-    assert measure(loaded, batches=(1,), passes=2, rounds=1).dtype == "float32, weights int4"
-
-
-def test_experts_that_tokens_spread_over() -> None:
-    text = tiny.CONFIG.text
-    assert spread(text, 1) == pytest.approx(2.0)
-    assert spread(text, 2) == pytest.approx(3 * (1 - (1 / 3) ** 2))
+    one = cost(loaded.model, 2, 8, 10, [0.5, 0.7, 0.1], 3.0)
+    needed = work(loaded.model, prefix=10, tokens=8, batch=2, touched=3.0)
+    assert (one.flops, one.bytes) == (needed.operations, needed.bytes)
+    assert (one.batch, one.tokens, one.seconds, one.rate) == (2, 16, 0.5, one.flops / 0.5)
+    save_model(loaded.model, tmp_path, generation=loaded.generation)
+    coded = replace(loaded, model=load_model(tmp_path, device="cpu", quantize="int4"))
+    assert measure(coded, batches=(1,), passes=2, rounds=1).dtype == "float32, weights int4"
 
 
 def test_measuring_times_both_steps_at_each_batch() -> None:
