@@ -24,10 +24,10 @@ import numpy as np
 import torch
 
 from dgemma_core.autoregression import decode_tokens
-from dgemma_core.config import TextConfig
 from dgemma_core.diffusion import denoise_canvases
 from dgemma_core.errors import RequestError
 from dgemma_core.events import Event, StepEvent, TokenEvent
+from dgemma_core.facts.cost import evenly_touched
 from dgemma_core.facts.machine import BUSY, Watch
 from dgemma_core.files.checkpoint import Loaded
 from dgemma_core.files.quantised import held_sizes
@@ -143,7 +143,7 @@ def measure(
     for batch in batches:
         times = [_round(model, ids, batch, passes) for _ in range(rounds)]
         tokens, canvases = zip(*times, strict=True)
-        spread = _spread(config.text, batch)
+        spread = evenly_touched(config.text, batch)
         token_steps.append(_cost(loaded, batch, 1, len(ids), tokens, spread))
         experts = min(float(config.text.num_experts), max(touched, spread))
         canvas_steps.append(_cost(loaded, batch, config.canvas_length, len(ids), canvases, experts))
@@ -216,12 +216,6 @@ def _experts_touched(loaded: Loaded, ids: Sequence[int]) -> float:
             if len(counts) >= 4 * len(loaded.model.config.text.layers):
                 break
     return statistics.fmean(counts)
-
-
-def _spread(text: TextConfig, tokens: int) -> float:
-    """Experts a layer that so many tokens go to if each chooses evenly: an estimate, exact for one token."""
-    missed = (1 - text.top_k_experts / text.num_experts) ** tokens
-    return text.num_experts * (1 - missed)
 
 
 def _cost(
@@ -341,10 +335,10 @@ def roofline(machine: Machine) -> Figure:
         xaxis={"type": "log", "title": "arithmetic intensity, FLOP a byte", "dtick": 1},
         yaxis={"type": "log", "title": "FLOP/s", "exponentformat": "SI", "dtick": 1},
     )
-    return _explained(figure, entries=3)
+    return explained(figure, entries=3)
 
 
-def _explained(figure: Figure, *, entries: int) -> Figure:
+def explained(figure: Figure, *, entries: int) -> Figure:
     """The legend as a list between title and chart, with room of its own.
 
     All words stand there and none among the points: those lie wherever the machine puts them, and on top of each other
@@ -445,6 +439,6 @@ def break_even(
             "range": np.log10([min(0.8, min(lows) * 0.8), max(ceiling) * 1.6]).tolist(),
         },
     )  # fmt: skip
-    return _explained(
+    return explained(
         figure, entries=1 + (tokens_per_forward is not None) + 2 * (published is not None)
     )

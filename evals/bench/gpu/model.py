@@ -1,4 +1,4 @@
-"""A model of the released shape with random weights, made on its device; and what a step of it must read and compute.
+"""A model of the released shape with random weights, made on its device, and the memory that it needs there.
 
 Notable:
 - weights are drawn one matrix at a time, each from a seed that its name gives: no more memory than the result takes,
@@ -125,60 +125,6 @@ def narrow(model: DiffusionGemma, touched: int, *, seed: int = 0) -> None:
         check_touched(touched, len(weight), layer.router.top_k)
         left_out = torch.randperm(len(weight), generator=generator)[touched:]
         weight.data[left_out.to(weight.device)] = 0
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a pass must read at least, in bytes, and compute, in operations (an addition is one, too)."""
-
-    read: Mapping[str, float]
-    computed: Mapping[str, float]
-
-    def floor(self, bytes_per_second: float, operations_per_second: float) -> float:
-        """Seconds below which the pass cannot be: reading all, or computing all, whichever takes longer."""
-        return max(
-            sum(self.read.values()) / bytes_per_second,
-            sum(self.computed.values()) / operations_per_second,
-        )
-
-
-def work(config: ModelConfig, prefix: int, tokens: int, touched: float, itemsize: int) -> Work:
-    """A denoising step (tokens: the canvas), or an autoregressive token (1), with `touched` experts a layer.
-
-    Every touched weight is read once, the tied embedding too; keys and values of the prefix once a layer.
-    """
-    text = config.text
-    width, heads = text.hidden_size, text.num_attention_heads
-    attention = attended = keys = 0.0
-    for layer in text.layers:
-        groups, d = layer.num_key_value_heads, layer.head_dim
-        kinds = 1 if layer.full else 2  # full layers take their values from the keys
-        attention += width * d * (2 * heads + kinds * groups)
-        seen = prefix if layer.full else min(prefix, text.sliding_window - 1)
-        attended += 4 * tokens * (seen + tokens) * heads * d
-        keys += 2 * seen * groups * d
-    count = len(text.layers)
-    dense = count * 3 * width * text.intermediate_size
-    expert = count * 3 * width * text.moe_intermediate_size
-    router = count * width * text.num_experts
-    conditioning = 3 * width * text.intermediate_size if tokens > 1 else 0
-    vocabulary = text.vocab_size * width
-    products = 2 if tokens > 1 else 1  # logits, and the soft embedding
-    return Work(
-        read={
-            "attention": attention * itemsize,
-            "prefix": keys * itemsize,
-            "experts": (expert * touched + router) * itemsize,
-            "dense": (dense + conditioning) * itemsize,
-            "head": vocabulary * itemsize,
-        },
-        computed={
-            "attention": 2 * tokens * attention + attended,
-            "experts": 2 * tokens * (expert * text.top_k_experts + router),
-            "dense": 2 * tokens * (dense + conditioning),
-            "head": 2 * tokens * products * vocabulary,
-        },
-    )
 
 
 def needed_bytes(

@@ -25,11 +25,12 @@ from torch import Tensor
 
 from dgemma_core.config import ModelConfig
 from dgemma_core.events import Mode
+from dgemma_core.facts.cost import work
 from dgemma_core.model import DiffusionGemma
 from dgemma_evals.bench.gpu import public as released
 from dgemma_evals.bench.gpu.card import ceilings, check_memory, environment
 from dgemma_evals.bench.gpu.loop import AIM, timing
-from dgemma_evals.bench.gpu.model import Shape, build, check_touched, narrow, work
+from dgemma_evals.bench.gpu.model import Shape, build, check_touched, narrow
 from dgemma_evals.bench.gpu.parts import parts, touched, tune
 from dgemma_evals.bench.gpu.proof import apart, prove
 from dgemma_evals.saving import write_json

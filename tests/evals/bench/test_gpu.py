@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from dgemma_core.backends.cuda import experts as grouped
 from dgemma_core.errors import DeviceError, RequestError
 from dgemma_core.events import PromptEvent, TokenEvent
+from dgemma_core.facts.cost import work
 from dgemma_evals.bench import page as bench_page
 from dgemma_evals.bench.gpu import card, loop, proof
 from dgemma_evals.bench.gpu import model as gpu_model
@@ -123,13 +124,13 @@ def test_no_card_and_too_small_a_card_are_one_line(monkeypatch: pytest.MonkeyPat
 def test_the_released_shape_is_counted_as_published() -> None:
     """Parameters, bytes of a step and of a token, and what 44 experts fewer save."""
     config = Shape().config()
-    step = gpu_model.work(config, 4096, 256, 128, 2)
+    step = work(config, 4096, 256, 128, 2)
     weights = sum(bytes for part, bytes in step.read.items() if part != "prefix")
     assert weights == pytest.approx(2 * 25_250_986_812, rel=1e-4)
-    token = gpu_model.work(config, 4096, 1, 8, 2)
+    token = work(config, 4096, 1, 8, 2)
     assert sum(token.read.values()) == pytest.approx(7.9e9, rel=0.02)
     assert sum(step.computed.values()) == pytest.approx(2.66e12, rel=0.01)
-    fewer = gpu_model.work(config, 4096, 256, 84, 2)
+    fewer = work(config, 4096, 256, 84, 2)
     saved = step.read["experts"] - fewer.read["experts"]
     assert saved == 30 * 44 * 3 * 2816 * 704 * 2
     assert step.floor(4e12, 1e15) == pytest.approx(sum(step.read.values()) / 4e12)

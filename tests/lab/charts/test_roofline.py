@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from dgemma_core.errors import RequestError
+from dgemma_core.facts.cost import evenly_touched
 from dgemma_core.files.checkpoint import load_model
 from dgemma_core.files.saving import save_model
 from dgemma_lab.charts.roofline import PUBLISHED, Machine, StepCost, break_even, measure, roofline
 from dgemma_lab.charts.roofline import _cost as cost
-from dgemma_lab.charts.roofline import _spread as spread
 from tests.core import tiny
 from tests.lab import runs
 
@@ -63,8 +63,8 @@ def test_a_quantised_model_counts_all_its_weights(tmp_path: Path) -> None:
 
 def test_experts_that_tokens_spread_over() -> None:
     text = tiny.CONFIG.text
-    assert spread(text, 1) == pytest.approx(2.0)
-    assert spread(text, 2) == pytest.approx(3 * (1 - (1 / 3) ** 2))
+    assert evenly_touched(text, 1) == pytest.approx(2.0)
+    assert evenly_touched(text, 2) == pytest.approx(3 * (1 - (1 / 3) ** 2))
 
 
 def test_measuring_times_both_steps_at_each_batch() -> None:
