@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dgemma_lab.canvas.canvas import Canvas as Canvas
     from dgemma_lab.canvas.canvas import Steer as Steer
     from dgemma_lab.charts.board import attention_board as attention_board
+    from dgemma_lab.charts.drafts import predicted_speculation as predicted_speculation
     from dgemma_lab.charts.inside import attention as attention
     from dgemma_lab.charts.inside import expert_load as expert_load
     from dgemma_lab.charts.inside import experts_touched as experts_touched
@@ -40,6 +41,7 @@ _HOMES = {
     "budget.budget": ("Budget",),
     "canvas.canvas": ("Canvas", "Steer"),
     "charts.board": ("attention_board",),
+    "charts.drafts": ("predicted_speculation",),
     "charts.inside": ("attention", "expert_load", "experts_touched", "self_conditioning"),
     "charts.order": ("convergence", "order_by_kind", "remelts", "settling"),
     "charts.roofline": ("break_even", "measure", "roofline"),

@@ -19,10 +19,12 @@ from typing import Any
 from tqdm.auto import tqdm
 
 import dgemma_core as dg
+from dgemma_core.files.finding import find_folder
 from dgemma_core.generation.likelihood import causal_logprobs
 from dgemma_core.nano.families import TASKS, Example, examples, family
 from dgemma_evals.comparison.stats import mean_difference, paired_bootstrap
 from dgemma_evals.harness.likelihood import nelbo
+from dgemma_evals.hashes import fingerprint
 from dgemma_evals.machine import environment
 from dgemma_evals.saving import resumed, write_json
 
@@ -132,6 +134,7 @@ def main() -> None:
     arguments = parser.parse_args()
     loaded = dg.load(arguments.model, dtype="float32")
     settings = {key: str(value) for key, value in vars(arguments).items() if key != "out"}
+    settings["weights"] = fingerprint(find_folder(arguments.model))
     record = resumed(
         arguments.out, {"settings": settings, "environment": environment(), "families": {}}
     )

@@ -1,13 +1,15 @@
 """Measures speculative decoding on nano's families, beside the two modes of the same weights that it is made of.
 
-    python scripts/measure_speculation.py --draft adaptive --draft fixed:positions=16 --draft fixed:positions=16,steps=2
+    python -m scripts.measure_speculation --draft adaptive --draft fixed:positions=16 --draft fixed:positions=16,steps=2
+    python -m scripts.measure_speculation --candidates     # which rule should be the default: all of CANDIDATES at once
 
 Texts first: whether the drafted text equals greedy autoregression's, tokens a pass (all passes counted), accepted
 tokens a round, how many positions of a text's first draft hold the causal mode's own token, and the share of documents
 that only one of diffusion and the causal mode solves. Then times: all modes write the same problems in turn, each
 `--repeats` times, `--batches` at a time; kept tokens a second of wall time and of process time, medians over the
-repeats. Everything is written to `--out`, and printed as Markdown tables. Problems are of the validation seeds unless
-`--split test`.
+repeats. Everything is written to `--out` and printed as Markdown tables, with the rule that is fastest on this machine.
+The file is written after each family and batch size; the same command goes on where it stopped, with the same weights.
+Problems are of the validation seeds unless `--split test`.
 """
 
 from __future__ import annotations
@@ -26,16 +28,24 @@ from tqdm.auto import tqdm
 
 import dgemma_core as dg
 from dgemma_core.events import DraftEvent, Event
+from dgemma_core.files.finding import find_folder
 from dgemma_core.nano.families import TASKS, Example, examples, family
 from dgemma_core.samplers import describe
 from dgemma_core.speculation import AdaptiveDraft, DraftRule, FixedDraft
+from dgemma_evals.hashes import fingerprint
 from dgemma_evals.machine import environment
-from dgemma_evals.saving import write_json
+from dgemma_evals.saving import resumed, write_json
 from dgemma_evals.writers.counting import acceptance
 
 RULES: Mapping[str, type[FixedDraft | AdaptiveDraft]] = {
     kind.name: kind for kind in (FixedDraft, AdaptiveDraft)
 }
+CANDIDATES = (
+    "adaptive", "adaptive:margin=4", "adaptive:margin=10", "adaptive:first=32", "adaptive:memory=4",
+    "adaptive:least_probability=0.3", "adaptive:steps=2",
+    "fixed:positions=8", "fixed:positions=16", "fixed:positions=24", "fixed",
+)  # fmt: skip
+"""Draft rules among which the default is chosen, the present one first; `fixed` drafts a whole canvas."""
 WAYS: dict[str, dict[str, Any]] = {
     "diffusion": {"mode": "diffusion"},
     "autoregressive": {"mode": "autoregressive"},
@@ -212,15 +222,39 @@ def measure_speed(
     }
 
 
-def ratio(speed: Mapping[str, Any], name: str, other: str, clock: str) -> float:
-    """Median over the repeats of a way's kept tokens a second over another's; clock: wall or process."""
+def ratios(speed: Mapping[str, Any], name: str, other: str, clock: str) -> list[float]:
+    """A way's kept tokens a second over another's, repeat by repeat; clock: wall or process."""
 
     def rates(way: str) -> list[float]:
         found = speed["ways"][way]
         pairs = zip(found["kept_tokens"], found[f"{clock}_seconds"], strict=True)
         return [kept / seconds for kept, seconds in pairs]
 
-    return statistics.median(a / b for a, b in zip(rates(name), rates(other), strict=True))
+    return [a / b for a, b in zip(rates(name), rates(other), strict=True)]
+
+
+def ratio(speed: Mapping[str, Any], name: str, other: str, clock: str) -> float:
+    """The median of `ratios`."""
+    return statistics.median(ratios(speed, name, other, clock))
+
+
+def best(speed: Mapping[str, Any], rules: Sequence[str]) -> str:
+    """Which draft rule keeps most tokens a second of process time, and in how many repeats the next one is behind."""
+    order = sorted(
+        rules, key=lambda name: ratio(speed, name, "autoregressive", "process"), reverse=True
+    )
+    gain = ratio(speed, order[0], "autoregressive", "process")
+    said = (
+        f"Batch {speed['batch']}: {order[0]} is best, {gain:.2f} × autoregression by process time"
+    )
+    if len(order) == 1:
+        return f"{said}."
+    ahead = ratios(speed, order[0], order[1], "process")
+    won = sum(one > 1 for one in ahead)
+    return (
+        f"{said}; {order[1]} is next, and behind in {won} of {len(ahead)} repeats "
+        f"({min(ahead):.2f} to {max(ahead):.2f} ×)."
+    )
 
 
 # --- tables
@@ -287,7 +321,8 @@ def markdown(record: Mapping[str, Any]) -> str:
                 f"{row['diffusion']['tokens_per_pass']:.2f}",
             ]
         )  # fmt: skip
-    return f"{_table(heads, rows)}\n\nUnder {first}:\n\n{_table(head, lines)}"
+    found = "".join(f"{best(speed, rules)}\n" for speed in record["speed"])
+    return f"{_table(heads, rows)}\n\n{found}\nUnder {first}:\n\n{_table(head, lines)}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -300,23 +335,30 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     rules = {text: parse_rule(text) for text in arguments.draft}
     loaded = dg.load(arguments.model, dtype=arguments.dtype, backend=arguments.backend)
     settings = {name: value for name, value in vars(arguments).items() if name != "out"}
-    record: dict[str, Any] = {
+    settings |= {
+        "backend": loaded.model.backend.name,
+        "weights": fingerprint(find_folder(arguments.model)),
+    }
+    fresh: dict[str, Any] = {
         "command": " ".join(["python", *sys.argv]),
-        "settings": {**settings, "backend": loaded.model.backend.name},
+        "settings": settings,
         "environment": environment(),
         "draft_rules": {name: describe(rule) for name, rule in rules.items()},  # type: ignore[arg-type]
         "families": {},
         "speed": [],
     }
+    record = resumed(arguments.out, fresh)
     problems = {
         name: examples(name, arguments.split, arguments.count) for name in arguments.families
     }
-    for name, of_family in tqdm(problems.items(), desc="texts", disable=None):
+    missing = {n: some for n, some in problems.items() if n not in record["families"]}
+    for name, of_family in tqdm(missing.items(), desc="texts", disable=None):
         record["families"][name] = measure_family(loaded, of_family, rules, arguments)
         write_json(arguments.out, record)
     ways = {**WAYS, **{n: {"mode": "speculative", "draft": rule} for n, rule in rules.items()}}
     timed = {name: of_family[: arguments.timed] for name, of_family in problems.items()}
-    for batch in arguments.batches if arguments.timed else ():
+    done = {speed["batch"] for speed in record["speed"]}
+    for batch in [b for b in arguments.batches if b not in done] if arguments.timed else ():
         record["speed"].append(measure_speed(loaded, timed, ways, batch, arguments))
         write_json(arguments.out, record)
     return record
@@ -335,6 +377,7 @@ def main() -> None:
         metavar="RULE",
         help="fixed or adaptive (the default), as above; may be repeated",
     )
+    add("--candidates", action="store_true", help="also all rules among which to choose a default")
     add("--split", choices=("test", "validation"), default="validation")
     add("--count", type=int, default=200, help="documents of a family")
     add("--timed", type=int, default=10, help="documents of a family that are timed; 0: none")
@@ -346,7 +389,8 @@ def main() -> None:
     add("--families", nargs="+", choices=TASKS, default=list(TASKS))
     add("--out", type=Path, default=Path("results/speculation/measured.json"))
     arguments = parser.parse_args()
-    arguments.draft = arguments.draft or ["adaptive"]
+    given = [*(arguments.draft or ()), *(CANDIDATES if arguments.candidates else ())]
+    arguments.draft = list(dict.fromkeys(given)) or ["adaptive"]
     for name in ("count", "repeats", "batch", *(["timed"] if arguments.timed else [])):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name} must be at least 1")

@@ -78,15 +78,24 @@ class Work:
 
 
 def work(
-    model: DiffusionGemma, *, prefix: int, tokens: int, batch: int = 1, touched: float | None = None
+    model: DiffusionGemma,
+    *,
+    prefix: int,
+    tokens: int,
+    batch: int = 1,
+    touched: float | None = None,
+    denoises: bool | None = None,
 ) -> Work:
     """A denoising step of `batch` rows (tokens: of a canvas), or an autoregressive one (1), behind `prefix` tokens.
 
     model: may be on the meta device; weights count with the bytes in which they lie in memory. Each is read once, of
     the experts `touched` ones a layer (None: `experts_touched`); keys and values of the prefix once a row. A number of
     a weight is two operations a token, of the tied embedding four on a canvas: logits and soft embedding.
+    denoises: whether the pass conditions on a prediction and makes one, as a denoising step does; None: if it is of
+    several tokens. Verifying a draft is a pass of several tokens that does not.
     """
-    text, denoises, count = model.config.text, tokens > 1, batch * tokens
+    text, count = model.config.text, batch * tokens
+    denoises = tokens > 1 if denoises is None else denoises
     touched = experts_touched(text, count) if touched is None else touched
     read, computed = (dict.fromkeys((*PARTS, "prefix"), 0.0) for _ in range(2))
     for name, (numbers, held) in held_sizes(model).items():

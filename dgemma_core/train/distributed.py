@@ -165,7 +165,8 @@ def divide(model: DiffusionGemma, group: Group, device: torch.device, *, half: b
     # The layers of both modes share parameters where an adapter changes one mode alone.
     of_modes = [layers for layers in (model.layers, model.causal_layers) if layers is not None]
     groups: list[list[nn.Module]] = [list(layers) for layers in zip(*of_modes, strict=True)]
-    for modules in (*groups, [model]):
+    groups.append([model])
+    for modules in groups:
         for module in modules:
             vars(module)["gathered"] = partial(_run, module)
         fully_shard(modules, mesh=mesh, mp_policy=policy)

@@ -137,22 +137,43 @@ def draw(
     height = 2 * MARGIN + 20 + sum(18 + count * (CELL_HEIGHT + GAP) for count in lines)
     picture = Image.new("RGBA", (WIDTH * scale, height * scale), inks.paper)
     pen = _Pen(ImageDraw.Draw(picture), trace, inks, scale, letters)
+    chosen = _chosen(trace)
     y = float(MARGIN)
     for g, cells in enumerate(canvases):
-        name = f"canvas {g + 1}" if trace.mode == "diffusion" else "one token a pass"
-        pen.write(f"{name} · step {step} of {len(trace)}", MARGIN, y)
+        pen.write(_caption(trace, g, step), MARGIN, y)
         y += 18
         for cell, (line, place) in zip(cells, placed[g], strict=True):
             left = MARGIN + place * (column + GAP)
             top = y + line * (CELL_HEIGHT + GAP)
             pen.cell(cell, left, top, column, CELL_HEIGHT)
+            if cell.position in chosen and cell.token is not None:
+                pen.edge(left, top, CELL_HEIGHT)
         y += lines[g] * (CELL_HEIGHT + GAP)
     x = float(MARGIN)
     for state, name in enumerate(STATES):
+        if trace.token_by_token and state != ACCEPTED:  # a token is written once and stays
+            continue
         pen.cell(Cell(0, None, state, 0.8), x, y + 4, 18, 14)
         pen.write(name, x + 24, y + 4)
         x += 34 + small.getlength(name) / scale
+    if chosen:
+        pen.edge(x, y + 4, 14)
+        pen.write("the causal mode's own choice", x + 10, y + 4)
     return picture
+
+
+def _caption(trace: Trace, canvas: int, step: int) -> str:
+    if trace.rounds:
+        done = sum(made.start + 1 < step for made in trace.rounds)
+        return f"token {step} of {len(trace)} · round {done} of {len(trace.rounds)}"
+    name = f"canvas {canvas + 1}" if trace.mode == "diffusion" else "one token a pass"
+    return f"{name} · step {step} of {len(trace)}"
+
+
+def _chosen(trace: Trace) -> set[int]:
+    """Answer positions that the causal mode chose itself: the first, and the one behind each accepted stretch."""
+    rounds = trace.rounds
+    return {0, *(made.start + made.accepted + 1 for made in rounds)} if rounds else set()
 
 
 def _placed(cells: Sequence[Cell], columns: int, starts: set[int]) -> list[tuple[int, int]]:
@@ -206,6 +227,12 @@ class _Pen:
             self._outline(box, cell.state)
         if cell.token is not None:
             self._token(cell, box, colour)
+
+    def edge(self, x: float, y: float, height: float) -> None:
+        """The heavy left line of a token that was not drafted."""
+        left, top = int(x * self.scale), int(y * self.scale)
+        box = (left, top, left + 3 * self.scale, int((y + height) * self.scale) - 1)
+        self.pen.rectangle(box, self.inks.text)
 
     def _token(self, cell: Cell, box: tuple[int, int, int, int], colour: Paint) -> None:
         left, top, right, bottom = box

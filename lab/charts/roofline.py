@@ -308,10 +308,10 @@ def roofline(machine: Machine) -> Figure:
         xaxis={"type": "log", "title": "arithmetic intensity, FLOP a byte", "dtick": 1},
         yaxis={"type": "log", "title": "FLOP/s", "exponentformat": "SI", "dtick": 1},
     )
-    return _explained(figure, entries=3)
+    return explained(figure, entries=3)
 
 
-def _explained(figure: Figure, *, entries: int) -> Figure:
+def explained(figure: Figure, *, entries: int) -> Figure:
     """The legend as a list between title and chart, with room of its own.
 
     All words stand there and none among the points: those lie wherever the machine puts them, and on top of each other
@@ -412,6 +412,6 @@ def break_even(
             "range": np.log10([min(0.8, min(lows) * 0.8), max(ceiling) * 1.6]).tolist(),
         },
     )  # fmt: skip
-    return _explained(
+    return explained(
         figure, entries=1 + (tokens_per_forward is not None) + 2 * (published is not None)
     )

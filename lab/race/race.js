@@ -83,19 +83,20 @@ export function steps(lane) {
 
 /**
  * Who was first, in words: over the rounds in which the lanes took turns, with the range of their ratios. Where the
- * order changes from round to round nobody is.
+ * order changes from round to round nobody is. Of lanes behind the second only their distance is told.
  */
 export function verdict(lanes) {
   if (lanes.length < 2) return "";
-  const [first, second] = [...lanes].sort((a, b) => a.total - b.total);
-  const each = [first, second].map(({ name, kept, passes }) => `${name}: ${kept.length} tokens in ${passes} passes`).join(", ");
+  const [first, second, ...others] = [...lanes].sort((a, b) => a.total - b.total);
+  const behind = others.map(({ name, total }) => ` and ${(total / first.total).toFixed(1)} times as fast as ${name}`).join("");
+  const each = [first, second, ...others].map(({ name, kept, passes }) => `${name}: ${kept.length} tokens in ${passes} passes`).join(", ");
   const rounds = Math.min(first.times.length, second.times.length);
   const ratios = first.times.slice(0, rounds).map((seconds, i) => second.times[i] / seconds).sort((a, b) => a - b);
   const won = ratios.filter((ratio) => ratio > 1).length;
   const [low, high] = [ratios[0], ratios.at(-1)].map((ratio) => ratio.toFixed(1));
-  if (rounds < 2) return `${first.name} was first in the only run, ${(second.total / first.total).toFixed(1)} times as fast as ${second.name} (${each}).`;
+  if (rounds < 2) return `${first.name} was first in the only run, ${(second.total / first.total).toFixed(1)} times as fast as ${second.name}${behind} (${each}).`;
   if (won < rounds) return `No clear winner: ${first.name} was first in ${won} of ${rounds} rounds, ${low} to ${high} times as fast as ${second.name} (${each}).`;
-  return `${first.name} is first in all ${rounds} rounds, ${(second.total / first.total).toFixed(1)} times as fast as ${second.name} (${low} to ${high}; ${each}).`;
+  return `${first.name} is first in all ${rounds} rounds, ${(second.total / first.total).toFixed(1)} times as fast as ${second.name} (${low} to ${high}${behind ? `)${behind} (` : "; "}${each}).`;
 }
 
 function stairs(points, x, y) {

@@ -91,17 +91,18 @@ def record_race(
     loaded: Loaded,
     prompt: Prompt,
     *,
-    modes: Sequence[Mode] = ("diffusion", "autoregressive"),
+    modes: Sequence[Mode] | None = None,
     repeats: int = 5,
     **options: Any,
 ) -> dict[str, Trace]:
-    """Runs a prompt in each of `modes` and returns the traces by mode; each is warmed up first.
+    """Runs a prompt in each of `modes`, None for all, and returns the traces by mode; each is warmed up first.
 
     The modes take turns `repeats` times, twice where that takes long; of each the run of median time is returned.
 
     options as for `session.plan`; a setting of some modes alone (steps, temperature, draft) goes to those, so that the
     same limits hold for all. Raises RequestError for one that none of `modes` has.
     """
+    modes = tuple(MODES) if modes is None else modes
     if repeats < 1:
         raise RequestError(f"a race is run at least once, not {repeats} times")
     settings = {mode: {setting.name for setting in fields(kind)} for mode, kind in MODES.items()}

@@ -96,8 +96,11 @@ def compare(ours: Run, theirs: Run, knobs: Knobs, most_noise: float) -> Outcome:
     return _ends(ours, theirs)
 
 
-def compare_tokens(ours: Run, theirs: Run) -> Outcome:
-    """Greedy autoregression, token by token."""
+ENDS = ("ids", "stop_reason", "canvases", "denoising_steps", "passes")
+
+
+def compare_tokens(ours: Run, theirs: Run, ends: Sequence[str] = ENDS) -> Outcome:
+    """Greedy texts of the causal modes, token by token; `ends`: what both count alike."""
     for our, their in zip(ours.tokens, theirs.tokens, strict=False):
         if our.token != their.token:
             where = f"token {our.index}"
@@ -106,10 +109,9 @@ def compare_tokens(ours: Run, theirs: Run) -> Outcome:
             gap = float(logits[their.token] - logits[our.token])
             tie = noise < 1e-3 and gap <= 2 * max(LOGITS, float(noise))
             return Outcome(where, () if tie else (f"{gap:.2e} below the best",))
-    return _ends(ours, theirs)
+    return _ends(ours, theirs, ends)
 
 
-def _ends(ours: Run, theirs: Run) -> Outcome:
-    fields = ("ids", "stop_reason", "canvases", "denoising_steps", "passes")
+def _ends(ours: Run, theirs: Run, fields: Sequence[str] = ENDS) -> Outcome:
     wrong = [name for name in fields if getattr(ours.end, name) != getattr(theirs.end, name)]
     return Outcome("the end", tuple(wrong)) if wrong else Outcome()

@@ -1,4 +1,4 @@
-"""The backends write the same texts: nano's validation problems, all families, both modes, in float32."""
+"""The backends write the same texts: nano's validation problems, all families and modes, in float32."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from dgemma_core.generation import prompt_ids
 from dgemma_core.nano.families import NAMES, examples
 from dgemma_core.request import Request
 from dgemma_core.samplers import EntropyBound, StopRule
+from dgemma_core.speculation import decode_speculative
 from tests.backends.same import Outcome, Run, compare, compare_tokens
 from tests.backends.serving import SERVED, put
 from tests.oracle.record import Knobs
@@ -57,10 +58,9 @@ def knobs_of(loaded: Loaded) -> Knobs:
 
 def written(loaded: Loaded, asked: Sequence[Request], mode: str, batch: int) -> dict[object, Run]:
     """Request → its run."""
-    if mode == "autoregressive":
-        events = decode_tokens(
-            loaded.model, asked, batch_size=batch, eos=loaded.generation.eos_token_ids
-        )
+    if mode != "diffusion":
+        loop = decode_tokens if mode == "autoregressive" else decode_speculative
+        events = loop(loaded.model, asked, batch_size=batch, eos=loaded.generation.eos_token_ids)
     else:
         knobs = knobs_of(loaded)
         events = denoise_canvases(
@@ -112,3 +112,18 @@ def test_torch_and_cpu_write_the_same_200_texts(mode: str) -> None:
 def test_every_backend_writes_the_references_texts(name: str, mode: str) -> None:
     """A problem of each family, whatever the batch."""
     assert_same(outcomes(name, mode, 1, 5, 12), most_ties=1)
+
+
+@pytest.mark.parametrize("name", SERVED["float32, aligned"])
+def test_speculation_writes_the_references_autoregression(name: str) -> None:
+    """A problem of each family: drafted on this backend in batches, against the reference's tokens one by one."""
+    ours, theirs = nano(name), nano("torch")
+    asked = requests(ours, 1)
+    expected = written(theirs, asked, "autoregressive", 1)
+    drafted = written(ours, asked, "speculative", 5)
+    found = {
+        request: compare_tokens(run, expected[request], ("ids", "stop_reason"))
+        for request, run in drafted.items()
+    }
+    assert len(found) == len(asked)
+    assert_same(found, most_ties=1)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page
 
+from dgemma_lab.charts.drafts import predicted_speculation
 from dgemma_lab.charts.roofline import Machine, StepCost, break_even, roofline
 from dgemma_lab.theme import Figure
 
@@ -41,6 +42,7 @@ CHARTS = {
     "on the published crossing": break_even(LIKE_THE_CLAIM, tokens_per_forward=19.7),
     "alone": break_even(LIKE_NANO, published=None),
     "roofline": roofline(LIKE_NANO),
+    "drafts": predicted_speculation(),
 }
 
 

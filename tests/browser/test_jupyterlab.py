@@ -313,9 +313,9 @@ def test_a_race_is_replayed_on_one_clock(open_lab: Callable[..., Lab]) -> None:
     output = lab.run_cell(1)
     race = output.locator(".dgr")
     lanes = race.locator(".dgr-lane")
-    expect(lanes).to_have_count(2)
-    expect(race.locator(".dgr-flag")).to_have_count(2)
-    finish = [lanes.nth(i).locator(".dgr-text").inner_text() for i in range(2)]
+    expect(lanes).to_have_count(3)
+    expect(race.locator(".dgr-flag")).to_have_count(3)
+    finish = [lanes.nth(i).locator(".dgr-text").inner_text() for i in range(3)]
     assert all(text.strip() for text in finish)
 
     slider = race.get_by_role("slider")
@@ -325,7 +325,7 @@ def test_a_race_is_replayed_on_one_clock(open_lab: Callable[..., Lab]) -> None:
     race.get_by_role("button", name="Play").click()
     expect(race.get_by_role("button", name="Pause")).to_be_visible()
     expect(race.get_by_role("button", name="Play")).to_be_visible()  # it ran to the end
-    assert [lanes.nth(i).locator(".dgr-text").inner_text() for i in range(2)] == finish
+    assert [lanes.nth(i).locator(".dgr-text").inner_text() for i in range(3)] == finish
 
     kept = lab.run_cell(2)
     expect(kept).to_contain_text("[")

@@ -61,8 +61,10 @@ def problems(loaded: Loaded, count: int) -> list[Request]:
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 @pytest.mark.parametrize(
-    "options", [{}, {"temperature": 0.8, "filters": Filters(None, 0.95)}, {"temperature": 1.3}]
-)
+    "options",
+    [{}, {"temperature": 0.8, "filters": Filters(None, 0.95)},
+     {"temperature": 0.8, "filters": Filters(8, 0.95)}, {"temperature": 1.3}],
+)  # fmt: skip
 def test_the_same_tokens_probabilities_and_ends(
     nano: Loaded, batch_size: int, options: dict[str, Any]
 ) -> None:
@@ -128,10 +130,11 @@ def test_token_limits_and_stop_strings(nano: Loaded, limit: int) -> None:
         assert (other.ids, other.text, other.stop_reason) == (end.ids, end.text, end.stop_reason)
 
 
-def test_every_state_can_be_continued_in_both_modes(nano: Loaded) -> None:
+@pytest.mark.parametrize("chance", [{}, {"temperature": 0.8, "filters": Filters(8, 0.95)}])
+def test_every_state_can_be_continued_in_both_modes(nano: Loaded, chance: dict[str, Any]) -> None:
     """Also while the run that it came from goes on behind it."""
     request = problems(nano, 1)[2]
-    options = {"eos": nano.generation.eos_token_ids}
+    options: dict[str, Any] = {"eos": nano.generation.eos_token_ids, **chance}
     whole: list[int] = []
     for event in decode_speculative(nano.model, [request], draft=FixedDraft(), **options):
         if isinstance(event, FinishEvent):
@@ -143,6 +146,34 @@ def test_every_state_can_be_continued_in_both_modes(nano: Loaded) -> None:
                 plain = finished(list(decode_tokens(nano.model, [request], **options)))
                 assert end.ids == next(iter(plain.values())).ids
     assert whole
+
+
+def test_an_end_inside_a_draft(nano: Loaded) -> None:
+    """The text stops there, whatever was drafted behind; one that the causal mode does not choose is replaced."""
+    request = problems(nano, 1)[0]
+    (whole,) = finished(list(decode_tokens(nano.model, [request], eos=()))).values()
+    end = whole.ids[6]
+    plain, ours = both(nano, [request], draft=FixedDraft(), eos=(end,))
+    (expected,), (found,) = finished(plain).values(), finished(ours).values()
+    assert (found.ids, found.stop_reason) == (expected.ids, "eos") and found.ids[-1] == end
+    drafts = [event for event in ours if isinstance(event, DraftEvent)]
+    assert all(end not in draft.tokens[1 : draft.verified] for draft in drafts)
+
+
+def test_ends_that_are_drafted_wrongly(model: DiffusionGemma) -> None:
+    """Random weights draft ends at random, and most of them are none of the causal mode's."""
+    eos = tuple(range(0, model.config.text.vocab_size, 5))
+    requests = [Request((1 + i, 2, 3), seed=i, max_new_tokens=24, id=i) for i in range(12)]
+    options: dict[str, Any] = {"temperature": 1.0, "eos": eos}
+    plain = finished(list(decode_tokens(model, requests, **options)))
+    events = list(decode_speculative(model, requests, batch_size=3, **options))
+    assert {n: (e.ids, e.stop_reason) for n, e in finished(events).items()} == {
+        n: (e.ids, e.stop_reason) for n, e in plain.items()
+    }
+    cut_short = [e for e in events if isinstance(e, DraftEvent) and e.verified < len(e.tokens)]
+    assert any(draft.tokens[draft.verified] in eos for draft in cut_short)
+    assert any(end.stop_reason == "eos" and len(end.ids) > 1 for end in plain.values())
+    assert any(draft.replacement not in eos for draft in cut_short), "a wrong end is replaced"
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -183,8 +214,10 @@ def test_generate_and_settings(nano: Loaded) -> None:
     assert all(g.denoising_steps > 0 and g.canvases > 0 for g in ours)
 
 
-@pytest.mark.parametrize("temperature", [None, 0.9])
-def test_a_chat_says_the_same_in_both_modes(nano: Loaded, temperature: float | None) -> None:
+@pytest.mark.parametrize(("temperature", "thinking"), [(None, False), (0.9, True)])
+def test_a_chat_says_the_same_in_both_modes(
+    nano: Loaded, temperature: float | None, thinking: bool
+) -> None:
     """Nothing ends a turn but the limit and a stop string, so that each turn has rounds."""
     nano = replace(nano, generation=replace(nano.generation, eos_token_ids=()))
     said = []
@@ -192,14 +225,20 @@ def test_a_chat_says_the_same_in_both_modes(nano: Loaded, temperature: float | N
         AutoregressiveSettings(temperature=temperature, max_new_tokens=40),
         SpeculativeSettings(temperature=temperature, max_new_tokens=40),
     ):
-        chat = Chat(nano, settings, system="Be brief.")
+        chat = Chat(nano, settings, system="Be brief.", thinking=thinking)
         turns = []
         for turn, message in enumerate(
             ("Sort ascending: 30 10 20", "Spell backward:\nSTEP", "Again")
         ):
             answer = chat.say(message, seed=turn, stop="zz" if turn else "30")
             turns.append(
-                (answer.ids, answer.text, answer.stop_reason, chat.cache and chat.cache.lengths)
+                (
+                    answer.ids,
+                    answer.text,
+                    answer.thought,
+                    answer.stop_reason,
+                    chat.cache and chat.cache.lengths,
+                )
             )
             assert (len(answer.accepted) > 0) == (chat.settings.mode == "speculative")
         said.append((turns, chat.ids))

@@ -78,7 +78,7 @@ def test_what_the_guides_run_is_right(
     dg.generate(loaded, "Spell backward:\nSTEP", listen=events.append)
     dg.Trace.record(events, metadata={}).save("run.npz")
     guides = ROOT / "docs" / "site" / "guides"
-    for guide in ("first_five_minutes", "read_a_trace"):
+    for guide in ("first_five_minutes", "speculate", "read_a_trace"):
         names: dict[str, object] = {}
         for code in re.findall(
             r"```python\n(.*?)```", (guides / f"{guide}.md").read_text(), re.DOTALL

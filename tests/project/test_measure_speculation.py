@@ -9,6 +9,7 @@ import pytest
 
 from dgemma_core import RequestError
 from dgemma_core.events import DraftEvent
+from dgemma_core.generation.settings import SpeculativeSettings
 from dgemma_core.speculation import AdaptiveDraft, FixedDraft
 from scripts import measure_speculation as script
 
@@ -67,3 +68,32 @@ def test_a_small_run(
     assert all(len(way["kept_tokens"]) == 2 for way in speed["ways"].values())
     said = capsys.readouterr().out
     assert "| adaptive | 4 of 4 |" in said and "| fixed:positions=8 | 4 of 4 |" in said
+    assert script.best(speed, ["adaptive", "fixed:positions=8"]) in said
+
+    def never(*_: object) -> None:
+        raise AssertionError("all of it is in the file")
+
+    monkeypatch.setattr(script, "written", never)
+    monkeypatch.setattr(script, "measure_speed", never)
+    script.main()
+    assert capsys.readouterr().out == said
+
+
+def test_the_best_rule_and_by_how_much() -> None:
+    """Kept tokens a second of process time, over autoregression's in the same repeat."""
+
+    def way(*seconds: float) -> dict[str, list[float]]:
+        return {"kept_tokens": [100] * len(seconds), "process_seconds": list(seconds)}
+
+    ways = {"autoregressive": way(4.0, 8.0), "a": way(2.0, 4.0), "b": way(2.5, 2.0), "c": way(4, 8)}
+    speed = {"batch": 8, "ways": ways}
+    assert script.best(speed, ["c", "a", "b"]) == (
+        "Batch 8: b is best, 2.80 × autoregression by process time; a is next, and behind in 1 of 2 repeats "
+        "(0.80 to 2.00 ×)."
+    )
+    assert script.best(speed, ["a"]) == "Batch 8: a is best, 2.00 × autoregression by process time."
+
+
+def test_every_candidate_is_a_rule_and_the_first_is_the_default() -> None:
+    rules = [script.parse_rule(text) for text in script.CANDIDATES]
+    assert rules[0] == SpeculativeSettings().draft_rule and len(set(rules)) == len(rules)

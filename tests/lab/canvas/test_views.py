@@ -7,10 +7,12 @@ import html
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dgemma_core.errors import DgemmaError
 from dgemma_core.files.trace import Trace
+from dgemma_lab.canvas import pictures
 from dgemma_lab.canvas.canvas import REPLAYED, Canvas
 from dgemma_lab.canvas.compare import tokens_at
 from dgemma_lab.canvas.frames import line_starts
@@ -138,3 +140,19 @@ def test_a_run_is_shared_as_a_page_that_plays_or_a_picture_that_moves(tmp_path: 
     widget._receive(widget, {"type": "share", "kind": "html"}, [])
     ((content, buffers),) = sent
     assert content["type"] == "shared" and buffers == [page]
+
+
+def test_a_picture_of_speculation_marks_what_the_causal_mode_chose(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Five of eleven tokens: the first, and the one behind each round's accepted ones."""
+    events = draft_events([*range(20, 30), EOS], [2, 0, 4, 0])
+    trace = Trace.record(events, metadata={"eos_token_ids": [EOS]}, decode=" w{}".format)
+    marked = np.asarray(draw(trace, len(trace), scale=1))
+    monkeypatch.setattr(pictures, "_chosen", lambda trace: set())
+    plain = np.asarray(draw(trace, len(trace), scale=1))
+    first_line = slice(pictures.MARGIN + 18, pictures.MARGIN + 18 + pictures.CELL_HEIGHT)
+    differs = (marked != plain)[first_line].any(axis=(0, 2)).astype(int)
+    assert (np.diff(differs, prepend=0) == 1).sum() == 5
+    assert pictures._caption(trace, 0, 4) == "token 4 of 11 · round 1 of 4"
+    assert pictures._caption(trace, 0, 0) == "token 0 of 11 · round 0 of 4"

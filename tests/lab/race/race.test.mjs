@@ -67,6 +67,8 @@ test("the verdict names the first, over all rounds", () => {
   assert.match(race.verdict([close, causal]), /^No clear winner: autoregressive was first in 2 of 3 rounds, 0.8 to 1.5 times as fast/);
   assert.match(race.verdict([{ ...diffusion, times: [1] }, causal]), /^autoregressive was first in the only run, 2.0 times/);
   assert.equal(race.verdict([causal]), "");
+  const drafted = { ...causal, name: "speculative", times: [0.2, 0.2, 0.2], total: 0.2 };
+  assert.match(race.verdict([diffusion, causal, drafted]), /^speculative is first in all 3 rounds, 2.5 times as fast as autoregressive \(.*\) and 5.0 times as fast as diffusion \(speculative: 2 tokens in 2 passes, autoregressive: 2 .*, diffusion: 3 /);
 });
 
 test("labels of close finishes stand one below the other", () => {

@@ -87,7 +87,8 @@ def test_the_modes_take_turns_and_the_run_of_median_time_is_shown(
         return replace(trace, total_seconds=float(1 + 7 * len(turns) % 5))
 
     monkeypatch.setattr("dgemma_lab.race.race.record", timed)
-    traces = record_race(runs.loaded(), PROMPT, max_new_tokens=6, repeats=3)
+    modes = ("diffusion", "autoregressive")
+    traces = record_race(runs.loaded(), PROMPT, modes=modes, max_new_tokens=6, repeats=3)
     assert turns == ["diffusion", "autoregressive", "autoregressive", "diffusion", *turns[:2]]
     for trace in traces.values():
         seconds = trace.metadata["measured"]["seconds"]
@@ -112,7 +113,7 @@ def test_the_modes_take_turns_and_the_run_of_median_time_is_shown(
 def test_three_modes_race_and_a_draft_is_passes_of_its_round() -> None:
     loaded = runs.loaded(eos_token_ids=())
     options = {"steps": 3, "draft": "fixed", "draft_positions": 4, "max_new_tokens": 10}
-    traces = record_race(loaded, PROMPT, modes=tuple(MODES), **options)
+    traces = record_race(loaded, PROMPT, **options)
     assert [trace.mode for trace in traces.values()] == list(MODES)
     assert traces["speculative"].ids.tolist() == traces["autoregressive"].ids.tolist()
     lanes = {made["name"]: made for made in Race(traces).lanes}
@@ -121,7 +122,7 @@ def test_three_modes_race_and_a_draft_is_passes_of_its_round() -> None:
     assert [made["seconds"] for made in rounds] == sorted(made["seconds"] for made in rounds)
     assert lanes["diffusion"]["rounds"] == lanes["autoregressive"]["rounds"] == []
     with pytest.raises(RequestError, match="draft is of mode 'speculative', which does not race"):
-        record_race(loaded, PROMPT, draft="fixed")
+        record_race(loaded, PROMPT, modes=("diffusion", "autoregressive"), draft="fixed")
 
 
 def test_a_page_holds_everything_and_asks_for_nothing(
