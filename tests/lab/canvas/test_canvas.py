@@ -80,7 +80,7 @@ def unpack(data: bytes) -> list[dict[str, Any]]:
     while data:
         head = packing.HEADER.unpack_from(data)
         names = (
-            "length n width k canvas accepted step position temperature mean seconds kind decided"
+            "length n width k canvas accepted step position temperature mean seconds kind decided constrained f"
         )
         row = dict(zip(names.split(), head, strict=True))
         n, k, width = row["n"], row["k"], row["width"]
