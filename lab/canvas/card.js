@@ -155,7 +155,7 @@ export class Card {
     const [mass, follow] = constraint.children;
     const forbidden = pinned ? "held by a pin" : `forbidden here: ${percent(probability(row?.barred?.mass[cell.i] ?? 0))}`;
     write(mass, state === null ? "" : `${forbidden} · automaton in state ${state}`);
-    write(follow, what ? `after the text before it may come: ${mayFollow(what)}` : "");
+    write(follow, what ? `here may come: ${mayFollow(what)}` : "");
   }
 
   drawGuesses(guesses, found) {
