@@ -107,5 +107,5 @@ class Watcher:
             attention=torch.stack(self.attentions[row])
             if self.observe.attention_positions
             else None,
-            **({} if prediction.posterior is None else prediction.posterior.seen(row)),
+            **({} if prediction.posterior is None else prediction.posterior.seen(row, top)),
         )

@@ -440,11 +440,11 @@ class _SpeculativeLoop:
         )
 
     def _seen(self, prediction: Prediction, row: int, position: int) -> Observed | None:
-        if self.observe is None or prediction.top_ids is None:
+        ids, chances = prediction.top_ids, prediction.top_probabilities
+        if self.observe is None or ids is None or chances is None:
             return None
-        assert prediction.top_probabilities is not None
-        place = slice(position, position + 1)
-        return Observed(
-            top_ids=prediction.top_ids[row, place],
-            top_probabilities=prediction.top_probabilities[row, place],
+        place, number = slice(position, position + 1), row * ids.shape[1] + position
+        given = (
+            {} if prediction.posterior is None else prediction.posterior.seen(number, ids.shape[2])
         )
+        return Observed(ids[row, place], chances[row, place], **given)

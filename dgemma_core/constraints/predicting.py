@@ -90,8 +90,9 @@ class Posterior:
                 found[i] = torch.from_numpy(row.factors[np.arange(len(ids)), row.classes[ids]])
         return upload(found, self.device)
 
-    def seen(self, row: int) -> dict[str, Tensor]:
-        """What an observer is shown of one row (`observe.Observed`); nothing where it has no condition."""
+    def seen(self, row: int, top: int) -> dict[str, Tensor]:
+        """What an observer is shown of one row (`observe.Observed`), `top` tokens a position; nothing where it has no
+        condition."""
         found = self.rows[row]
         if found is None:
             return {}
@@ -99,8 +100,12 @@ class Posterior:
             "forbidden": torch.from_numpy(found.forbidden).float(),
             "automaton_states": torch.from_numpy(found.states),
         }
-        if found.free_top is not None:
-            shown["free_top_ids"], shown["free_top_probabilities"] = found.free_top
+        if found.free_top is not None and top:
+            ids, probabilities = found.free_top
+            shown["free_top_ids"], shown["free_top_probabilities"] = (
+                ids[:, :top],
+                probabilities[:, :top],
+            )
         return shown
 
 

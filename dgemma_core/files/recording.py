@@ -33,6 +33,7 @@ class TraceRecorder:
 
     One recorder serves one request; an event of another one is a DgemmaError. mode: of the run; if
     None, the events tell it (a text that speculation ends at its first token has no round to tell it).
+    decode: the text of one token. onward: what may follow in a state of the request's automaton.
     """
 
     def __init__(
@@ -41,10 +42,12 @@ class TraceRecorder:
         mode: Mode | None = None,
         metadata: Mapping[str, Any] | None = None,
         decode: Callable[[int], str] | None = None,
+        onward: Callable[[int], Mapping[str, Any]] | None = None,
     ) -> None:
         self._metadata = dict(metadata or {})
-        self._decode = decode
+        self._decode, self._onward = decode, onward
         self._strings: dict[int, str] = {}
+        self._followed: dict[int, Mapping[str, Any]] = {}
         self._request: Hashable | None = None
         self._given, self._mode = mode, mode
         self._passes: dict[str, list[Any]] = {name: [] for name in PASSES}
@@ -149,7 +152,7 @@ class TraceRecorder:
         for name, value in of_tokens.items():
             self._tokens[name].append(as_array(value, TOKENS[name].dtype).reshape(-1))
         length = len(self._tokens["argmax"][-1])
-        for name, (dtype, _) in OBSERVED.items():
+        for name, (dtype, axes) in OBSERVED.items():
             value = getattr(observed, name, None)
             if value is None:
                 self._observed[name].append(None)
@@ -158,7 +161,7 @@ class TraceRecorder:
             if name.startswith("router"):  # (layers, C, K) → (C, layers, K): position first
                 array = array.reshape(array.shape[0], length, -1).transpose(1, 0, 2)
             else:
-                array = array.reshape(length, -1)
+                array = array.reshape(length, *[-1] * (len(axes) - 1))
             self._observed[name].append(array)
         attention = getattr(observed, "attention", None)
         self._attention.append(None if attention is None else as_array(attention, np.float32))
@@ -211,6 +214,7 @@ class TraceRecorder:
             prompt_seconds=float(prompt.seconds) if prompt else 0.0,
             total_seconds=self._last_seconds,
             strings=self._texts(arrays),
+            onward=self._following(arrays["automaton_states"]),
             metadata=dict(self._metadata),
         )
 
@@ -227,7 +231,7 @@ class TraceRecorder:
         """Every occurring id → text; each is decoded once, however often `fields` is called."""
         if self._decode is None:
             return {}
-        names = ("tokens_in", "tokens_out", "sample", "argmax", "top_ids")
+        names = ("tokens_in", "tokens_out", "sample", "argmax", "top_ids", "free_top_ids")
         parts = [
             arrays[name].ravel()
             for name in (
@@ -245,6 +249,15 @@ class TraceRecorder:
             if token not in self._strings:
                 self._strings[token] = self._decode(token)
         return dict(self._strings)
+
+    def _following(self, states: NDArray[np.int32] | None) -> dict[int, Mapping[str, Any]]:
+        """Every occurring state → what may follow; each is asked for once."""
+        if self._onward is None or states is None:
+            return {}
+        for state in np.unique(states[states >= 0]).tolist():
+            if state not in self._followed:
+                self._followed[state] = self._onward(state)
+        return dict(self._followed)
 
 
 def as_array(value: Any, dtype: Any) -> NDArray[Any]:

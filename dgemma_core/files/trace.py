@@ -126,6 +126,11 @@ class Trace:
     attention: tuple[NDArray[np.float32], ...] | None = (
         None  # a pass each: (layers, positions, H, P + C)
     )
+    # observed of a constrained run: see `observe.Observed`; −1 and 0 in passes that had no condition
+    forbidden: NDArray[np.float32] | None = None  # (n,)
+    automaton_states: NDArray[np.int32] | None = None  # (n,)
+    free_top_ids: NDArray[np.int32] | None = None  # (n, k) before conditioning
+    free_top_probabilities: NDArray[np.float32] | None = None  # (n, k)
     # the request and its end
     prompt_ids: NDArray[np.int32]
     ids: NDArray[np.int32]  # kept tokens
@@ -138,6 +143,9 @@ class Trace:
     prompt_seconds: float
     total_seconds: float
     strings: Mapping[int, str] = field(default_factory=dict)  # every occurring id → its text
+    onward: Mapping[int, Mapping[str, Any]] = field(
+        default_factory=dict
+    )  # every occurring state of the automaton → what may follow (`constraints.onward`)
     metadata: Mapping[str, Any] = field(
         default_factory=dict
     )  # json values, e.g. model, sampler, eos_token_ids
@@ -156,13 +164,15 @@ class Trace:
         mode: Mode | None = None,
         metadata: Mapping[str, Any] | None = None,
         decode: Callable[[int], str] | None = None,
+        onward: Callable[[int], Mapping[str, Any]] | None = None,
     ) -> Trace:
         """Drain the events of one request; those of several are a DgemmaError.
 
-        `decode` gives the text of one id; `metadata` are json values: model, sampler,
-        eos_token_ids, …; `mode` as for `TraceRecorder`.
+        `decode` gives the text of one id, `onward` what may follow in a state of the constraint's
+        automaton; `metadata` are json values: model, sampler, eos_token_ids, …; `mode` as for
+        `TraceRecorder`.
         """
-        traces = cls.record_all(events, mode=mode, metadata=metadata, decode=decode)
+        traces = cls.record_all(events, mode=mode, metadata=metadata, decode=decode, onward=onward)
         if len(traces) != 1:
             found = (
                 f"{len(traces)} requests ({', '.join(map(str, traces))})" if traces else "no event"
@@ -180,13 +190,14 @@ class Trace:
         mode: Mode | None = None,
         metadata: Mapping[str, Any] | None = None,
         decode: Callable[[int], str] | None = None,
+        onward: Callable[[int], Mapping[str, Any]] | None = None,
     ) -> dict[Hashable, Trace]:
         """Drain interleaved requests: request id → Trace, in order of their first events."""
         recorders: dict[Hashable, TraceRecorder] = {}
         for event in events:
             if event.request not in recorders:
                 recorders[event.request] = TraceRecorder(
-                    mode=mode, metadata=metadata, decode=decode
+                    mode=mode, metadata=metadata, decode=decode, onward=onward
                 )
             recorders[event.request].add(event)
         return {request: cls(**recorder.fields()) for request, recorder in recorders.items()}

@@ -24,7 +24,15 @@ from numpy.typing import NDArray
 
 from dgemma_core.errors import DgemmaError
 from dgemma_core.files.reading import file_size
-from dgemma_core.files.trace_schema import ARRAYS, ATTENTION, FORMAT, SCHEMA, SPECULATION, Array
+from dgemma_core.files.trace_schema import (
+    ARRAYS,
+    ATTENTION,
+    FORMAT,
+    OBSERVED,
+    SCHEMA,
+    SPECULATION,
+    Array,
+)
 
 if TYPE_CHECKING:
     from dgemma_core.files.trace import Trace
@@ -210,20 +218,20 @@ def _complete(
     known = {name: value for name, value in header.items() if name in plain}
     for name in ("seed", "stop_reason"):
         known.setdefault(name, None)
-    strings = known.get("strings", {})
-    if not isinstance(strings, dict) or not all(
-        re.fullmatch(r"-?\d{1,18}", key) for key in strings
-    ):
-        raise DgemmaError(f"{path}: strings is no mapping from token ids to texts")
-    known["strings"] = {int(token): text for token, text in strings.items()}
+    for name, what in (("strings", "token ids to texts"), ("onward", "states to what may follow")):
+        found = known.get(name, {})
+        if not isinstance(found, dict) or not all(
+            re.fullmatch(r"-?\d{1,18}", key) for key in found
+        ):
+            raise DgemmaError(f"{path}: {name} is no mapping from {what}")
+        known[name] = {int(number): value for number, value in found.items()}
     if missing := sorted(names - _OPTIONAL - known.keys() - values.keys()):
         raise DgemmaError(f"{path} lacks parts of a trace: {', '.join(missing)}")
     return known
 
 
 _OPTIONAL = {
-    "attention", "metadata", "strings", "top_ids", "top_probabilities", "router_ids",
-    "router_weights", *SPECULATION,
+    "attention", "metadata", "strings", "onward", *OBSERVED, *SPECULATION,
 }  # fmt: skip
 
 

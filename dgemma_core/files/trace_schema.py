@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from dgemma_core.files.trace import Trace
 
 FORMAT = "dgemma-trace"
-SCHEMA = 2
-"""1 knew no rounds of speculation; its files are read as traces without any."""
+SCHEMA = 3
+"""1 knew no rounds of speculation, 2 no constraints; their files are read as traces without any."""
 
 MODES = ("diffusion", "autoregressive", "speculative")
 KINDS = ("predict", "correct", "token")
@@ -53,6 +53,9 @@ OBSERVED = {
     "top_ids": Array(np.int32, ("n", "k")), "top_probabilities": Array(np.float32, ("n", "k")),
     "router_ids": Array(np.int32, ("n", "L", "K")),
     "router_weights": Array(np.float32, ("n", "L", "K")),
+    "forbidden": Array(np.float32, ("n",)), "automaton_states": Array(np.int32, ("n",)),
+    "free_top_ids": Array(np.int32, ("n", "k")),
+    "free_top_probabilities": Array(np.float32, ("n", "k")),
 }  # fmt: skip
 COMMITS = {
     "commit_canvas": Array(np.int32, ("S",)), "commit_kept": Array(np.int32, ("S",)),
@@ -186,6 +189,7 @@ def _check_values(trace: Trace) -> None:
     if trace.token_by_token:
         require(np.all(lengths == 1), "a pass that writes a token has not one position")
     _check_rounds(trace, require)
+    _check_constraint(trace, require)
     kept = (trace.commit_kept >= 0) & (trace.commit_kept <= np.diff(trace.commit_offsets))
     require(np.all(kept), "commit_kept is beyond the canvas")
     floats = [name for name, form in ARRAYS.items() if np.dtype(form.dtype).kind == "f"]
@@ -215,6 +219,31 @@ def _check_rounds(trace: Trace, require: Callable[[Any, str], None]) -> None:
     require(np.all(trace.round_steps >= 1), "a round has no denoising step")
     require(np.all(trace.round_start >= 0), "a round starts below 0")
     require(np.all(np.diff(trace.round_start) > 0), "rounds are not in order")
+
+
+def _check_constraint(trace: Trace, require: Callable[[Any, str], None]) -> None:
+    states, forbidden = trace.automaton_states, trace.forbidden
+    require(states is None or np.all(states >= -1), "an automaton's state is below -1")
+    within = forbidden is None or np.all((forbidden >= 0) & (forbidden <= 1.001))  # rounded sums
+    require(within, "forbidden is no probability")
+    require(
+        isinstance(trace.onward, Mapping)
+        and all(_is_whole(k) and _is_onward(v) for k, v in trace.onward.items()),
+        "onward is no mapping from states to what may follow",
+    )
+
+
+def _is_onward(value: Any) -> bool:
+    """Whether it has the form that `constraints.onward.onward` gives."""
+    if not isinstance(value, Mapping) or set(value) != {"tokens", "texts", "end"}:
+        return False
+    texts = value["texts"]
+    return (
+        _is_whole(value["tokens"])
+        and isinstance(texts, list)
+        and all(map(_is_text, texts))
+        and isinstance(value["end"], bool)
+    )
 
 
 def _is_text(value: Any) -> bool:

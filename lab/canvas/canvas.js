@@ -234,7 +234,7 @@ class View {
     on("_meta", () => this.load());
     on("_tail", () => this.tail());
     on("step", () => this.player.yield()); // a step that is set ends a replay
-    on("step colour_by show selected _steerable _focus speed _against", () => this.draw());
+    on("step colour_by show selected _steerable _focus speed _against _states", () => this.draw());
     on("title heading transport status alert _steerable _stoppable", () => this.drawHead());
     this.root.addEventListener("keydown", (event) => this.key(event));
     this.resized = new ResizeObserver(() => {

@@ -53,6 +53,11 @@ from dgemma_lab.frontend.still import Still
 
 REPLAYED = 2.5
 """Seconds below which a run that has ended is replayed."""
+KINDS_OF_CONSTRAINTS = {
+    "regex": "obeys a regular expression",
+    "json_schema": "obeys a JSON Schema",
+    "choices": "one of several choices",
+}
 SHEETS = ("frontend/base.css", "canvas/canvas.css")
 
 Action = Literal["pin", "unpin", "replace", "blank", "branch"]
@@ -105,6 +110,7 @@ class Canvas(Still, anywidget.AnyWidget):
     # What the front end draws. `_meta` goes last and its version tells that the others are new.
     _rows = traitlets.Bytes(b"").tag(sync=True)
     _tokens = traitlets.Dict().tag(sync=True)
+    _states = traitlets.Dict().tag(sync=True)  # of a constraint's automaton → what may follow
     _meta = traitlets.Dict().tag(sync=True)
     _tail = traitlets.Dict().tag(sync=True)
     _steerable = traitlets.Bool(False).tag(sync=True)
@@ -136,6 +142,7 @@ class Canvas(Still, anywidget.AnyWidget):
         self._stoppers: list[Callable[[], Any]] = []
         self._table = TokenTable(str)
         self._live: Live | None = None
+        self._onward: Callable[[int], Mapping[str, Any]] | None = None
         self._version = 0
         self.on_msg(self._receive)
         if trace is not None:
@@ -170,6 +177,7 @@ class Canvas(Still, anywidget.AnyWidget):
             self._against = {}
             self._rows = b"".join(rows)
             self._tokens = {"ids": list(table.ids), "texts": list(table.texts)}
+            self._states = {str(state): dict(what) for state, what in trace.onward.items()}
             self._tail = {}
             self._meta = {
                 **describe(trace), "version": self._next_version(), "initial": initial,
@@ -186,14 +194,18 @@ class Canvas(Still, anywidget.AnyWidget):
         steps: int = 48,
         decode: Callable[[int], str] | None = None,
         eos_token_ids: Iterable[int] = (),
+        onward: Callable[[int], Mapping[str, Any]] | None = None,
     ) -> None:
-        """Clears the canvas for a run whose events will be pushed; gives up one that was live."""
+        """Clears the canvas for a run whose events will be pushed; gives up one that was live.
+
+        onward: what may follow in a state of the run's constraint (`dgemma_core.constraints.onward`).
+        """
         eos = sorted(eos_token_ids)
         with self._lock, self.hold_sync():
             self._trace = None
             self._table = TokenTable(decode or "<{}>".format)
-            self._live = Live(eos=frozenset(eos))
-            self._rows, self._tokens, self._tail = b"", {}, {}
+            self._live, self._onward = Live(eos=frozenset(eos)), onward
+            self._rows, self._tokens, self._states, self._tail = b"", {}, {}, {}
             self.step, self.selected, self.status, self.alert = -1, -1, "", False
             facts = [f"at most {steps} passes a canvas"] if steps else []
             self._meta = {
@@ -229,6 +241,9 @@ class Canvas(Still, anywidget.AnyWidget):
             return
         live.sent_tokens = len(self._table)
         live.times += [time.monotonic()] * len(rows)
+        new = [state for state in sorted(live.states) if str(state) not in self._states]
+        if new and self._onward is not None:
+            self._states = self._states | {str(state): dict(self._onward(state)) for state in new}
         self._tail = {
             "version": self._version, "first": first, "rows": [row for _, row in rows],
             "ends": [end for end, _ in rows], "firstToken": first_token,
@@ -332,7 +347,17 @@ class Canvas(Still, anywidget.AnyWidget):
         play: it opens with a replay from the noise; else on the step in view.
         """
         trace = self._needs_trace()
-        names = ("step", "colour_by", "show", "speed", "title", "heading", "_tokens", "_meta")
+        names = (
+            "step",
+            "colour_by",
+            "show",
+            "speed",
+            "title",
+            "heading",
+            "_tokens",
+            "_states",
+            "_meta",
+        )
         state = {name: getattr(self, name) for name in names}
         if play:
             state |= {"step": -1, "_meta": {**self._meta, "replay": True}}
@@ -378,6 +403,7 @@ def describe(trace: Trace) -> dict[str, Any]:
         _model(trace.metadata),
         str(sampler.get("name", "")) if isinstance(sampler, dict) else str(sampler or ""),
         trace.mode if trace.token_by_token else "",
+        _constraint(trace.metadata),
         *counts,
         took(trace.total_seconds),
         f"seed {trace.seed}" if trace.seed is not None else "",
@@ -404,6 +430,13 @@ def _model(metadata: Mapping[str, Any]) -> str:
     """The model, and the backend that ran it: "nano on cpu"."""
     model, backend = str(metadata.get("model", "")), metadata.get("backend")
     return f"{model} on {backend}" if backend else model
+
+
+def _constraint(metadata: Mapping[str, Any]) -> str:
+    """The kind of constraint that the text obeys, in words; "" for none."""
+    found = metadata.get("constraint")
+    kind = found.get("kind") if isinstance(found, Mapping) else None
+    return KINDS_OF_CONSTRAINTS.get(str(kind), "")
 
 
 def _change(callbacks: list[Any], callback: Any, remove: bool) -> None:

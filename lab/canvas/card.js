@@ -1,9 +1,9 @@
 // The card of one token: what the model thought of it, over the steps; and the controls that steer the run there.
 
 import { node, write } from "../frontend/dom.js";
-import { nats, percent, visible } from "../frontend/text.js";
+import { mayFollow, nats, percent, visible } from "../frontend/text.js";
 import { button } from "./player.js";
-import { entropy, probability, STATES } from "./rows.js";
+import { automatonState, conditioned, entropy, probability, shortened, STATES } from "./rows.js";
 import { stretches } from "./run.js";
 
 const NARROW = 720; // px of the widget: below, the card floats over the grid
@@ -15,16 +15,18 @@ export class Card {
     this.details = {
       place: node("div", { class: "dg-place" }),
       token: node("div", { class: "dg-token" }),
+      heads: node("div", { class: "dg-heads" }, node("span", {}, "constraint:"), node("span", { class: "dg-value" }, "before"), node("span", { class: "dg-value" }, "after")),
       alternatives: node("ol", { class: "dg-alternatives" }),
+      constraint: node("div", { class: "dg-constraint" }, node("div"), node("div")),
       numbers: node("div", { class: "dg-numbers" }),
       spark: node("svg:svg", { class: "dg-spark", viewBox: "0 0 100 44", preserveAspectRatio: "none", role: "img" }),
       guesses: node("ol", { class: "dg-guesses" }),
     };
-    const { place, token, alternatives, numbers, spark, guesses } = this.details;
+    const { place, token, heads, alternatives, constraint, numbers, spark, guesses } = this.details;
     this.hint = node("p", { class: "dg-hint" }, "Point at a token, or move to one with the arrow keys, to see what the model thought of it.");
     this.caption = node("div", { class: "dg-caption" }, "best guess over the steps");
     this.story = node("div", {}, this.caption, spark, guesses);
-    this.facts = node("div", { class: "dg-facts" }, place, token, alternatives, numbers, this.story);
+    this.facts = node("div", { class: "dg-facts" }, place, token, heads, alternatives, constraint, numbers, this.story);
     this.node = node("div", { class: "dg-panel", role: "group", "aria-label": "Token details" }, this.hint, this.facts, this.buildSteering());
   }
 
@@ -47,8 +49,7 @@ export class Card {
   replace() {
     const text = this.replacement.value;
     if (!text) return;
-    this.steer("replace", { text });
-    this.replacement.value = "";
+    this.steer("replace", { text }); // it stays until another token is chosen: a constraint may refuse it
   }
 
   pinned() {
@@ -81,7 +82,7 @@ export class Card {
     if (!this.steering.hidden) this.drawSteering();
     if (selected !== this.selected) this.replacement.value = ""; // it was meant for another token
     this.selected = selected;
-    const where = place ? `${place.g}/${place.i}/${this.steering.hidden}` : "";
+    const where = place ? `${place.g}/${place.i}/${this.steering.hidden}/${this.details.constraint.textContent.length}` : "";
     if (where !== this.placed) this.put(place); // it measures: not at every frame
     this.placed = where;
   }
@@ -98,23 +99,23 @@ export class Card {
 
   drawFacts(group, i, cell) {
     const { view } = this;
-    const { place, token, alternatives, numbers, spark, guesses } = this.details;
+    const { place, token, numbers, spark, guesses } = this.details;
     write(place, `position ${group.position + i} · ${cell ? STATES[cell.state] : "not written yet"}`);
     write(token, cell ? visible(view.text(cell.token), 120) : " ");
     const row = cell?.row;
+    const pinned = cell?.state === 4;
+    const constrained = view.run.rows[0]?.constrained ?? false;
     const k = view.run.rows[0]?.k ?? 0;
-    while (alternatives.children.length > k) alternatives.lastChild.remove();
-    while (alternatives.children.length < k) {
-      alternatives.append(node("li", {}, node("bdi"), node("span", { class: "dg-bar" }), node("span", { class: "dg-value" })));
+    if (constrained) {
+      const found = row?.constrained ? conditioned(row, cell.i, pinned ? row.out[cell.i] : null) : [];
+      this.drawAlternatives(shortened(found, k + 1), k + 1);
+    } else {
+      const own = (a) => ({ token: row.alternatives[cell.i * k + a], after: probability(row.probabilities[cell.i * k + a]) });
+      this.drawAlternatives(row ? Array.from({ length: k }, (_, a) => own(a)) : [], k);
     }
-    [...alternatives.children].forEach((item, a) => {
-      const [name, bar, value] = item.children;
-      const p = row ? probability(row.probabilities[cell.i * k + a]) : 0;
-      write(name, row ? visible(view.text(row.alternatives[cell.i * k + a]), 40) : "–");
-      bar.style.setProperty("--dg-part", p.toFixed(3));
-      write(value, row ? percent(p) : "");
-    });
-    const own = cell?.state === 4 ? " · before conditioning: the list is what the model would have written here" : "";
+    this.drawConstraint(constrained, row, cell, pinned);
+    const would = constrained ? "what the model would have written here stands under “before”" : "before conditioning: the list is what the model would have written here";
+    const own = pinned ? ` · ${would}` : "";
     const drawn = row && row.kind !== "token" && !own ? ` · sample ${percent(probability(row.sample[cell.i]))}` : "";
     write(numbers, row ? `entropy ${nats(entropy(row.entropy[cell.i]))}${drawn}${own}` : "noise: a random token");
     this.story.hidden = view.run.autoregressive; // a token was written once and stays
@@ -122,6 +123,39 @@ export class Card {
     const history = view.run.history(group, i);
     this.drawSpark(spark, history, view.step - group.first - 1);
     this.drawGuesses(guesses, stretches(history));
+  }
+
+  /** Tokens with their probabilities; of a constrained run before and after conditioning, what is forbidden struck out. */
+  drawAlternatives(found, count) {
+    const { alternatives } = this.details;
+    while (alternatives.children.length > count) alternatives.lastChild.remove();
+    while (alternatives.children.length < count) {
+      alternatives.append(node("li", {}, node("bdi"), node("span", { class: "dg-bar" }), node("span", { class: "dg-value dg-before" }), node("span", { class: "dg-value" })));
+    }
+    [...alternatives.children].forEach((item, a) => {
+      const [name, bar, before, value] = item.children;
+      const one = found[a];
+      item.classList.toggle("dg-barred", Boolean(one?.barred));
+      item.classList.toggle("dg-nobody", !one);
+      write(name, one ? visible(this.view.text(one.token), 40) : "–");
+      bar.style.setProperty("--dg-part", (one?.after ?? 0).toFixed(3));
+      bar.style.setProperty("--dg-whole", (one?.before ?? 0).toFixed(3));
+      write(before, typeof one?.before === "number" ? percent(one.before) : "");
+      write(value, !one ? "" : one.barred ? "forbidden" : one.after === null ? "–" : percent(one.after));
+    });
+  }
+
+  /** What the constraint forbids here, and where its automaton stands on the way of the most probable text. */
+  drawConstraint(constrained, row, cell, pinned) {
+    const { heads, alternatives, constraint } = this.details;
+    heads.hidden = constraint.hidden = !constrained;
+    alternatives.classList.toggle("dg-conditioned", constrained);
+    const state = automatonState(row, cell?.i);
+    const what = this.view.model.get("_states")?.[state];
+    const [mass, follow] = constraint.children;
+    const forbidden = pinned ? "held by a pin" : `forbidden here: ${percent(probability(row?.barred?.mass[cell.i] ?? 0))}`;
+    write(mass, state === null ? "" : `${forbidden} · automaton in state ${state}`);
+    write(follow, what ? `here may come: ${mayFollow(what)}` : "");
   }
 
   drawGuesses(guesses, found) {

@@ -24,6 +24,7 @@ class Live:
         self.sent = self.sent_tokens = (
             0  # passes that the rows sent reach up to; entries of the token table
         )
+        self.states: set[int] = set()  # of a constraint's automaton, that occur in rows sent
         self.times: list[float] = []  # when the rows of the last second went out
         # (passes made by then, the pass, its marks): of each canvas the last; in autoregression every pass
         self._kept: list[tuple[int, Pass, NDArray[np.uint8]]] = []
@@ -56,6 +57,8 @@ class Live:
             ends, passes, bits = zip(*waiting, strict=True)
             waiting = [(ends[-1], joined(passes), np.concatenate(bits))]
         self.sent = max([self.sent, *(end for end, _, _ in waiting[:count])])
+        for _, now, _ in waiting[:count]:
+            self.states.update(now.states[now.states >= 0].tolist())
         return [(end, pack(now, bits, table)) for end, now, bits in waiting[:count]]
 
     def back_to(self, first: int, first_token: int) -> None:

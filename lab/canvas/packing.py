@@ -10,9 +10,16 @@ autoregressive run, a token each.) All numbers are little-endian:
     8       u16 ×2   canvas · accepted positions, pins left out (as Trace.accepted_count)
     12      u32 ×2   step · answer position of the first entry
     20      f32 ×3   temperature · mean entropy over free positions, nats · seconds
-    32      u8 ×4    kind (index into trace.KINDS) · 1 if this pass decided its canvas · 0 · 0
+    32      u8 ×4    kind (index into trace.KINDS) · 1 if this pass decided its canvas · 1 if it was constrained
+                     · f, forbidden tokens
     36      ids      n of the canvas as the pass left it, then n × k alternatives, the argmax first
             u8       n probabilities of the sample, n entropies, n × k probabilities, n marks
+
+Of a constrained pass, alternatives are given the constraint, at pinned positions before it. Behind, at a multiple of 4,
+
+            ids      n × f tokens among the model's k most probable ones that the constraint forbids
+            u16      n states of the automaton, 65,535 where it is not known
+            u8       n × f probabilities of the forbidden tokens, 0 for none; n of all that is forbidden
 
 Ids are local: indices into the table of tokens that occur in the run, which travels apart.
 Probabilities and entropies are finest where it matters, near 0 and 1: p = sin²(π/2 · q/255),
@@ -31,8 +38,9 @@ from numpy.typing import NDArray
 
 from dgemma_core.files.recording import as_array
 from dgemma_core.files.trace import KINDS, STATES, Trace
+from dgemma_lab.canvas.conditioning import NO_STATE, Seen, conditioning, left
 
-HEADER = struct.Struct("<IHBBHHIIfffBBxx")
+HEADER = struct.Struct("<IHBBHHIIfffBBBB")
 MAX_ENTROPY = 16.0  # nats; e^16 is more tokens than any vocabulary has
 
 MARK_ACCEPTED, MARK_PINNED, MARK_REMELTED, MARK_AFTER_EOS, MARK_STEADY = 1, 2, 4, 8, 16
@@ -59,6 +67,15 @@ class Pass:
     entropy: NDArray[Any]  # (n,) nats
     accepted: NDArray[Any]  # (n,) bool
     pinned: NDArray[Any]  # (n,) bool
+    # of a constrained pass; else 0, −1 and −1
+    forbidden: NDArray[Any]  # (n,) free probability of all forbidden tokens
+    states: NDArray[Any]  # (n,) of the automaton
+    barred: NDArray[Any]  # (n, k) ids: forbidden tokens among the k most probable ones, −1 for none
+    barred_probabilities: NDArray[Any]  # (n, k)
+
+    @property
+    def constrained(self) -> bool:
+        return bool((self.states >= 0).any())
 
     @property
     def argmax(self) -> NDArray[Any]:
@@ -125,6 +142,8 @@ def marks(now: Pass, before: Pass | None, eos_ids: frozenset[int]) -> NDArray[np
 def pack(now: Pass, marks: NDArray[np.uint8], tokens: TokenTable) -> bytes:
     """One row. New tokens enter `tokens`."""
     out, alternatives = tokens.local(now.tokens_out), tokens.local(now.alternatives)
+    barred, chances = left(now.barred, now.barred_probabilities)
+    barred = tokens.local(np.where(barred < 0, now.tokens_out[:, None], barred))
     n, k = alternatives.shape
     width = 2 if len(tokens) <= 1 << 16 else 4
     ids = np.concatenate([out, alternatives.ravel()]).astype(f"<u{width}")
@@ -137,11 +156,17 @@ def pack(now: Pass, marks: NDArray[np.uint8], tokens: TokenTable) -> bytes:
             marks.tobytes(),
         ]
     )
+    if now.constrained:
+        states = np.where((now.states >= 0) & (now.states < NO_STATE), now.states, NO_STATE)
+        body += bytes(-len(body) % 4) + barred.astype(f"<u{width}").tobytes()
+        body += states.astype("<u2").tobytes() + quantise_probability(chances).tobytes()
+        body += quantise_probability(now.forbidden).tobytes()
     body += bytes(-len(body) % 4)
     accepted = int(((marks & (MARK_ACCEPTED | MARK_PINNED)) == MARK_ACCEPTED).sum())
     header = HEADER.pack(
         HEADER.size + len(body), n, width, k, now.canvas, accepted, now.step, now.position,
         now.temperature, now.mean_entropy(), now.seconds, now.kind, now.decided,
+        now.constrained, barred.shape[1],
     )  # fmt: skip
     return header + body
 
@@ -166,6 +191,7 @@ def pass_from_event(event: Any, canvas_length: int, alternatives: int) -> Pass:
         return Pass(
             0, event.index, event.index, KINDS.index("token"), False, 0.0, event.seconds,
             token, ids, probabilities, probability, entropy, yes, no,
+            **conditioning(event.observed, no, ids.shape[1]),
         )  # fmt: skip
     argmax = as_array(event.argmax, np.int64)
     probability = as_array(event.argmax_probability, np.float32)
@@ -176,7 +202,7 @@ def pass_from_event(event: Any, canvas_length: int, alternatives: int) -> Pass:
         event.finished or event.step + 1 == event.steps, event.temperature, event.seconds,
         as_array(event.tokens_out, np.int64), ids, probabilities, as_array(event.sample_probability, np.float32),
         as_array(event.entropy, np.float32), as_array(event.accepted, np.bool_),
-        pinned,
+        pinned, **conditioning(event.observed, pinned, ids.shape[1]),
     )  # fmt: skip
 
 
@@ -185,18 +211,15 @@ def passes_from_trace(trace: Trace, alternatives: int) -> Iterator[Pass]:
     positions, decided = trace.positions(), trace.decided()
     for r in range(len(trace)):
         cut = slice(int(trace.offsets[r]), int(trace.offsets[r + 1]))
+        seen, pinned = Seen.of(trace, cut), trace.pinned[cut]
         ids, probabilities = _alternatives(
-            trace.argmax[cut],
-            trace.probability[cut],
-            trace.pinned[cut],
-            _Cut(trace, cut),
-            alternatives,
+            trace.argmax[cut], trace.probability[cut], pinned, seen, alternatives
         )
         yield Pass(
             int(trace.canvas[r]), int(trace.step[r]), int(positions[cut.start]), int(trace.kind[r]),
             bool(decided[r]), float(trace.temperature[r]), float(trace.seconds[r]),
             trace.tokens_out[cut], ids, probabilities, trace.sample_probability[cut],
-            trace.entropy[cut], trace.accepted[cut], trace.pinned[cut],
+            trace.entropy[cut], trace.accepted[cut], pinned, **conditioning(seen, pinned, ids.shape[1]),
         )  # fmt: skip
 
 
@@ -245,23 +268,6 @@ def state_of(bits: int) -> int:
     return STATES.index("noise")
 
 
-@dataclass(frozen=True)
-class _Cut:
-    """The observed top-k of one pass of a trace, named like an event's."""
-
-    trace: Trace
-    cut: slice
-
-    @property
-    def top_ids(self) -> NDArray[Any] | None:
-        return None if self.trace.top_ids is None else self.trace.top_ids[self.cut]
-
-    @property
-    def top_probabilities(self) -> NDArray[Any] | None:
-        values = self.trace.top_probabilities
-        return None if values is None else values[self.cut]
-
-
 def _alternatives(
     argmax: NDArray[Any],
     probability: NDArray[Any],
@@ -280,6 +286,11 @@ def _alternatives(
         return argmax.reshape(n, 1), probability.reshape(n, 1)
     ids = as_array(top_ids, np.int64).reshape(n, -1)
     values = as_array(observed.top_probabilities, np.float32).reshape(n, -1)
+    if (free := getattr(observed, "free_top_ids", None)) is not None:
+        known = pinned & (as_array(observed.automaton_states, np.int64).reshape(n) >= 0)
+        before = as_array(observed.free_top_probabilities, np.float32).reshape(n, -1)
+        ids = np.where(known[:, None], as_array(free, np.int64).reshape(n, -1), ids)
+        values = np.where(known[:, None], before, values)
     k = min(count, ids.shape[1])
     own = pinned & (ids[:, 0] >= 0)
     argmax = np.where(own, ids[:, 0], argmax)

@@ -2,6 +2,7 @@
 
 const HEADER = 36;
 const MAX_ENTROPY = 16;
+const NO_STATE = 65535;
 export const STATES = ["noise", "candidate", "accepted", "re-melted", "pinned", "after EOS"];
 export const KINDS = ["predict", "correct", "token"];
 const [ACCEPTED, PINNED, REMELTED, AFTER_EOS, STEADY] = [1, 2, 4, 8, 16];
@@ -33,6 +34,7 @@ function parseRow(view, at, length) {
   const body = view.buffer.slice(view.byteOffset + at + HEADER, view.byteOffset + at + length);
   const ids = new (width === 2 ? Uint16Array : Uint32Array)(body, 0, n * (1 + k));
   const u8 = new Uint8Array(body, width * ids.length);
+  const constrained = view.getUint8(at + 34) === 1;
   return {
     n,
     k,
@@ -51,7 +53,57 @@ function parseRow(view, at, length) {
     entropy: u8.subarray(n, 2 * n),
     probabilities: u8.subarray(2 * n, (2 + k) * n),
     marks: u8.subarray((2 + k) * n, (3 + k) * n),
+    constrained,
+    barred: constrained ? parseBarred(body, 4 * Math.ceil((width * ids.length + (3 + k) * n) / 4), n, view.getUint8(at + 35), width) : null,
   };
+}
+
+/** What a constrained row has behind its marks: f forbidden tokens a position, the automaton's states, what is forbidden. */
+function parseBarred(body, at, n, f, width) {
+  const states = at + width * n * f;
+  const chances = states + 2 * n;
+  return {
+    f,
+    ids: new (width === 2 ? Uint16Array : Uint32Array)(body, at, n * f), // position-major, the likeliest first
+    states: new Uint16Array(body, states, n),
+    probabilities: new Uint8Array(body, chances, n * f), // 0: none
+    mass: new Uint8Array(body, chances + n * f, n),
+  };
+}
+
+/**
+ * The tokens of place i of a constrained row as the model would have had them, and given the constraint: [{token, before,
+ * after}], the likeliest before first. before null: not known. after null: ruled out, by the constraint where `barred`, else
+ * by a pin. pin: the token that is held there, null for none.
+ */
+export function conditioned(row, i, pin = null) {
+  const { k, barred } = row;
+  const own = Array.from({ length: k }, (_, a) => ({ token: row.alternatives[i * k + a], p: probability(row.probabilities[i * k + a]) }));
+  if (pin !== null) {
+    const found = own.filter(({ token, p }) => p > 0 || token === pin).map(({ token, p }) => ({ token, before: p, after: token === pin ? 1 : null }));
+    return found.some(({ token }) => token === pin) ? found : [{ token: pin, before: null, after: 1 }, ...found];
+  }
+  const allowed = 1 - probability(barred.mass[i]);
+  const found = own.filter(({ p }, a) => p > 0 || a === 0).map(({ token, p }) => ({ token, before: p * allowed, after: p }));
+  for (let b = 0; b < barred.f; b++) {
+    const before = probability(barred.probabilities[i * barred.f + b]);
+    if (before > 0) found.push({ token: barred.ids[i * barred.f + b], before, after: null, barred: true });
+  }
+  return found.sort((one, other) => other.before - one.before || other.after - one.after);
+}
+
+/** The first `count` of these, one that is not ruled out among them. */
+export function shortened(found, count) {
+  const shown = found.slice(0, count);
+  const possible = ({ after }) => after !== null;
+  if (shown.length && !shown.some(possible)) shown[shown.length - 1] = found.find(possible) ?? shown.at(-1);
+  return shown;
+}
+
+/** The automaton's state before place i, null where it is not known. */
+export function automatonState(row, i) {
+  const state = row?.barred?.states[i] ?? NO_STATE;
+  return state === NO_STATE ? null : state;
 }
 
 /** A row of n tokens of an autoregressive run → n rows of one. */
@@ -69,6 +121,13 @@ export function singles(row) {
     entropy: row.entropy.subarray(i, i + 1),
     probabilities: row.probabilities.subarray(i * k, (i + 1) * k),
     marks: row.marks.subarray(i, i + 1),
+    barred: row.barred && {
+      f: row.barred.f,
+      ids: row.barred.ids.subarray(i * row.barred.f, (i + 1) * row.barred.f),
+      states: row.barred.states.subarray(i, i + 1),
+      probabilities: row.barred.probabilities.subarray(i * row.barred.f, (i + 1) * row.barred.f),
+      mass: row.barred.mass.subarray(i, i + 1),
+    },
   }));
 }
 

@@ -1,9 +1,10 @@
 // Controls from a description: the kernel says which fields there are, the reader's values go back as one object.
 //
 // A field is {name, kind, label} with kind text, area, int, float, choice, flag, list or button, and where it fits
-// help, options ([{value, label, note, indent}]), when ({field: [values]} under which it shows), main (the button that
-// Enter presses), light and mark (of a button: small, and the tick or cross behind it), press (of a choice: choosing is
-// pressing), advanced (it stands in a fold). Native elements do the work.
+// help, inline (its label stands before it), wide (it takes the rest of the line), options ([{value, label, note,
+// indent}]), when ({field: [values]} under which it shows), main (the button that Enter presses), light and mark (of a
+// button: small, and the tick or cross behind it), press (of a choice: choosing is pressing), advanced (it stands in a
+// fold). Native elements do the work.
 
 import { node, write } from "../frontend/dom.js";
 import { icon } from "../frontend/icons.js";
@@ -94,7 +95,8 @@ class Controls {
       const type = kind === "text" ? "text" : "number";
       const step = kind === "int" ? 1 : "any";
       control = node("input", { type, step: type === "number" ? step : null, placeholder: field.placeholder ?? null, change, keydown: (event) => this.enter(event, change) });
-      outer = node("label", { class: field.inline ? "dgf-field dgf-inline" : "dgf-field", title: help }, label, control);
+      const layout = field.inline ? " dgf-inline" : field.wide ? " dgf-wide" : "";
+      outer = node("label", { class: `dgf-field${layout}`, title: help }, label, control);
     }
     this.controls.set(name, { field, control, outer });
     return outer;

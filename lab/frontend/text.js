@@ -47,3 +47,10 @@ export const nats = (h) => `${h.toFixed(h < 0.0995 ? 3 : 2)} nats`;
 
 /** "1 pass", "2 passes". */
 export const passes = (count) => `${count} ${count === 1 ? "pass" : "passes"}`;
+
+/** What may follow in a state of an automaton (constraints/onward.py), in words. */
+export function mayFollow({ tokens, texts, end }) {
+  const named = texts.map((text) => visible(text, 16)).join("  ");
+  const many = texts.length === tokens ? named : `${tokens} tokens, which begin with ${named}`;
+  return [tokens ? many : "", end ? "the end" : ""].filter(Boolean).join(", or ");
+}

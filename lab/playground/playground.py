@@ -20,6 +20,7 @@ from dgemma_core.samplers import SAMPLERS, StopRule, sampler_from
 from dgemma_lab.canvas.canvas import REPLAYED, Canvas
 from dgemma_lab.canvas.compare import difference
 from dgemma_lab.form.boxes import Columns, Stack
+from dgemma_lab.form.constraint import constraint_fields, constraint_from, constraint_values
 from dgemma_lab.form.form import Field, Form, button
 from dgemma_lab.playground.transport import Transport
 from dgemma_lab.session.run import Run
@@ -187,11 +188,13 @@ class Playground(Stack):
                 button("stop"),
                 {"name": "seed", "kind": "int", "label": "seed", "inline": True},
                 {"name": "limit", "kind": "int", "label": "most new tokens", "inline": True},
+                *constraint_fields(),
             ],
             {
                 "prompt": default_prompt(session) if prompt is None else prompt,
                 "seed": seed,
                 "limit": limit,
+                **constraint_values(),
             },
         )
         self.form.disabled = ["stop"]
@@ -213,6 +216,11 @@ class Playground(Stack):
     def run(self) -> None:
         """Runs the columns one after the other, each into its canvas, and returns at once."""
         said = self.form.values
+        try:
+            constraint = constraint_from(said)
+        except DgemmaError as error:
+            self.form.say(str(error), alert=True)
+            return
         waiting = []
         for column in self.columns:
             column.form.say("")
@@ -222,6 +230,7 @@ class Playground(Stack):
                 column.form.say(str(error), alert=True)
                 return
             options |= {"seed": said["seed"] or 0, "max_new_tokens": said["limit"]}
+            options |= {"constraint": constraint}
             waiting.append((column, options))
         self.transport.untie()
         self._turn += 1

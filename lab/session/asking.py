@@ -15,6 +15,7 @@ from dgemma_core.generation import Prompt
 from dgemma_core.nano.problems import Known, Problem, known
 from dgemma_lab.canvas.canvas import Canvas
 from dgemma_lab.form.boxes import Stack
+from dgemma_lab.form.constraint import constraint_fields, constraint_from, constraint_values
 from dgemma_lab.form.form import Field, Form, button
 from dgemma_lab.session.run import Run
 
@@ -48,7 +49,10 @@ class Asking(Stack):
         self._tried: dict[str, int] = {}
         self._problem: Problem | None = None
         self.canvas = Canvas(heading=False)
-        values = {"prompt": prompt, "seed": self.options.pop("seed", 0), "more": ""}
+        values = {
+            "prompt": prompt, "seed": self.options.pop("seed", 0), "more": "",
+            **constraint_values(self.options.pop("constraint", None)),
+        }  # fmt: skip
         self.form = Form(self._fields(), values)
         self.form.on_press(self._press)
         super().__init__(children=(self.form, self.canvas))
@@ -64,7 +68,7 @@ class Asking(Stack):
             "inline": True,
             "help": "The same seed writes the same text.",
         }
-        return [prompt, button("run", main=True), seed, *self._examples()]
+        return [prompt, button("run", main=True), seed, *self._examples(), *constraint_fields()]
 
     def _examples(self) -> list[Field]:
         """Buttons of the first kinds, and a menu of all others."""
@@ -126,6 +130,7 @@ class Asking(Stack):
             self.current = self.session.run(
                 asked,
                 seed=self.form.values["seed"] or 0,
+                constraint=constraint_from(self.form.values),
                 canvas=self.canvas,
                 box=self,
                 **self.options,

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from dgemma_core.constraints.checks import check
+from dgemma_core.constraints.onward import onward
 from dgemma_core.errors import RequestError
 from dgemma_core.events import Mode
 from dgemma_core.files.checkpoint import Loaded
@@ -30,7 +33,8 @@ def plan(
 ) -> tuple[ModeSettings, Request]:
     """Settings and request of one run; `options` are the settings of the mode by name, as in `dgemma_core.generate`.
 
-    pins: answer position → token id, or text, whose tokens then hold the positions from there on. Raises RequestError.
+    pins: answer position → token id, or text, whose tokens then hold the positions from there on. Raises RequestError,
+    also where no text can satisfy a constraint.
     """
     settings = settings_from(mode, **options).resolved(loaded)
     if pins and mode != "diffusion":
@@ -40,10 +44,26 @@ def plan(
         tokens = [what] if isinstance(what, int) else token_ids(loaded, what)
         held.update({position + i: token for i, token in enumerate(tokens)})
     assert settings.max_new_tokens is not None
-    ids = prompt_ids(loaded, prompt, system=system, thinking=thinking, raw=raw)
-    return settings, Request(
-        ids=ids, seed=seed, max_new_tokens=settings.max_new_tokens, stop=tuple(stop), pins=held
+    constraint = settings.constraint
+    if thinking and constraint is not None:
+        raise RequestError(
+            "a constraint holds for the whole answer, thoughts too: leave thinking off"
+        )
+    request = Request(
+        ids=prompt_ids(loaded, prompt, system=system, thinking=thinking, raw=raw),
+        seed=seed,
+        max_new_tokens=settings.max_new_tokens,
+        stop=tuple(stop),
+        pins=held,
+        constraint=None if constraint is None else constraint.compile(loaded),
     )
+    check_constraint(loaded, request)
+    return settings, request
+
+
+def check_constraint(loaded: Loaded, request: Request) -> None:
+    """Raises RequestError where pins or the limit leave no text of the request's constraint."""
+    check(request, loaded.model.config.text.vocab_size, frozenset(loaded.generation.eos_token_ids))
 
 
 def token_ids(loaded: Loaded, text: str) -> list[int]:
@@ -82,6 +102,7 @@ def record(
         mode=settings.mode,
         metadata=describe_run(loaded, settings, prompt, observe),
         decode=decoder(loaded),
+        onward=follower(loaded, request),
     )
 
 
@@ -95,3 +116,10 @@ def prompt_text(prompt: Prompt) -> str:
 
 def decoder(loaded: Loaded) -> Callable[[int], str]:
     return "<{}>".format if loaded.tokenizer is None else loaded.tokenizer.token_string
+
+
+def follower(loaded: Loaded, request: Request) -> Callable[[int], dict[str, Any]] | None:
+    """What may follow in a state of the request's constraint, for a trace and a canvas; None where it is free."""
+    if request.constraint is None:
+        return None
+    return partial(onward, request.constraint, decoder(loaded))

@@ -20,7 +20,7 @@ from dgemma_core.observe import Observe
 from dgemma_core.request import DecodeState, Request
 from dgemma_lab.canvas.canvas import Canvas
 from dgemma_lab.frontend.still import static_wanted
-from dgemma_lab.session.plan import decoder, describe_run, prompt_text
+from dgemma_lab.session.plan import decoder, describe_run, follower, prompt_text
 from dgemma_lab.session.states import StateCache
 
 SECONDS_BETWEEN_STATUS = 0.2
@@ -56,7 +56,10 @@ class Run:
         if parent is not None:
             metadata["branch"] = {"passes": self.opening_passes, "seed": request.seed}
         self._recorder = TraceRecorder(
-            mode=settings.mode, metadata=metadata, decode=decoder(loaded)
+            mode=settings.mode,
+            metadata=metadata,
+            decode=decoder(loaded),
+            onward=follower(loaded, request),
         )
         self._halt = threading.Event()
         self._over = threading.Event()
@@ -97,6 +100,7 @@ class Run:
             steps=getattr(self.settings, "steps", None) or 0,
             decode=decoder(self.loaded),
             eos_token_ids=self.loaded.generation.eos_token_ids,
+            onward=follower(self.loaded, self.request),
         )
         try:
             for generation in drain(self._events(), self.loaded):

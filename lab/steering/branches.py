@@ -12,6 +12,7 @@ from torch import Tensor
 from dgemma_core.errors import RequestError
 from dgemma_core.events import CanvasEvent, Event, PromptEvent, StepEvent
 from dgemma_core.files.trace import KINDS, Trace
+from dgemma_core.files.trace_schema import OBSERVED
 from dgemma_core.observe import Observed
 from dgemma_core.request import DecodeState, Request
 from dgemma_lab.canvas.canvas import Steer
@@ -56,7 +57,8 @@ def branch(run: Run, edit: Edit) -> tuple[Request, tuple[Event, ...]]:
     edit = replace(edit, pins=pins)
     seed = before.seed if edit.seed is None else edit.seed
     request = Request(
-        ids=before.ids, seed=seed, max_new_tokens=before.max_new_tokens, stop=before.stop, prefix=before.prefix
+        ids=before.ids, seed=seed, max_new_tokens=before.max_new_tokens, stop=before.stop, prefix=before.prefix,
+        constraint=before.constraint,
     )  # fmt: skip
     state = run.state_at(edit.frame)
     if state is None:
@@ -113,9 +115,8 @@ def _observed(trace: Trace, r: int, cut: slice) -> Observed:
         part = values[cut]
         return torch.from_numpy(part.swapaxes(0, 1).copy() if name.startswith("router") else part)
 
-    names = ("top_ids", "top_probabilities", "router_ids", "router_weights")
     attention = None if trace.attention is None else torch.from_numpy(trace.attention[r])
-    return Observed(**{name: tensor(name) for name in names}, attention=attention)
+    return Observed(**{name: tensor(name) for name in OBSERVED}, attention=attention)
 
 
 def steered(run: Run, steer: Steer, *, seed: int) -> Edit:

@@ -8,8 +8,8 @@ An edit never changes a run: it makes another one, that starts from a state of t
 - *blank*: infill. The canvas is written anew; everything outside the span stays as it is in view.
 - *branch*: continues from the step in view with another seed, or with another sampler.
 
-`edit` and its kin are pure; `Steering` is the widget: a canvas, the tree of runs, and a second canvas to compare.
-Positions are answer positions: canvas · C + place. A frame is a number of passes, 0 being the first canvas's noise.
+Where the run has a constraint, all of this holds within its language: pins are conditions as the constraint is, and an
+edit that leaves no text of it is refused (`Steering.apply`).
 
 Positions are answer positions: canvas · C + place. A frame is a number of passes, 0 being the first canvas's noise.
 """

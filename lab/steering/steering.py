@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from dgemma_core.errors import DgemmaError
+from dgemma_core.errors import DgemmaError, RequestError
 from dgemma_core.generation import Prompt
 from dgemma_core.generation.settings import settings_from
 from dgemma_lab.canvas.canvas import Steer
@@ -20,6 +20,7 @@ from dgemma_lab.canvas.compare import difference, linked
 from dgemma_lab.form.boxes import Columns, Stack
 from dgemma_lab.form.form import Form
 from dgemma_lab.frontend.text import readable, visible
+from dgemma_lab.session.plan import check_constraint
 from dgemma_lab.session.run import Run
 from dgemma_lab.session.session import Session
 from dgemma_lab.steering.branches import branch, steered
@@ -69,9 +70,17 @@ class Steering(Stack):
         return self._chosen("node").run
 
     def apply(self, edit: Edit) -> Run:
-        """Branches from the run in view; the new run comes into view and starts at once."""
+        """Branches from the run in view; the new run comes into view and starts at once.
+
+        Raises RequestError, and changes nothing, where the edit leaves no text of the run's constraint.
+        """
         parent = self.run
         request, opening = branch(parent, edit)
+        words = described(edit, parent.pins_at(edit.frame), parent.text_of)
+        try:
+            check_constraint(parent.loaded, request)
+        except RequestError as error:
+            raise RequestError(f"{words}: {error}. Nothing has changed.") from error
         settings = parent.settings
         if edit.sampler is not None:
             settings = settings_from(settings.mode, **{**vars(settings), "sampler": edit.sampler})
@@ -84,8 +93,7 @@ class Steering(Stack):
             parent=parent,
             opening=opening,
         )
-        before = parent.pins_at(edit.frame)
-        self._grow(run, described(edit, before, parent.text_of))
+        self._grow(run, words)
         return run
 
     def _grow(self, run: Run, words: str) -> None:

@@ -174,6 +174,44 @@ def test_a_live_run_fills_its_canvas_and_stops(open_lab: Callable[..., Lab]) -> 
     assert running == "False" and int(passes) == frames(output)  # nothing is lost at the end
 
 
+def test_a_constrained_run_shows_what_its_grammar_forbids(
+    open_lab: Callable[..., Lab], violations: Callable[..., list[str]]
+) -> None:
+    lab = open_lab("constrained.ipynb", [SETUP, "box = session.ask(SUDOKU)\nbox"])
+    lab.run_cell(0)
+    output = lab.run_cell(1)
+    pattern = output.get_by_label("which the whole answer must match")
+    expect(output.get_by_text("more settings")).to_be_visible()
+    expect(pattern).to_be_hidden()
+    output.get_by_text("more settings").click()
+    output.get_by_label("the answer must be").select_option("regex")
+    pattern.fill("(1")
+    pattern.press("Enter")
+    expect(output.locator(".dgf-message")).to_contain_text("cannot be an automaton")
+    pattern.fill(r"[1-4]( [1-4]){3}(\n[1-4]( [1-4]){3}){3}")
+    pattern.press("Enter")
+    expect(output.locator(".dg-summary")).to_contain_text("obeys a regular expression")
+    expect(output.locator(".dgf-message")).to_be_hidden()
+
+    output.get_by_role("button", name="First step").click()
+    output.get_by_role("button", name="Step forward").click()
+    output.locator(".dg-cell").first.click()
+    card = output.get_by_role("group", name="Token details")
+    expect(card.locator(".dg-heads")).to_have_text(re.compile("before.*after"))
+    constraint = card.locator(".dg-constraint")
+    expect(constraint).to_contain_text(re.compile(r"forbidden here: .*automaton in state \d+"))
+    expect(constraint).to_contain_text(re.compile("here may come: .*1.*2.*3.*4"))
+    first = constraint.inner_text()
+    lab.page.mouse.move(1, 1)  # what the mouse is over goes before what has the focus
+    lab.page.keyboard.press("ArrowRight")
+    expect(constraint).not_to_have_text(first)  # another state
+    expect(card.locator(".dg-place")).to_contain_text("position 1")
+    for theme in ("JupyterLab Dark", "JupyterLab Light"):
+        lab.theme(theme)
+        assert violations(lab.page, ".dg") == []
+        assert violations(lab.page, ".dgf") == []
+
+
 def test_pin_and_branch_make_runs_of_a_tree(open_lab: Callable[..., Lab]) -> None:
     lab = open_lab(
         "steer.ipynb",

@@ -240,7 +240,7 @@ def test_a_file_of_schema_1_is_a_trace_without_rounds(trace: Trace, tmp_path: Pa
     with np.load(trace.save(tmp_path / "new")) as file:
         arrays = {name: file[name] for name in file.files if not name.startswith("round_")}
     header = json.loads(arrays["header"].tobytes())
-    assert header["schema"] == 2
+    assert header["schema"] == 3
     old = json.dumps({**header, "schema": 1}).encode()
     np.savez(tmp_path / "old.npz", **{**arrays, "header": np.frombuffer(old, np.uint8)})
     again = Trace.load(tmp_path / "old.npz")

@@ -256,3 +256,68 @@ test("paths of the strip keep to their track", () => {
   assert.equal(js.linePath([0, 1], 22, 20), "M0 22.00H1V2.00H2");
   assert.equal(js.barPath([0.5], 22, 20), "M0 22V12.00H1V22Z");
 });
+
+/** A row, and behind it what a constraint forbids: f tokens a position. */
+function constrained(plain, { f, ids, states, p, mass }) {
+  const n = states.length;
+  const tail = new DataView(new ArrayBuffer(Math.ceil((2 * n * f + 2 * n + n * f + n) / 4) * 4));
+  ids.flat().forEach((id, i) => tail.setUint16(2 * i, id, true));
+  states.forEach((state, i) => tail.setUint16(2 * n * f + 2 * i, state, true));
+  [...p.flat(), ...mass].forEach((v, i) => tail.setUint8(2 * n * f + 2 * n + i, v));
+  const bytes = new Uint8Array(plain.length + tail.byteLength);
+  bytes.set(plain);
+  bytes.set(new Uint8Array(tail.buffer), plain.length);
+  const view = new DataView(bytes.buffer);
+  view.setUint32(0, bytes.length, true);
+  view.setUint8(34, 1);
+  view.setUint8(35, f);
+  return bytes;
+}
+
+const half = 128; // about 0.5
+const bound = (more = {}) => constrained(
+  row({ out: [1, 2, 3], alternatives: [[1, 4], [2, 4], [3, 4]], p: [[255, 0], [half, half], [0, 255]], h: [0, 0, 0], marks: [1, 0, 2], ...more }),
+  { f: 1, ids: [[8], [9], [9]], states: [7, 0, 65535], p: [[half], [0], [0]], mass: [half, 0, 0] });
+
+test("a constrained row tells what is forbidden and where the automaton stands", () => {
+  const [free, first] = js.parseRows(join(two(0, 0, [1, 2, 3], [1, 2, 3], [0, 0, 0]), bound()));
+  assert.deepEqual([free.constrained, free.barred, js.automatonState(free, 0), js.automatonState(null, 0)], [false, null, null, null]);
+  assert.deepEqual([0, 1, 2].map((i) => js.automatonState(first, i)), [7, 0, null]);
+  const [one, two_] = [js.conditioned(first, 0), js.conditioned(first, 1)];
+  assert.deepEqual(one.map(({ token, barred = false }) => [token, barred]), [[8, true], [1, false]]);
+  assert.equal(one[0].after, null);
+  assert.ok(Math.abs(one[1].before - 0.5) < 0.01 && one[1].after === 1, "what is left was renormalised");
+  assert.deepEqual(two_.map(({ token, before, after }) => [token, before === after]), [[2, true], [4, true]]);
+});
+
+test("a best guess of hardly any probability is not called forbidden", () => {
+  const [first] = js.parseRows(join(bound()));
+  const third = js.conditioned(first, 2); // its argmax has 0 of 255
+  assert.deepEqual(third.map(({ token, after, barred = false }) => [token, after, barred]), [[4, 1, false], [3, 0, false]]);
+});
+
+test("a pinned place lists what the model would have written; the pin alone is left of it", () => {
+  const [first] = js.parseRows(join(bound()));
+  assert.deepEqual(js.conditioned(first, 1, 4).map(({ token, after }) => [token, after]), [[2, null], [4, 1]]);
+  assert.deepEqual(js.conditioned(first, 0, 77).map(({ token, before, after }) => [token, before, after]), [[77, null, 1], [1, 1, null]]);
+});
+
+test("a short list holds something that is allowed", () => {
+  const found = [1, 2, 3].map((token) => ({ token, before: 0.3, after: null, barred: true })).concat({ token: 9, before: 0.1, after: 1 });
+  assert.deepEqual(js.shortened(found, 2).map(({ token }) => token), [1, 9]);
+  assert.deepEqual(js.shortened(found, 9).length, 4);
+  assert.deepEqual(js.shortened([], 3), []);
+});
+
+test("tokens of a constrained text written one by one come apart", () => {
+  const [joined] = js.parseRows(join(bound({ kind: 2 })));
+  const [one, , three] = js.singles(joined);
+  assert.deepEqual([js.automatonState(one, 0), js.automatonState(three, 0)], [7, null]);
+  assert.deepEqual(js.conditioned(one, 0).map(({ token }) => token), [8, 1]);
+});
+
+test("what may follow is said in words, with nothing unseen in it", () => {
+  assert.equal(js.mayFollow({ tokens: 2, texts: [" a", "<b>"], end: false }), "·a  <b>");
+  assert.equal(js.mayFollow({ tokens: 40, texts: ["a–z", "\u202e"], end: true }), "40 tokens, which begin with a–z  ⟨202E⟩, or the end");
+  assert.equal(js.mayFollow({ tokens: 0, texts: [], end: true }), "the end");
+});

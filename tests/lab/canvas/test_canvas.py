@@ -79,9 +79,7 @@ def unpack(data: bytes) -> list[dict[str, Any]]:
     rows = []
     while data:
         head = packing.HEADER.unpack_from(data)
-        names = (
-            "length n width k canvas accepted step position temperature mean seconds kind decided"
-        )
+        names = "length n width k canvas accepted step position temperature mean seconds kind decided constrained f"
         row = dict(zip(names.split(), head, strict=True))
         n, k, width = row["n"], row["k"], row["width"]
         ids = np.frombuffer(data, f"<u{width}", n * (1 + k), packing.HEADER.size)
