@@ -47,9 +47,7 @@ class Published:
     where: str = "H100, FP8, 26B"
     steps_ratio: float = 3.2  # one denoising step in autoregressive steps, at batch 1
     tokens_per_forward: float = 19.7  # mean of 7 benchmarks
-    overtaken_at: int = (
-        32  # concurrent requests at which autoregression has the higher total throughput
-    )
+    overtaken_at: int = 32  # requests at a time from which autoregression has more throughput
 
 
 PUBLISHED = Published()
@@ -383,7 +381,7 @@ def break_even(
     """The tokens that a denoising step must keep to match autoregression, at every batch size.
 
     tokens_per_forward: what this model keeps on your prompts (kept tokens / denoising steps), drawn as a level:
-    diffusion pays where it lies above the break-even curve. published: others' figures beside it, None to leave them out.
+    diffusion pays where it lies above the break-even curve. published: others' figures beside it, or None.
     """
     batches = [step.batch for step in machine.canvas_steps]
     needed, ranges = machine.break_even(), machine.break_even_range()
