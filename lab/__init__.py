@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dgemma_lab.charts.inside import expert_load as expert_load
     from dgemma_lab.charts.inside import experts_touched as experts_touched
     from dgemma_lab.charts.inside import self_conditioning as self_conditioning
+    from dgemma_lab.charts.noising import noising as noising
     from dgemma_lab.charts.order import convergence as convergence
     from dgemma_lab.charts.order import order_by_kind as order_by_kind
     from dgemma_lab.charts.order import remelts as remelts
@@ -43,6 +44,7 @@ _HOMES = {
     "charts.board": ("attention_board",),
     "charts.drafts": ("predicted_speculation",),
     "charts.inside": ("attention", "expert_load", "experts_touched", "self_conditioning"),
+    "charts.noising": ("noising",),
     "charts.order": ("convergence", "order_by_kind", "remelts", "settling"),
     "charts.roofline": ("break_even", "measure", "roofline"),
     "playground.playground": ("Playground",),

@@ -2,8 +2,8 @@
 
     python -m scripts.build_docs [--out build/docs]
 
-A warning is an error. Links between pages, anchors and pictures are checked; links into the repository become links to
-its files by name, since the site is read without it.
+A warning is an error. Links between pages, anchors and pictures are checked; links into the repository become the
+names of its files, since the site is read without it, and links to a term of the glossary lead there.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 COPIED = {"docs/architecture.md": "architecture.md", "docs/architecture.svg": "architecture.svg",
           "evals/README.md": "measuring.md"}  # fmt: skip
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!https?:|#)([^)\s]+)\)")
+GLOSSARY = ROOT / "docs" / "site" / "glossary.md"
 
 
 def assemble(source: Path) -> None:
@@ -38,8 +39,25 @@ def assemble(source: Path) -> None:
         page["metadata"]["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
         for cell in page["cells"]:
             if cell["cell_type"] == "markdown":
-                cell["source"] = LINK.sub(inside, "".join(cell["source"]))
+                cell["source"] = LINK.sub(from_notebook, "".join(cell["source"]))
         (source / "notebooks" / notebook.name).write_text(json.dumps(page), encoding="utf-8")
+
+
+def terms() -> dict[str, str]:
+    """The terms of the glossary by the anchors that Sphinx gives them."""
+    found = re.findall(r"^(?! |:::|#)(\S.*)$", GLOSSARY.read_text(encoding="utf-8"), re.MULTILINE)
+    return {f"term-{term.replace(' ', '-')}": term for term in found}
+
+
+def from_notebook(link: re.Match[str]) -> str:
+    """A link of a notebook, whose page lies one folder deeper. KeyError for a term that the glossary has not."""
+    text, target = link.groups()
+    path, _, anchor = target.partition("#")
+    if Path(path).name == GLOSSARY.name:
+        return f"{{term}}`{text} <{terms()[anchor]}>`" if anchor else f"[{text}](../glossary.md)"
+    page = inside(link)
+    deeper = page.endswith(tuple(f"]({name})" for name in COPIED.values()))
+    return page.replace("](", "](../") if deeper else page
 
 
 def inside(link: re.Match[str]) -> str:

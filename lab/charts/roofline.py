@@ -46,9 +46,7 @@ class Published:
     where: str = "H100, FP8, 26B"
     steps_ratio: float = 3.2  # one denoising step in autoregressive steps, at batch 1
     tokens_per_forward: float = 19.7  # mean of 7 benchmarks
-    overtaken_at: int = (
-        32  # concurrent requests at which autoregression has the higher total throughput
-    )
+    overtaken_at: int = 32  # requests at a time from which autoregression has more throughput
 
 
 PUBLISHED = Published()
@@ -349,8 +347,8 @@ def break_even(
 ) -> Figure:
     """The tokens that a denoising step must keep to match autoregression, at every batch size.
 
-    tokens_per_forward: what this model keeps on your prompts (kept tokens / denoising steps), drawn as a line:
-    diffusion pays where it runs above the break-even. published: others' figures beside it, None to leave them out.
+    tokens_per_forward: what this model keeps on your prompts (kept tokens / denoising steps), drawn as a level:
+    diffusion pays where it lies above the break-even curve. published: others' figures beside it, or None.
     """
     batches = [step.batch for step in machine.canvas_steps]
     needed, ranges = machine.break_even(), machine.break_even_range()
@@ -370,11 +368,13 @@ def break_even(
         "%{customdata[1]:.2f} ms an autoregressive step<extra></extra>",
     )  # fmt: skip
     ceiling, shown = [*highs], batches
+    title = "Break-even: what a denoising step must keep to pay"
     verdict = f"{machine.name}, {machine.model}"
     if tokens_per_forward is not None:
+        title = "Diffusion pays where the kept level lies above the break-even curve"
         figure.add_hline(
             y=tokens_per_forward, line={"color": theme.VERMILION, "dash": "dash", "width": 2},
-            name=f"kept here: {tokens_per_forward:.1f} tokens a forward", showlegend=True,
+            name=f"kept level: {tokens_per_forward:.1f} tokens a forward", showlegend=True,
         )  # fmt: skip
         ceiling.append(tokens_per_forward)
         verdict += f": {_paying(batches, ranges, tokens_per_forward)}"
@@ -401,7 +401,7 @@ def break_even(
         shown = sorted({*batches, published.overtaken_at})
     ticks = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
     figure.update_layout(
-        title=theme.titled("Where diffusion pays: above the line", verdict),
+        title=theme.titled(title, verdict),
         xaxis={
             "type": "log", "title": "batch: requests at a time",
             "tickvals": shown, "ticktext": [str(batch) for batch in shown],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+
+from scripts.build_docs import LINK, from_notebook, terms
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,6 +64,20 @@ def test_every_link_leads_somewhere(site: Path) -> None:
             assert where.exists(), (path, target)
             if parts.fragment and where.suffix == ".html" and "_modules" not in where.parts:
                 assert unquote(parts.fragment) in pages[where].anchors, (path, target)
+
+
+def test_the_notebooks_say_what_they_are_for_and_lead_to_terms_of_the_glossary() -> None:
+    known = terms()
+    assert {"term-canvas", "term-kept-tokens", "term-re-melt"} <= set(known)
+    link = LINK.fullmatch("[settled](../docs/site/glossary.md#term-settle)")
+    assert link and from_notebook(link) == "{term}`settled <settle>`"
+    for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+        assert "After this notebook" in texts[0] and "minutes" in texts[0], path.name
+        assert sum(text.count("<summary>Answer") for text in texts) == 2, path.name
+        for text, target in LINK.findall("\n".join(texts)):
+            assert "glossary.md#" not in target or target.partition("#")[2] in known, (path, text)
 
 
 @pytest.mark.slow

@@ -108,8 +108,13 @@ def test_a_board_has_each_token_where_it_stands(trace: Trace) -> None:
     words = [note.text for note in figure.layout.annotations]
     assert len(words) == 2 + prompt + 8
     (frame,) = figure.layout.shapes
-    line, column = lines_of([visible(trace.text(t), 10) for t in trace.tokens_in[8:16]])[5]
-    assert ((frame.y0 + frame.y1) / 2, (frame.x0 + frame.x1) / 2) == (line, column)
+    framed = ((frame.x0 + frame.x1) / 2, (frame.y0 + frame.y1) / 2)
+    here = [n.text for n in figure.layout.annotations if (n.x, n.y, n.xref) == (*framed, "x2")]
+    assert here == [visible(trace.text(trace.tokens_in[8 + 5]), 10).replace("<", "&lt;")]
+    for step in (1, 3):  # the grid does not jump: it has the lines of the text that comes out
+        (again,) = attention_board(trace, step, 5).layout.shapes
+        assert (again.x0, again.y0) == (frame.x0, frame.y0)
+    assert lines_of(["x"] * 9, 4)[-1] == (2, 0), "a narrower board"
     with pytest.raises(DgemmaError, match=r"only of \[2, 5\]"):
         attention_board(trace, 1, 3)
 

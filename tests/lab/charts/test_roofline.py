@@ -93,7 +93,7 @@ def test_no_words_stand_among_the_points() -> None:
         )
     kept = break_even(MACHINE, tokens_per_forward=3.2).layout.shapes[0]
     assert kept.y0 == kept.y1 == 3.2 and kept.showlegend
-    assert kept.name == "kept here: 3.2 tokens a forward"
+    assert kept.name == "kept level: 3.2 tokens a forward"
 
 
 def test_the_roof_has_two_slopes() -> None:
