@@ -312,10 +312,10 @@ def roofline(machine: Machine) -> Figure:
 def explained(figure: Figure, *, entries: int) -> Figure:
     """The legend as a list between title and chart, with room of its own.
 
-    All words stand there and none among the points: those lie wherever the machine puts them, and on top of each other
-    at some width or on some machine.
+    No words stand among the points, which lie wherever the machine puts them.
     """
-    head, line, chart = 46, 19, 310  # pixels
+    line, chart = 19, 310  # pixels
+    head = 27 + line * figure.layout.title.text.count("<br>")
     top = head + line * entries + 14
     height = top + chart + 48
     figure.update_layout(
