@@ -20,7 +20,7 @@ import torch
 
 from dgemma_core.config import ModelConfig
 from dgemma_core.errors import RequestError
-from dgemma_core.facts.cost import work
+from dgemma_core.facts.cost import Work, work
 from dgemma_core.facts.published import CONFIGS, DIFFUSION_26B
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.speculation import AdaptiveDraft
@@ -37,6 +37,11 @@ def _in_bfloat16(config: ModelConfig) -> DiffusionGemma:
     return DiffusionGemma(config, device="meta", dtype=torch.bfloat16)
 
 
+@cache
+def _work(config: ModelConfig, prefix: int, tokens: int, denoises: bool) -> Work:
+    return work(_in_bfloat16(config), prefix=prefix, tokens=tokens, denoises=denoises)
+
+
 @dataclass(frozen=True)
 class Card:
     """What a card can do at most, by its data sheet, and the format of the weights on it."""
@@ -50,7 +55,7 @@ class Card:
         self, config: ModelConfig, prefix: int, tokens: int, *, denoises: bool = False
     ) -> float:
         """Of one pass over `tokens` behind a prefix: the least that it can take."""
-        needed = work(_in_bfloat16(config), prefix=prefix, tokens=tokens, denoises=denoises)
+        needed = _work(config, prefix, tokens, denoises)
         share = self.bytes_a_weight / torch.bfloat16.itemsize
         read = {part: n if part == "prefix" else share * n for part, n in needed.read.items()}
         return replace(needed, read=read).floor(self.bandwidth, self.matrix_rate)
