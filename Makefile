@@ -30,13 +30,13 @@ export OMP_NUM_THREADS ?= 1
 lab: $(VENV)/.lab
 	$(BIN)/jupyter lab $(ALLOW_ROOT) --ServerApp.root_dir="$(CURDIR)" $(JUPYTER_FLAGS) notebooks/01_first_canvas.ipynb
 
-# What drives Chromium or notebooks runs alone, the rest on two cores; the second runs whatever the first said.
-# (5: the flags chose no test.)
+# What drives Chromium runs alone, the rest on two cores; the second runs whatever the first said. (5: the flags chose
+# no test.)
 test: lint tools $(AXE)
 	$(if $(JS_TESTS),node --test $(JS_TESTS))
 	failed=; \
-	$(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=180 --durations=10 $(PYTEST_FLAGS) tests/browser $(NOTEBOOKS) || [ $$? = 5 ] || failed=1; \
-	$(BIN)/pytest -n 2 --dist loadfile --durations=20 $(PYTEST_FLAGS) tests --ignore tests/browser || [ $$? = 5 ] || failed=1; \
+	$(BIN)/pytest --durations=10 $(PYTEST_FLAGS) tests/browser || [ $$? = 5 ] || failed=1; \
+	$(BIN)/pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=180 --durations=20 $(PYTEST_FLAGS) $(NOTEBOOKS) tests --ignore tests/browser || [ $$? = 5 ] || failed=1; \
 	[ -z "$$failed" ]
 
 quick: $(VENV)/.test

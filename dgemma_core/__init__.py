@@ -36,7 +36,7 @@ _HOMES = {
     "model": ("DiffusionGemma",),
     "observe": ("Observe", "Observed"),
     "request": ("DecodeState", "Request", "TokenState"),
-    "speculation": ("AdaptiveDraft", "FixedDraft", "decode_speculative"),
+    "speculation": ("AdaptiveDraft", "DraftPlan", "DraftRule", "FixedDraft", "decode_speculative"),
     "samplers": ("BlockRefinement", "DiscreteDDIM", "EntropyBound", "StopRule", "sampler_from"),
     "generation.settings": (
         "AutoregressiveSettings",

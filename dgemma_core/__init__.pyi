@@ -46,5 +46,7 @@ from dgemma_core.samplers import EntropyBound as EntropyBound
 from dgemma_core.samplers import StopRule as StopRule
 from dgemma_core.samplers import sampler_from as sampler_from
 from dgemma_core.speculation import AdaptiveDraft as AdaptiveDraft
+from dgemma_core.speculation import DraftPlan as DraftPlan
+from dgemma_core.speculation import DraftRule as DraftRule
 from dgemma_core.speculation import FixedDraft as FixedDraft
 from dgemma_core.speculation import decode_speculative as decode_speculative

@@ -203,7 +203,8 @@ def test_hover_shows_alternatives_and_history(open_page: OpenPage, exported: Pat
     expect(panel).to_contain_text("position 5")
     expect(panel.locator(".dg-alternatives li")).to_have_count(5)
     expect(panel).to_contain_text("nats")
-    after = panel.locator(".dg-alternatives .dg-value:not(.dg-before)")  # no constraint, so no before
+    # Without a constraint there is nothing before it.
+    after = panel.locator(".dg-alternatives .dg-value:not(.dg-before)")
     shares = [float(t.strip("<% ")) for t in after.all_inner_texts()]
     assert 5 < sum(shares) <= 101 and shares == sorted(shares, reverse=True)
     assert panel.locator(".dg-guesses li").count() >= 1
