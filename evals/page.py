@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +61,12 @@ def chart(name: str, title: str) -> str:
 def table_of(head: Sequence[str], rows: Sequence[Sequence[Any]], *, first_left: bool = True) -> str:
     """A table. first_left: only the first column is words; otherwise all are."""
     return _part("table", head, rows, not first_left)
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown, for what is printed."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def folded(summary: str, body: str) -> str:

@@ -34,6 +34,7 @@ from dgemma_core.samplers import describe
 from dgemma_core.speculation import AdaptiveDraft, DraftRule, FixedDraft
 from dgemma_evals.hashes import fingerprint
 from dgemma_evals.machine import environment
+from dgemma_evals.page import markdown_table
 from dgemma_evals.saving import resumed, write_json
 from dgemma_evals.writers.counting import acceptance
 
@@ -322,12 +323,9 @@ def markdown(record: Mapping[str, Any]) -> str:
             ]
         )  # fmt: skip
     found = "".join(f"{best(speed, rules)}\n" for speed in record["speed"])
-    return f"{_table(heads, rows)}\n\n{found}\nUnder {first}:\n\n{_table(head, lines)}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return (
+        f"{markdown_table(heads, rows)}\n\n{found}\nUnder {first}:\n\n{markdown_table(head, lines)}"
+    )
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from dgemma_core.nano.families import TASKS, examples, family
 from dgemma_core.train.tune import Tuned, tune
 from dgemma_evals.comparison.stats import mean_difference, paired_bootstrap, share
 from dgemma_evals.machine import environment
+from dgemma_evals.page import markdown_table
 from dgemma_evals.saving import resumed, write_json
 
 MODES = ("diffusion", "autoregressive")
@@ -173,7 +174,7 @@ def markdown(runs: Mapping[str, Any]) -> str:
     """A table of all runs."""
     head = ("run", "examples", "steps", "minutes", "diffusion", "autoregressive", "steps a canvas",
             "own families, diffusion", "own families, autoregressive")  # fmt: skip
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines = []
     for label, run in runs.items():
         change = [
             f"{run['before'][mode][0]:.1f} → {run['after'][mode][0]:.1f} %"
@@ -186,10 +187,9 @@ def markdown(runs: Mapping[str, Any]) -> str:
             for mode in MODES
         ]
         steps = " → ".join(f"{value:.1f}" for value in run["steps_per_canvas"])
-        cells = (label, f"{run['examples']:,}", f"{run['steps']:,}", f"{run['seconds'] / 60:.1f}",
-                 *change, steps, *lost)  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append((label, f"{run['examples']:,}", f"{run['steps']:,}", f"{run['seconds'] / 60:.1f}",
+                     *change, steps, *lost))  # fmt: skip
+    return markdown_table(head, lines)
 
 
 def main() -> None:

@@ -32,6 +32,7 @@ from dgemma_core.generation.settings import settings_from
 from dgemma_core.nano.families import TASKS, Example, examples
 from dgemma_evals.hashes import fingerprint
 from dgemma_evals.machine import environment
+from dgemma_evals.page import markdown_table
 from dgemma_evals.saving import resumed, write_json
 
 MOST_NOISE = 1e-3
@@ -207,12 +208,11 @@ def markdown(record: Mapping[str, Any]) -> str:
             total[2] += sum(one["near_tie"] for one in found["different"])
     judged = exact(record["settings"])
     head = ["backend", "tokens are", "writer", "documents", "differ from autoregression alone"]
-    lines = [head + ["of these near-ties"] * judged]
+    rows = []
     for key, (documents, different, ties) in totals.items():
         share = f"{different} ({100 * different / documents:.2f} %)"
-        lines.append([*key, str(documents), share, *[str(ties)] * judged])
-    lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        rows.append([*key, str(documents), share, *[str(ties)] * judged])
+    return markdown_table(head + ["of these near-ties"] * judged, rows)
 
 
 def main() -> None:

@@ -22,9 +22,7 @@ MARK = re.compile(r"(?<!\\),")
 
 
 def decide(
-    prompt: Annotated[
-        str, typer.Argument(help="What to ask; - reads standard input.", callback=text_option)
-    ],
+    prompt: options.Prompt,
     template: Annotated[
         str | None,
         typer.Option(
@@ -63,7 +61,7 @@ def decide(
     model: options.Model = "nano",
     seed: options.Seed = 0,
     system: options.System = None,
-    raw: Annotated[bool, typer.Option("--raw", help="No chat template around the prompt.")] = False,
+    raw: options.Raw = False,
     as_json: options.AsJson = False,
     dtype: options.Dtype = "auto",
     quantize: options.Quantize = None,
@@ -79,12 +77,9 @@ def decide(
     slots = _slots(slot or ())
     asked = standard_input() if prompt == "-" else prompt
 
-    from dgemma_core.files.checkpoint import load
     from dgemma_core.generation import decide as decided
 
-    loaded = load(
-        model, dtype=dtype, device=device, quantize=quantize, backend=backend, adapter=adapter
-    )
+    loaded = options.Source(model, dtype, quantize, device, backend, adapter).load()
     found = decided(
         loaded, text, slots, prompt=asked, passes=passes, top=top, seed=seed, system=system, raw=raw,
         causal=causal,

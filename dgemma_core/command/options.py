@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 MODEL_HELP = "nano, a folder, or a name on the Hugging Face hub."
 
+Prompt = Annotated[
+    str, typer.Argument(help="What to ask; - reads standard input.", callback=text_option)
+]
 Model = Annotated[str, typer.Option("--model", "-m", help=MODEL_HELP)]
 ModeName = Annotated[Mode, typer.Option("--mode", help="How the same weights write.")]
 SamplerName = Annotated[
@@ -83,6 +86,7 @@ Thinking = Annotated[
     bool,
     typer.Option("--thinking", help="Let the model think first; its thought is not in the text."),
 ]
+Raw = Annotated[bool, typer.Option("--raw", help="No chat template around the prompt.")]
 Stop = Annotated[
     list[str] | None,
     typer.Option(
@@ -152,6 +156,19 @@ class Source:
     backend: str
     adapter: str | None = None
 
+    def load(self) -> Loaded:
+        """The model, ready to write."""
+        from dgemma_core.files.checkpoint import load
+
+        return load(
+            self.model,
+            dtype=self.dtype,
+            device=self.device,
+            quantize=self.quantize,
+            backend=self.backend,
+            adapter=self.adapter,
+        )
+
 
 def load_with_settings(
     source: Source,
@@ -169,7 +186,6 @@ def load_with_settings(
     """
     from dgemma_core.config import GenerationDefaults
     from dgemma_core.constraints.language import read_constraint
-    from dgemma_core.files.checkpoint import load
     from dgemma_core.generation.settings import settings_from
 
     chosen = parse_pairs(sampler_option)
@@ -179,14 +195,7 @@ def load_with_settings(
         return settings_from(mode, sampler=_sampler(sampler, chosen, defaults), **settings)
 
     made(GenerationDefaults())
-    loaded = load(
-        source.model,
-        dtype=source.dtype,
-        device=source.device,
-        quantize=source.quantize,
-        backend=source.backend,
-        adapter=source.adapter,
-    )
+    loaded = source.load()
     return loaded, made(loaded.generation)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dgemma_core.command import options
-from dgemma_core.command.lines import complain, count, escaped, standard_input, text_option, utf8
+from dgemma_core.command.lines import complain, count, escaped, standard_input, utf8
 from dgemma_core.errors import RequestError
 
 if TYPE_CHECKING:
@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 
 
 def generate(
-    prompt: Annotated[
-        str, typer.Argument(help="What to ask; - reads standard input.", callback=text_option)
-    ],
+    prompt: options.Prompt,
     model: options.Model = "nano",
     mode: options.ModeName = "diffusion",
     sampler: options.SamplerName = None,
@@ -49,7 +47,7 @@ def generate(
     seed: options.Seed = 0,
     system: options.System = None,
     thinking: options.Thinking = False,
-    raw: Annotated[bool, typer.Option("--raw", help="No chat template around the prompt.")] = False,
+    raw: options.Raw = False,
     stop: options.Stop = None,
     trace: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Record every step into this file.")
