@@ -36,7 +36,8 @@ _HOMES = {
     "model": ("DiffusionGemma",),
     "observe": ("Observe", "Observed"),
     "request": ("DecodeState", "Request", "TokenState"),
-    "speculation": ("AdaptiveDraft", "DraftPlan", "DraftRule", "FixedDraft", "decode_speculative"),
+    "generation.drafting": ("AdaptiveDraft", "PayingDraft"),
+    "speculation": ("DraftPlan", "DraftRule", "FixedDraft", "decode_speculative"),
     "samplers": ("BlockRefinement", "DiscreteDDIM", "EntropyBound", "StopRule", "sampler_from"),
     "generation.settings": (
         "AutoregressiveSettings",

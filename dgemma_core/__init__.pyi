@@ -29,6 +29,8 @@ from dgemma_core.generation import Generation as Generation
 from dgemma_core.generation import decide as decide
 from dgemma_core.generation import generate as generate
 from dgemma_core.generation import prompt_ids as prompt_ids
+from dgemma_core.generation.drafting import AdaptiveDraft as AdaptiveDraft
+from dgemma_core.generation.drafting import PayingDraft as PayingDraft
 from dgemma_core.generation.settings import AutoregressiveSettings as AutoregressiveSettings
 from dgemma_core.generation.settings import DiffusionSettings as DiffusionSettings
 from dgemma_core.generation.settings import Settings as Settings
@@ -45,7 +47,6 @@ from dgemma_core.samplers import DiscreteDDIM as DiscreteDDIM
 from dgemma_core.samplers import EntropyBound as EntropyBound
 from dgemma_core.samplers import StopRule as StopRule
 from dgemma_core.samplers import sampler_from as sampler_from
-from dgemma_core.speculation import AdaptiveDraft as AdaptiveDraft
 from dgemma_core.speculation import DraftPlan as DraftPlan
 from dgemma_core.speculation import DraftRule as DraftRule
 from dgemma_core.speculation import FixedDraft as FixedDraft

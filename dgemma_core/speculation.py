@@ -77,7 +77,7 @@ class FixedDraft:
     name: ClassVar[str] = "fixed"
 
     def __post_init__(self) -> None:
-        _check(self.steps, self.least_probability)
+        check_draft(self.steps, self.least_probability)
         if self.positions is not None:
             whole_number("positions", self.positions, low=2)
 
@@ -86,38 +86,8 @@ class FixedDraft:
         return DraftPlan(positions, self.steps, self.least_probability)
 
 
-@dataclass(frozen=True, kw_only=True)
-class AdaptiveDraft:
-    """Drafts a little more than the last rounds accepted: wrong tokens cost a pass over them.
-
-    A round drafts `margin` positions more than the largest acceptance of the last `memory` rounds, at least `least`;
-    the first round drafts `first`.
-    """
-
-    first: int = 16
-    least: int = 8
-    margin: int = 6
-    memory: int = 2
-    steps: int = 1
-    least_probability: float = 0.0
-
-    name: ClassVar[str] = "adaptive"
-
-    def __post_init__(self) -> None:
-        _check(self.steps, self.least_probability)
-        for option in ("first", "least"):
-            whole_number(option, getattr(self, option), low=2)
-        for option in ("margin", "memory"):
-            whole_number(option, getattr(self, option), low=1)
-
-    def plan(self, accepted: Sequence[int], canvas_length: int) -> DraftPlan:
-        wanted = self.first
-        if accepted:
-            wanted = max(self.least, max(accepted[-self.memory :]) + self.margin)
-        return DraftPlan(min(wanted, canvas_length), self.steps, self.least_probability)
-
-
-def _check(steps: int, least_probability: float) -> None:
+def check_draft(steps: int, least_probability: float) -> None:
+    """Raises RequestError unless a rule's values are in range."""
     whole_number("steps", steps, low=1)
     if not 0 <= least_probability < 1:
         raise RequestError(

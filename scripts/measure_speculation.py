@@ -29,21 +29,23 @@ from tqdm.auto import tqdm
 import dgemma_core as dg
 from dgemma_core.events import DraftEvent, Event
 from dgemma_core.files.finding import find_folder
+from dgemma_core.generation.drafting import AdaptiveDraft, PayingDraft
 from dgemma_core.nano.families import TASKS, Example, examples, family
 from dgemma_core.samplers import describe
-from dgemma_core.speculation import AdaptiveDraft, DraftRule, FixedDraft
+from dgemma_core.speculation import DraftRule, FixedDraft
 from dgemma_evals.hashes import fingerprint
 from dgemma_evals.machine import environment
 from dgemma_evals.page import markdown_table
 from dgemma_evals.saving import resumed, write_json
 from dgemma_evals.writers.counting import acceptance
 
-RULES: Mapping[str, type[FixedDraft | AdaptiveDraft]] = {
-    kind.name: kind for kind in (FixedDraft, AdaptiveDraft)
+RULES: Mapping[str, type[FixedDraft | AdaptiveDraft | PayingDraft]] = {
+    kind.name: kind for kind in (FixedDraft, AdaptiveDraft, PayingDraft)
 }
 CANDIDATES = (
     "adaptive", "adaptive:margin=4", "adaptive:margin=10", "adaptive:first=32", "adaptive:memory=4",
     "adaptive:least_probability=0.3", "adaptive:steps=2",
+    "paying", "paying:pass_tokens=32", "paying:pass_tokens=64",
     "fixed:positions=8", "fixed:positions=16", "fixed:positions=24", "fixed",
 )  # fmt: skip
 """Draft rules among which the default is chosen, the present one first; `fixed` drafts a whole canvas."""

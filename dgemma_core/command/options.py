@@ -69,7 +69,8 @@ Draft = Annotated[
     str | None,
     typer.Option(
         metavar="RULE",
-        help="How much speculation drafts a round: fixed or adaptive (the default: a little more than was accepted).",
+        help="How much speculation drafts a round: fixed, adaptive (the default: a little more than was accepted) "
+        "or paying (what promises most tokens for what passes cost).",
     ),
 ]
 DraftPositions = Annotated[

@@ -116,6 +116,21 @@ def work(
     return Work(read, computed)
 
 
+OPERATIONS_A_BYTE = {"cpu": 8.0, "cuda": 300.0}
+"""Operations that a device does while it reads a byte of weights, about: of a core's caches and memory, of an H100."""
+
+
+def pass_tokens(model: DiffusionGemma) -> float:
+    """What a pass costs beside its tokens, in tokens: reading the weights takes as long as the arithmetic of so many.
+
+    By arithmetic and `OPERATIONS_A_BYTE`, so it is the same at every run.
+    """
+    canvas = model.config.canvas_length
+    one, full = (work(model, prefix=0, tokens=n, denoises=False) for n in (1, canvas))
+    a_byte = OPERATIONS_A_BYTE.get(model.device.type, OPERATIONS_A_BYTE["cuda"])
+    return full.bytes * a_byte / one.operations
+
+
 def experts_touched(text: TextConfig, tokens: int) -> float:
     """Experts a layer that so many tokens go to if each chooses evenly: an estimate, exact for one token."""
     missed = (1 - text.top_k_experts / text.num_experts) ** tokens

@@ -16,12 +16,14 @@ from dgemma_core.constraints.language import Constraint
 from dgemma_core.diffusion import denoise_canvases
 from dgemma_core.errors import RequestError, finite_number, shown, whole_number
 from dgemma_core.events import Event, Mode
+from dgemma_core.facts.cost import pass_tokens
+from dgemma_core.generation.drafting import AdaptiveDraft, PayingDraft
 from dgemma_core.head import Filters
 from dgemma_core.loop import queue
 from dgemma_core.observe import Observe
 from dgemma_core.request import Request
 from dgemma_core.samplers import EntropyBound, Sampler, StopRule, describe
-from dgemma_core.speculation import AdaptiveDraft, DraftRule, FixedDraft, decode_speculative
+from dgemma_core.speculation import DraftRule, FixedDraft, decode_speculative
 
 if TYPE_CHECKING:
     from dgemma_core.files.checkpoint import Loaded
@@ -218,7 +220,7 @@ class SpeculativeSettings(AutoregressiveSettings):
     mode: ClassVar[Mode] = "speculative"
     short: ClassVar[str] = "spec"
     draft: DraftRule | str | None = None
-    """How much to draft a round: a rule, or "fixed" or "adaptive"; None: "adaptive"."""
+    """How much to draft a round: a rule, or "fixed", "adaptive" or "paying"; None: "adaptive"."""
     draft_positions: int | None = None
     """Positions of a fixed draft, the chosen first token included; None: a whole canvas."""
     draft_steps: int | None = None
@@ -240,17 +242,23 @@ class SpeculativeSettings(AutoregressiveSettings):
             raise RequestError("draft_positions belongs to draft='fixed'")
         if self.draft in (None, "adaptive"):
             return AdaptiveDraft(steps=steps)
+        if self.draft == "paying":
+            return PayingDraft(steps=steps)
         if self.draft is None or isinstance(self.draft, str) or not hasattr(self.draft, "plan"):
-            raise RequestError(f"unknown draft {shown(self.draft)}: choose fixed or adaptive")
+            raise RequestError(
+                f"unknown draft {shown(self.draft)}: choose fixed, adaptive or paying"
+            )
         if self.draft_steps is not None:
             raise RequestError("draft_steps has no effect on a rule: give the rule its steps")
         return self.draft
 
     def resolved(self, loaded: Loaded) -> Self:
-        """The same with the checkpoint's values filled in, and the rule that the draft's options name."""
-        return replace(
-            super().resolved(loaded), draft=self.draft_rule, draft_positions=None, draft_steps=None
-        )
+        """The same with the checkpoint's values filled in, and the rule that the draft's options name. "paying" learns
+        what a pass of this model costs."""
+        rule = self.draft_rule
+        if isinstance(rule, PayingDraft) and self.draft == "paying":
+            rule = replace(rule, pass_tokens=pass_tokens(loaded.model))
+        return replace(super().resolved(loaded), draft=rule, draft_positions=None, draft_steps=None)
 
     def _loop(
         self, model: DiffusionGemma, requests: Iterable[Request], **options: Any

@@ -291,6 +291,22 @@ FURTHEST = replace(
 )
 """From `further`: longer, and less of what is solved."""
 
+DRAFTING = replace(
+    FURTHEST,
+    training=replace(
+        FURTHEST.training,
+        steps=1500,
+        learning_rate=1.2e-3,
+        matrix_learning_rate=7.5e-3,
+        noisings=1,
+        drafts=(8, 16, 24, 32),
+        drafts_from_noise=0.75,
+        self_conditioning=1 / 3,
+        seed=31,
+    ),
+)
+"""From `furthest`: the second canvas of every text is a draft, most of them noise behind a clean first token."""
+
 LEGS = {
     "first": FIRST,
     "copy": COPY,
@@ -309,4 +325,5 @@ LEGS = {
     "round_off": ROUND_OFF,
     "further": FURTHER,
     "furthest": FURTHEST,
+    "drafting": DRAFTING,
 }

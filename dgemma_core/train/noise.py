@@ -34,6 +34,9 @@ def noisy_canvases(
         if i == 0 and batch.steps is not None:
             rate = (2 * rate).clamp(max=1.0)
         rate = recipe.noise_level(rate)
+        if recipe.drafts_from_noise and i >= recipe.noisings:
+            bare = torch.rand(rate.shape, generator=generator) < recipe.drafts_from_noise
+            rate = rate.masked_fill(bare, 1.0)
         canvas = noised(group.tokens, rate, vocab_size, generator)
         canvas = torch.where(group.given, group.tokens, canvas)
         before = canvas[: math.ceil(recipe.self_conditioning * len(canvas))]

@@ -39,6 +39,9 @@ class Recipe:
     drafts: tuple[int, ...] = ()
     """Lengths of drafts, one of which is drawn for every micro-batch: each of its texts is learnt from on one more
     canvas, of that length, that begins anywhere in the answer with its first token clean. Empty: no drafts."""
+    drafts_from_noise: float = 0.0
+    """Share of the drafts that are noise behind their first token, as speculative decoding begins one. The others are
+    noised as canvases are."""
     blanks: float = 0.5
     """Share of the canvases of a text with a gap whose other answer tokens are clean."""
     end_marks: int = 8
@@ -75,6 +78,7 @@ class Recipe:
         for name, share in (
             ("self_conditioning", self.self_conditioning),
             ("blanks", self.blanks),
+            ("drafts_from_noise", self.drafts_from_noise),
             ("tail", self.tail),
         ):
             if not 0 <= share <= 1:

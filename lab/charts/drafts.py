@@ -22,8 +22,8 @@ from dgemma_core.config import ModelConfig
 from dgemma_core.errors import RequestError
 from dgemma_core.facts.cost import Work, work
 from dgemma_core.facts.published import CONFIGS, DIFFUSION_26B
+from dgemma_core.generation.drafting import AdaptiveDraft
 from dgemma_core.model import DiffusionGemma
-from dgemma_core.speculation import AdaptiveDraft
 from dgemma_lab import theme
 from dgemma_lab.charts.roofline import PUBLISHED, Published, explained
 from dgemma_lab.theme import Figure

@@ -13,13 +13,16 @@ from dgemma_core.autoregression import decode_tokens
 from dgemma_core.draws import Filters
 from dgemma_core.errors import RequestError
 from dgemma_core.events import DraftEvent, Event, FinishEvent, TokenEvent
+from dgemma_core.facts.cost import pass_tokens
+from dgemma_core.facts.published import CONFIGS, DIFFUSION_26B
 from dgemma_core.files.checkpoint import Loaded, load
 from dgemma_core.generation import Chat, generate
+from dgemma_core.generation.drafting import AdaptiveDraft, PayingDraft
 from dgemma_core.generation.settings import AutoregressiveSettings, SpeculativeSettings
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.nano import families
 from dgemma_core.request import Request
-from dgemma_core.speculation import AdaptiveDraft, DraftPlan, FixedDraft, decode_speculative
+from dgemma_core.speculation import DraftPlan, FixedDraft, decode_speculative
 from tests.core import tiny
 
 
@@ -88,7 +91,7 @@ def test_the_same_tokens_probabilities_and_ends(
 
 
 @pytest.mark.parametrize("draft", [FixedDraft(), FixedDraft(positions=2), FixedDraft(steps=2),
-                                   AdaptiveDraft(), FixedDraft(least_probability=0.5)])  # fmt: skip
+                                   AdaptiveDraft(), PayingDraft(), FixedDraft(least_probability=0.5)])  # fmt: skip
 def test_what_is_drafted_changes_no_text(nano: Loaded, draft: Any) -> None:
     plain, ours = both(nano, problems(nano, 1), 4, draft)
     assert {n: e.ids for n, e in finished(ours).items()} == {
@@ -252,7 +255,7 @@ def test_refusals(model: DiffusionGemma) -> None:
     with pytest.raises(RequestError, match="no denoiser to draft with"):
         decode_speculative(gemma, [Request((1, 2))])
     for options, words in (
-        ({"draft": "clever"}, "choose fixed or adaptive"),
+        ({"draft": "clever"}, "choose fixed, adaptive or paying"),
         ({"draft": "adaptive", "draft_positions": 4}, "belongs to draft='fixed'"),
         ({"draft": FixedDraft(), "draft_steps": 2}, "give the rule its steps"),
         ({"draft_positions": 1, "draft": "fixed"}, "at least 2"),
@@ -269,6 +272,29 @@ def test_the_adaptive_rule_follows_what_was_accepted() -> None:
     assert rule.plan([0], 32) == DraftPlan(4, 1)
     assert rule.plan([9, 2, 5], 32) == DraftPlan(8, 1)
     assert rule.plan([40], 32) == DraftPlan(32, 1)
+
+
+def test_the_paying_rule_drafts_more_where_passes_cost_more_and_where_more_is_accepted() -> None:
+    """By hand: with q = 1/2 and passes that cost 1, 2 positions bring 1.5 / 3, 3 bring 1.75 / 4."""
+    assert PayingDraft(pass_tokens=1, expected=1).plan([], 32) == DraftPlan(2, 1)
+    drafted = [PayingDraft(pass_tokens=cost).plan([6], 256).positions for cost in (2, 16, 200, 1e6)]
+    assert drafted == sorted(set(drafted))
+    assert PayingDraft(pass_tokens=1e6).plan([200] * 4, 256).positions == 256
+    hopeful = [PayingDraft().plan([n] * 4, 64).positions for n in (0, 2, 8, 30)]
+    assert hopeful == sorted(set(hopeful))
+    assert PayingDraft(memory=1).plan([30, 0], 64) == PayingDraft(memory=1).plan([0], 64)
+    for refused in ({"pass_tokens": float("nan")}, {"expected": -1}, {"memory": 0}, {"steps": 0}):
+        with pytest.raises(RequestError):
+            PayingDraft(**refused)
+
+
+def test_what_a_pass_costs_follows_from_the_model_and_its_device(nano: Loaded) -> None:
+    large = DiffusionGemma(CONFIGS[DIFFUSION_26B], device="meta", dtype=torch.bfloat16)
+    assert pass_tokens(large) > 500 > 50 > pass_tokens(nano.model) > 2
+    rule = SpeculativeSettings(draft="paying").resolved(nano).draft
+    assert isinstance(rule, PayingDraft) and rule.pass_tokens == pass_tokens(nano.model)
+    mine = PayingDraft(pass_tokens=3)
+    assert SpeculativeSettings(draft=mine).resolved(nano).draft == mine
 
 
 def test_a_draft_at_the_end_of_the_models_positions(model: DiffusionGemma) -> None:

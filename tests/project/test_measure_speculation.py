@@ -9,8 +9,9 @@ import pytest
 
 from dgemma_core import RequestError
 from dgemma_core.events import DraftEvent
+from dgemma_core.generation.drafting import AdaptiveDraft
 from dgemma_core.generation.settings import SpeculativeSettings
-from dgemma_core.speculation import AdaptiveDraft, FixedDraft
+from dgemma_core.speculation import FixedDraft
 from scripts import measure_speculation as script
 
 

@@ -71,3 +71,20 @@ def test_given_tokens_are_never_noised() -> None:
     assert torch.equal(canvas[given], tokens[given]) and torch.equal(before, canvas[:100])
     changed = (canvas != tokens)[~given].double().mean()
     assert 0.4 < changed < 0.6
+
+
+def test_a_share_of_the_drafts_is_noise_behind_the_first_token() -> None:
+    """Drafts alone: the canvases beside them keep their rates, and what is given stays."""
+    rows, vocab = 600, 400
+    tokens = torch.full((rows, 256), 5)
+    none = torch.zeros(rows, dtype=torch.long)
+    first = torch.zeros_like(tokens, dtype=torch.bool)
+    first[:, 0] = True
+    free = Canvases(none, tokens, torch.zeros_like(first), none)
+    batch = Batch(tokens, tokens, (free, Canvases(none, tokens, first, none)))
+    recipe = replace(RECIPE, drafts=(256,), drafts_from_noise=0.75, self_conditioning=0)
+    (canvas, _), (draft, _) = noisy_canvases(batch, recipe, vocab, torch.Generator().manual_seed(5))
+    assert (draft[:, 0] == 5).all()
+    bare = ((draft[:, 1:] != 5).double().mean(1) > 0.98).double().mean()
+    assert abs(float(bare) - (0.75 + 0.25 * 0.02)) < 0.07
+    assert ((canvas != 5).double().mean(1) > 0.98).double().mean() < 0.06

@@ -10,8 +10,8 @@ import torch
 from dgemma_core.errors import RequestError
 from dgemma_core.facts.cost import work
 from dgemma_core.facts.published import CONFIGS, DIFFUSION_26B
+from dgemma_core.generation.drafting import AdaptiveDraft
 from dgemma_core.model import DiffusionGemma
-from dgemma_core.speculation import AdaptiveDraft
 from dgemma_lab.charts.drafts import ACCEPTED, Card, least_acceptance, predicted_speculation
 from dgemma_lab.charts.roofline import PUBLISHED
 
