@@ -32,11 +32,11 @@ _HOMES = {
     "files.saving": ("save_model",),
     "files.trace": ("Trace",),
     "generation": ("Chat", "Decision", "Generation", "decide", "generate", "prompt_ids"),
+    "generation.drafting": ("AdaptiveDraft", "PayingDraft"),
     "head": ("Prediction",),
     "model": ("DiffusionGemma",),
     "observe": ("Observe", "Observed"),
     "request": ("DecodeState", "Request", "TokenState"),
-    "generation.drafting": ("AdaptiveDraft", "PayingDraft"),
     "speculation": ("DraftPlan", "DraftRule", "FixedDraft", "decode_speculative"),
     "samplers": ("BlockRefinement", "DiscreteDDIM", "EntropyBound", "StopRule", "sampler_from"),
     "generation.settings": (

@@ -66,9 +66,9 @@ def train(
     trainer = make_trainer(chosen, folder, device, start, workers=workers)
     if resume and not trainer.resume():
         raise RequestError(f"{folder} holds no run to resume: leave --resume out to start one")
+    _check_space(folder, trainer.model)
     if not bfloat16_multiplies(trainer.model.device):
         print("this CPU has no bfloat16 products: training in float32")
-    _check_space(folder, trainer.model)
     ended = run_with_progress(trainer, minutes)
     progress = trainer.progress
     print(f"step {progress.step} of {chosen.training.steps}, {progress.seconds / 60:.1f} minutes")

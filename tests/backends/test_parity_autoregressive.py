@@ -120,6 +120,7 @@ def greedy_case(tmp_path_factory: pytest.TempPathFactory) -> GreedyCases:
     return of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", SERVED["float32, aligned"])
 def test_greedy_tokens_are_gemma_4s(implementation: str, greedy_case: GreedyCases) -> None:
     reasons: list[str] = []
@@ -130,6 +131,7 @@ def test_greedy_tokens_are_gemma_4s(implementation: str, greedy_case: GreedyCase
     assert reasons.count("eos") >= 5 and reasons.count("length") >= 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", SERVED["no denoiser, aligned"])
 @pytest.mark.parametrize("kind", ["gemma4_text", "gemma4"])
 @pytest.mark.parametrize("case", [2, 6, 23])

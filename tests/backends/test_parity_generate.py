@@ -214,6 +214,7 @@ def equal(runs: list[Both]) -> list[Both]:
     return [both for both in runs if both.outcome.differ_at is None]
 
 
+@pytest.mark.slow
 def test_every_step_is_the_oracles_or_a_near_tie(runs: list[Both]) -> None:
     assert not [mistake for both in runs for mistake in both.outcome.mistakes]
     ties = [both.outcome.differ_at for both in runs if both.outcome.differ_at is not None]
@@ -239,6 +240,7 @@ def test_texts_are_the_oracles(runs: list[Both]) -> None:
             assert not_pad / text.denoising_steps == pytest.approx(a_forward)
 
 
+@pytest.mark.slow
 def test_the_product_loop_writes_the_same_as_the_lockstep(runs: list[Both]) -> None:
     """With equal draws, the loop in which rows join and leave gives each row the lockstep's steps and text."""
     texts = ties = 0
@@ -324,6 +326,7 @@ def test_the_runs_show_what_generation_can_do(runs: list[Both]) -> None:
 # ---- the judge of near-ties is itself judged ----------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "factor"), [("t_max", 1.01), ("t_min", 1.01), ("entropy_bound", 1.2)]
 )

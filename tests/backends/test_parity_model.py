@@ -80,6 +80,7 @@ FEATURED = replace(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", SERVED["float32, aligned"])
 @pytest.mark.parametrize("case", CASES)
 def test_logits_are_the_oracles(case: int, implementation: str, oracle_case: OracleCases) -> None:
@@ -177,6 +178,7 @@ def rounded_oracles(
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", SERVED["bfloat16"])
 def test_bfloat16_is_as_close_to_the_oracle_as_rounding_lets_it(
     implementation: str,
@@ -202,6 +204,7 @@ def test_bfloat16_is_as_close_to_the_oracle_as_rounding_lets_it(
 MODULES = (Layer, Attention, GatedMLP, SelfConditioning, RMSNorm, Linear, Router, Experts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sabotaged", MODULES, ids=lambda kind: kind.__name__)
 def test_torch_runs_the_modules_as_they_stand(
     sabotaged: type[torch.nn.Module], oracle_case: OracleCases, monkeypatch: pytest.MonkeyPatch

@@ -107,6 +107,7 @@ def test_torch_and_cpu_write_the_same_200_texts(mode: str) -> None:
     assert_same(outcomes("C", mode, PER_FAMILY, 32, 32), most_ties=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["diffusion", "autoregressive"])
 @pytest.mark.parametrize("name", [name for name in SERVED["float32, aligned"] if name != "torch"])
 def test_every_backend_writes_the_references_texts(name: str, mode: str) -> None:
@@ -114,6 +115,7 @@ def test_every_backend_writes_the_references_texts(name: str, mode: str) -> None
     assert_same(outcomes(name, mode, 1, 5, 12), most_ties=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SERVED["float32, aligned"])
 def test_speculation_writes_the_references_autoregression(name: str) -> None:
     """A problem of each family: drafted on this backend in batches, against the reference's tokens one by one."""

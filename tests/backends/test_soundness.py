@@ -126,6 +126,7 @@ CHANGES: dict[str, Callable[[DiffusionGemma], None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("mode", ["diffusion", "autoregressive"])
 def test_a_change_after_a_text_is_seen(change: str, mode: str, name: str) -> None:
@@ -151,6 +152,7 @@ def test_a_change_after_a_text_is_seen(change: str, mode: str, name: str) -> Non
     assert not unchanged
 
 
+@pytest.mark.slow
 def test_a_wrapped_projection_is_called(name: str) -> None:
     loaded = nano(name)
     written(loaded)
@@ -165,6 +167,7 @@ def test_a_wrapped_projection_is_called(name: str) -> None:
     assert wrapper.calls == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before the first text", "after a text"])
 def test_a_hook_fires_until_it_is_removed(when: str, name: str) -> None:
     loaded = nano(name)
@@ -185,6 +188,7 @@ def test_a_hook_fires_until_it_is_removed(when: str, name: str) -> None:
 # ---- what results keep ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["diffusion", "autoregressive"])
 def test_results_keep_no_prefix_cache(mode: str, name: str) -> None:
     """600 texts held 75 MB of keys and values once."""
@@ -205,6 +209,7 @@ def test_results_keep_no_prefix_cache(mode: str, name: str) -> None:
 # ---- inputs of another dtype, shape or model -----------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of", ["bfloat16", "float32"])
 def test_a_prefix_cache_of_another_dtype_is_refused(of: str, name: str) -> None:
     wide = nano(name).model
@@ -233,6 +238,7 @@ def test_a_prefix_cache_of_another_model_is_refused(name: str) -> None:
                 use()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["diffusion", "autoregressive"])
 def test_the_prefix_of_another_prompt_is_refused(mode: str, name: str) -> None:
     model = nano(name).model
@@ -260,6 +266,7 @@ def test_a_soft_embedding_of_another_dtype_is_converted(name: str) -> None:
             model.denoise(canvas, cache, wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
 def test_token_ids_of_another_integer_dtype_are_converted(dtype: torch.dtype, name: str) -> None:
     model = nano(name).model
@@ -299,6 +306,7 @@ def test_hidden_states_of_another_shape_are_refused(name: str) -> None:
             model.predict(torch.zeros(1, 3, other), 0.5, draws(1, 3))
 
 
+@pytest.mark.slow
 def test_a_canvas_beyond_the_last_position_is_refused(name: str) -> None:
     model = nano(name).model
     limit = model.config.text.max_position_embeddings
@@ -323,6 +331,7 @@ EACH = [(name, dtype) for dtype in ("float32", "bfloat16") for name in SERVED[f"
 """Every implementation with every dtype that it serves."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "dtype"), EACH)
 def test_a_router_that_is_not_a_number_ends_in_one_error(name: str, dtype: str) -> None:
     """A C function that took no expert from such scores once wrote behind its arrays."""

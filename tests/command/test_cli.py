@@ -85,12 +85,14 @@ def refused(result: Result) -> str:
 # --- generate
 
 
+@pytest.mark.slow
 def test_a_pipe_gets_the_text_and_nothing_else(folder: Path, loaded: Loaded) -> None:
     (expected,) = generate(loaded, PROMPT, seed=3)
     assert expected.text.strip()
     assert succeeded("generate", PROMPT, "-m", folder, "--seed", 3) == expected.text + "\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_json_is_one_object_with_what_the_core_counted(
     mode: str, folder: Path, loaded: Loaded
@@ -112,6 +114,7 @@ def test_json_is_one_object_with_what_the_core_counted(
         assert value == getattr(expected, name), name
 
 
+@pytest.mark.slow
 def test_seeds_make_texts_and_repeat_them(folder: Path) -> None:
     texts = [succeeded("generate", PROMPT, "-m", folder, "--seed", seed) for seed in (1, 1, 2, 3)]
     assert texts[0] == texts[1]
@@ -137,6 +140,7 @@ def test_a_stop_string_ends_the_text(folder: Path) -> None:
     assert cut == whole[: whole.index(stop)] + "\n"
 
 
+@pytest.mark.slow
 def test_raw_and_system_change_the_prompt(folder: Path, tmp_path: Path) -> None:
     def prompt(*options: str) -> str:
         file = tmp_path / "run.npz"
@@ -266,6 +270,7 @@ def test_filters_reach_the_run(folder: Path, loaded: Loaded) -> None:
     assert succeeded("generate", PROMPT, "-m", folder, *given) == expected.text + "\n"
 
 
+@pytest.mark.slow
 def test_draft_options_reach_the_run(folder: Path, loaded: Loaded, tmp_path: Path) -> None:
     options: dict[str, Any] = {"draft": "fixed", "draft_positions": 3, "draft_steps": 2}
     (expected,) = generate(loaded, PROMPT, mode="speculative", **options)
@@ -404,6 +409,7 @@ def test_a_file_that_is_no_trace(content: bytes | None, tmp_path: Path) -> None:
 # --- trace, info, chat, help
 
 
+@pytest.mark.slow
 def test_a_trace_holds_the_run_and_can_be_shown(
     folder: Path, loaded: Loaded, tmp_path: Path
 ) -> None:

@@ -54,6 +54,7 @@ def written(folder: Path, *arguments: object) -> str:
     return found.stdout.removesuffix("\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["diffusion", "autoregressive", "speculative"])
 def test_every_mode_writes_within_each_kind(folder: Path, schema: Path, mode: str) -> None:
     said = written(folder, "--mode", mode, "--regex", PATTERN)

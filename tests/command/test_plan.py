@@ -147,6 +147,7 @@ def test_passes_hold_at_most_what_was_planned(
     assert bound - working[term] < live.peak <= bound
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("prefix", "widest", "changes"),
     [
@@ -280,6 +281,7 @@ def test_what_the_plan_knows_of_training_is_so() -> None:
     assert tuning.EXPERT_ROWS == mixture.SLICE and set(MODES) == set(get_args(loss.Modes))
 
 
+@pytest.mark.slow
 def test_what_tuning_the_released_model_takes() -> None:
     config = CONFIGS[DIFFUSION_26B]
     assert adapter_parameters(config, 16) == 494_613_504
@@ -304,6 +306,7 @@ def test_all_weights_with_gradient_and_moments() -> None:
     assert [line.bytes for line in found.updating] == [4 * count]
 
 
+@pytest.mark.slow
 def test_tuning_is_planned_by_the_command() -> None:
     asked = ("--tune", "--memory", "80GB", "--batch-size", 32, "--accumulate", 8, "--length", 1023)
     done = run(*asked)

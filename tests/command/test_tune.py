@@ -40,6 +40,7 @@ def adapter(data: Path) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_an_adapter_is_used_and_merged(adapter: Path, tmp_path: Path) -> None:
     """A merged checkpoint writes what the adapter beside its base does."""
     asked = ["generate", "Echo: 3", "--json"]

@@ -32,6 +32,7 @@ def predicted(toy: Toy, temperature: float = 1.0, **options: object) -> Predicti
     )  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", range(8))
 def test_posterior_equals_the_enumeration(chunk: int) -> None:
     """Exact marginals, the most probable text, and what is restricted to the tokens that the language holds."""
@@ -85,6 +86,7 @@ def test_posterior_equals_the_enumeration(chunk: int) -> None:
             assert row.forbidden[place] == pytest.approx(held, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", range(4))
 def test_joint_samples_have_the_posterior_distribution(chunk: int) -> None:
     """χ² of whole texts, pooled over the cases."""
@@ -129,6 +131,7 @@ def test_joint_samples_have_the_posterior_distribution(chunk: int) -> None:
     assert abs(statistic - freedom) / math.sqrt(2 * freedom) < 4
 
 
+@pytest.mark.slow
 def test_tokens_of_samples_have_the_posterior_distribution() -> None:
     """χ² of tokens, those behind the end included, and their probabilities as told; raw and tempered."""
     toy = toys.drawn(7)

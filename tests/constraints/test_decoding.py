@@ -65,6 +65,7 @@ def test_texts_end_within_any_limit(loaded: Loaded, limit: int) -> None:
         assert PATTERN.fullmatch(found.text) and found.kept_tokens <= limit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.5])
 def test_speculation_writes_constrained_autoregression(loaded: Loaded, temperature: float) -> None:
     options: dict[str, Any] = {"temperature": temperature, "constraint": LISTED, "seed": 3}
@@ -129,6 +130,7 @@ def test_a_state_goes_on_exactly(loaded: Loaded) -> None:
         assert again.ids == whole.ids
 
 
+@pytest.mark.slow
 def test_a_free_state_can_be_constrained_from_there_on(loaded: Loaded) -> None:
     automaton = LISTED.compile(loaded)
     tokenizer = loaded.tokenizer
@@ -149,6 +151,7 @@ def test_a_chat_keeps_to_its_constraint() -> None:
         assert PATTERN.fullmatch(chat.say("Hello", seed=turn).text)
 
 
+@pytest.mark.slow
 def test_what_a_widget_needs_is_observed(loaded: Loaded) -> None:
     """The forbidden mass, the automaton's states, and the top tokens before and after."""
     automaton = LISTED.compile(loaded)

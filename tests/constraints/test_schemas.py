@@ -115,6 +115,7 @@ def value_of(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
     }[kind]  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=100, **QUICK)
 @given(case=with_values())
 def test_valid_values_are_in_the_language(case: tuple[dict[str, Any], Any]) -> None:

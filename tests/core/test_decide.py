@@ -101,6 +101,7 @@ def test_the_order_of_slots_and_choices_is_no_matter(wide: Loaded, passes: int) 
     assert other.top[0].text == one.top[0].text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("passes", [1, 3])
 def test_a_decision_does_not_depend_on_its_batch(wide: Loaded, passes: int) -> None:
     asked = [

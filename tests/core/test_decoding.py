@@ -82,6 +82,7 @@ def eight(**options: Any) -> list[Request]:
     return [Request(prompt(i), seed=10 + i, max_new_tokens=20, id=i, **options) for i in range(8)]
 
 
+@pytest.mark.slow
 def test_a_text_does_not_depend_on_its_batch(model: DiffusionGemma, sampler: Sampler) -> None:
     """Prompts of 1 to 8 tokens, texts that end at different canvases: same traces, whoever is near."""
     rule = StopRule(stability=0, confidence=2.0) if sampler.reference == "tempered" else RULE
@@ -95,6 +96,7 @@ def test_a_text_does_not_depend_on_its_batch(model: DiffusionGemma, sampler: Sam
     assert {event.converged for event in of_kind(alone, CanvasEvent)} == {True, False}
 
 
+@pytest.mark.slow
 def test_rows_join_and_leave(model: DiffusionGemma) -> None:
     taken = []
 
@@ -392,6 +394,7 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
+@pytest.mark.slow
 def test_a_state_continues_exactly(model: DiffusionGemma, sampler: Sampler) -> None:
     """From every pass of a run of three canvases: the rest of the trace is the same, to the bit."""
     request = Request(prompt(7), seed=4, max_new_tokens=20, id="run", pins={3: 9, 12: 5})
@@ -436,6 +439,7 @@ def test_a_state_continues_in_a_batch(model: DiffusionGemma, sampler: Sampler) -
         assert same(end, finish(events))
 
 
+@pytest.mark.slow
 def test_branches_leave_the_original_alone(model: DiffusionGemma, sampler: Sampler) -> None:
     """Two branches and the original advance in turns, one event each; all as if alone."""
     options: dict[str, Any] = {"sampler": sampler, "steps": 4, "stop_rule": None, "eos": ()}
@@ -504,6 +508,7 @@ def test_a_converged_state_goes_on_with_its_next_canvas(model: DiffusionGemma) -
 PINS = {0: 7, 3: 9, 4: 9, 10: 11, 17: 2}
 
 
+@pytest.mark.slow
 def test_pins_hold(model: DiffusionGemma, sampler: Sampler) -> None:
     request = Request(prompt(5), seed=1, max_new_tokens=20, pins=PINS)
     events = write(model, request, sampler=sampler, steps=7, stop_rule=None)
@@ -836,6 +841,7 @@ def test_sampling_is_the_plain_loop(model: DiffusionGemma, filters: Filters | No
         ids.append(event.token)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 def test_a_spelled_text_does_not_depend_on_its_batch(
     model: DiffusionGemma, temperature: float

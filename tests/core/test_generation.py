@@ -137,6 +137,7 @@ def test_a_thought_cut_off_is_no_text() -> None:
 # --- several texts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_prompts_in_order_whatever_the_batch(loaded: Loaded, mode: Any) -> None:
     """Prompt number i uses seed + i; answers come in the prompts' order."""
@@ -314,6 +315,7 @@ def caches() -> int:
     return sum(type(found) is RowCache for found in gc.get_objects())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_a_result_keeps_its_cache_only_if_asked(loaded: Loaded, mode: Any) -> None:
     before = caches()
@@ -328,6 +330,7 @@ def test_a_result_keeps_its_cache_only_if_asked(loaded: Loaded, mode: Any) -> No
     assert [one.ids for one in kept] == [one.ids for one in results]
 
 
+@pytest.mark.slow
 def test_only_a_chat_keeps_the_cache_of_what_it_said(loaded: Loaded) -> None:
     before = caches()
     chat = Chat(loaded, Settings(steps=2, max_new_tokens=8))

@@ -240,6 +240,7 @@ class Prompts:
         return {"input_ids": self.ids}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("name", ["entropy_bound", "block_refinement", "discrete_ddim"])
 def test_plan_equals_the_pipelines_passes(name, seed):
@@ -329,6 +330,7 @@ def settling(case: Case) -> list[torch.Tensor]:
     return [truth * (1 + speed * i) + 2 * noise for i, noise in enumerate(wobble)]
 
 
+@pytest.mark.slow
 def test_entropy_bound_equals_transformers_with_its_stop():
     """Canvas, acceptance, argmax and finished flags of all rows, also of those frozen. The cases
     must hold early stops, rows that never stop, and re-melts."""
@@ -439,6 +441,7 @@ def take(sampler, case, state, logits=None, rows=slice(None)):
     return advance(sampler, state, logits, state.plan, COUNTER, case.keys[rows])
 
 
+@pytest.mark.slow
 @settings(LAWS, max_examples=150)
 @given(situations())
 def test_a_step_is_pure_and_leaves_pins_alone(situation):

@@ -62,6 +62,7 @@ def problems(loaded: Loaded, count: int) -> list[Request]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 @pytest.mark.parametrize(
     "options",
@@ -179,6 +180,7 @@ def test_ends_that_are_drafted_wrongly(model: DiffusionGemma) -> None:
     assert any(draft.replacement not in eos for draft in cut_short), "a wrong end is replaced"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_random_weights_on_the_reference(model: DiffusionGemma, temperature: float) -> None:
     """Plain torch sums in another order over more tokens, so a near-tie may fall otherwise; it is shown to be one."""

@@ -52,6 +52,7 @@ def test_special_tokens_have_gemmas_ids_and_names(nano):
     assert nano.media_token_ids == {9, 10, 11}
 
 
+@pytest.mark.slow
 def test_the_tokenizer_is_rebuilt_to_the_committed_bytes(tmp_path):
     rebuilt = tmp_path / "tokenizer.json"
     nano_tokenizer.build().save(str(rebuilt))

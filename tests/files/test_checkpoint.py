@@ -96,6 +96,7 @@ def same(one: DiffusionGemma, other: DiffusionGemma) -> bool:
 # ---- the released checkpoints, on the meta device ------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_released_checkpoint_has_its_names_shapes_and_size() -> None:
     shapes = public_shapes(read_model_config(released_config()))
     with torch.device("meta"):
@@ -259,6 +260,7 @@ def test_copies_of_tied_weights_are_accepted(tmp_path: Path) -> None:
     assert same(load_model(folder, device="cpu"), random_model())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("multimodal", [False, True])
 @pytest.mark.parametrize("case", [1, 4])
 def test_gemma_4_loads_and_saves_under_both_of_its_names(

@@ -303,6 +303,7 @@ def test_the_head_never_holds_the_whole_embedding() -> None:
 # --- loading
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEMES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_loading_holds_the_result_and_one_block(
@@ -377,6 +378,7 @@ def problems():  # type: ignore[no-untyped-def]
     return examples("mini_sudoku", count=10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEMES)
 def test_nano_still_solves_what_it_was_taught(name: str) -> None:
     nano = dg.load("nano", dtype="float32", quantize=name)

@@ -100,6 +100,7 @@ ENDLESS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ENDLESS)
 def test_what_never_ends_or_fails_is_one_error(case: str) -> None:
     begun = time.perf_counter()

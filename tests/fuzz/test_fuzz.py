@@ -48,6 +48,7 @@ def named(*names: str) -> st.SearchStrategy[list[tuple[str, int]]]:
     )
 
 
+@pytest.mark.slow
 @share(25)
 @given(
     st.fixed_dictionaries(
@@ -67,6 +68,7 @@ def test_checkpoints(worker: Worker, case: dict[str, object]) -> None:
     worker.run("checkpoint", case)
 
 
+@pytest.mark.slow
 @share(15)
 @given(
     st.fixed_dictionaries(
@@ -139,12 +141,14 @@ statements = st.recursive(
 )
 
 
+@pytest.mark.slow
 @share(15)
 @given(statements)
 def test_templates(worker: Worker, source: str) -> None:
     worker.run("template", "{% set x = 'aa' %}{% set n = namespace(v='aa') %}" + source)
 
 
+@pytest.mark.slow
 @share(20)
 @given(
     st.fixed_dictionaries(
@@ -155,6 +159,7 @@ def test_traces(worker: Worker, case: dict[str, object]) -> None:
     worker.run("trace", case)
 
 
+@pytest.mark.slow
 @share(13)
 @given(
     st.fixed_dictionaries(
@@ -181,6 +186,7 @@ OPTIONS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @share(12)
 @given(
     st.sampled_from(sorted(OPTIONS)).flatmap(

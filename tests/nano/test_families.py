@@ -27,6 +27,7 @@ def test_the_table_has_twelve_tasks_and_prose():
         family("chess")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_defaults_are_those_of_reasoning_gym(name):
     row = family(name)
@@ -46,6 +47,7 @@ def test_defaults_are_those_of_reasoning_gym(name):
     assert dict(row.defaults) == theirs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_verifiers_accept_the_canonical_answer(name):
     row = family(name)
@@ -115,6 +117,7 @@ def test_the_table_is_frozen():
     assert all(len(hashes) == 500 for hashes in COMMITTED["prompts"].values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_committed_hashes_are_those_of_the_test_prompts(name):
     count = SLOW.get(name, 500)
@@ -125,6 +128,7 @@ def test_committed_hashes_are_those_of_the_test_prompts(name):
     assert all(families.is_test_prompt(prompt) for prompt in prompts)
 
 
+@pytest.mark.slow
 def test_no_training_example_has_a_test_prompt():
     hashes = {found for found_list in COMMITTED["prompts"].values() for found in found_list}
     quick = tuple(name for name in NAMES if name not in SLOW)
@@ -217,6 +221,7 @@ def test_letters_are_counted_word_by_word():
     assert not row.solved(problem.entry, counts)
 
 
+@pytest.mark.slow
 def test_prompts_are_short_and_some_answers_need_a_second_canvas():
     tokenizer = load_tokenizer(families.TEST_PROMPTS.parent / "weights")
     longest = {}

@@ -73,6 +73,7 @@ def _share_solved(name: str, mode: str) -> float:
     return sum(verdicts) / PROBLEMS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FLOORS)
 def test_it_solves_unseen_problems_by_diffusion(name: str) -> None:
     assert _share_solved(name, "diffusion") >= FLOORS[name]

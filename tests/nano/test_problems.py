@@ -26,6 +26,7 @@ def test_nano_says_what_it_was_trained_for() -> None:
     assert not known(NANO.parent)  # a folder that says nothing
 
 
+@pytest.mark.slow
 def test_problems_are_unseen_and_judged_by_their_verifiers(english: Known) -> None:
     assert set(english.labels()) >= {"story", "json", "puzzle:json", "mini_sudoku"}
     for name in english.labels():

@@ -29,6 +29,7 @@ def test_every_wording_asks_for_the_same_problem(name: str) -> None:
     assert not any("{" in text for text in (*asked, kept))
 
 
+@pytest.mark.slow
 def test_training_sees_them_beside_the_families_own() -> None:
     """A third of the problems, never in the held-out wording, and always as a function of the number."""
     texts = StagedTexts(ENGLISH.stages, 6000, nano_tokenizer(), seed=1)

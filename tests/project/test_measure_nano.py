@@ -18,6 +18,7 @@ def run(script: Any, monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
     script.main()
 
 
+@pytest.mark.slow
 def test_families_and_kinds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

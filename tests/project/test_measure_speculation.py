@@ -42,6 +42,7 @@ def test_agreement_is_of_positions_that_the_text_has() -> None:
     assert script.agreement(draft, [10, 11]) == (0, 0)
 
 
+@pytest.mark.slow
 def test_a_small_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

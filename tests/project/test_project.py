@@ -66,6 +66,7 @@ def test_every_named_dependency_has_a_pin_that_suits_it() -> None:
         assert requirement.specifier.contains(pin), f"{line}, but constraints.txt has {pin}"
 
 
+@pytest.mark.slow
 def test_constraints_pin_all_that_is_needed_as_installed() -> None:
     pins = constraints()
     missing = sorted(needed(REQUIREMENTS) - set(pins))
@@ -105,6 +106,7 @@ def imported(file: Path) -> set[str]:
     return names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", ARROWS)
 def test_imports_follow_the_plan(package: str) -> None:
     files = list((ROOT / PACKAGES[package]).rglob("*.py"))
@@ -115,6 +117,7 @@ def test_imports_follow_the_plan(package: str) -> None:
         assert not tops & {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal"}, file
 
 
+@pytest.mark.slow
 def test_nothing_unpickles() -> None:
     for folder in PACKAGES.values():
         for file in (ROOT / folder).rglob("*.py"):

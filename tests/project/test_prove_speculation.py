@@ -19,6 +19,7 @@ def nano() -> Loaded:
     return load("nano", dtype="float32")
 
 
+@pytest.mark.slow
 def test_a_small_proof_and_what_it_keeps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -34,6 +34,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 4])
 def test_a_run_resumes_to_the_bit(uninterrupted: Trainer, tmp_path: Path, steps: int) -> None:
     """Sitting by sitting, `steps` updates each, in fresh processes' stead fresh models."""
@@ -196,6 +197,7 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
         Trainer(wider, copy_text, RECIPE, tmp_path, end=END).resume()
 
 
+@pytest.mark.slow
 def test_a_run_saved_before_its_first_step(uninterrupted: Trainer, tmp_path: Path) -> None:
     trainer(tmp_path).save()
     run = trainer(tmp_path)

@@ -118,6 +118,7 @@ def test_corrected_trajectories_lead_to_the_canonical_answer(teacher: DiffusionG
     assert len(places) > 1, "answers of one canvas only prove little"
 
 
+@pytest.mark.slow
 def test_a_teacher_that_solves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = DiffusionGemma(DISTIL.config)
     with torch.no_grad():
@@ -181,6 +182,7 @@ def test_the_loss_is_of_the_teachers_last_canvas() -> None:
     torch.testing.assert_close(ours.canvas, torch.cat(total).mean(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_distillation_resumes_to_the_bit(tmp_path: Path) -> None:
     """From the teacher that lies in its own folder."""
     training = replace(DISTIL.training, steps=3, warmup=1, batch_size=8, micro_batches=2, pool=2)

@@ -31,6 +31,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     return run
 
 
+@pytest.mark.slow
 def test_it_learns(tmp_path: Path) -> None:
     """50 updates teach copying three words of eight: from ln 12 = 2.5 nats to below 0.4, both ways;
     and what training calls a canvas is what decoding denoises."""
@@ -63,6 +64,7 @@ def test_it_learns(tmp_path: Path) -> None:
         assert len(right) == 20 and sum(right) >= 14
 
 
+@pytest.mark.slow
 def test_a_run_is_deterministic(uninterrupted: Trainer, tmp_path: Path) -> None:
     again = trainer(tmp_path)
     torch.manual_seed(123)
@@ -101,6 +103,7 @@ def test_every_part_of_every_step_has_its_own_noise(
     assert len(set(seeds)) == len(seeds) == 2 * 4 * RECIPE.micro_batches
 
 
+@pytest.mark.slow
 def test_a_sitting_of_given_minutes(tmp_path: Path) -> None:
     run = trainer(tmp_path)
     assert run.run(minutes=0) is False and run.progress.step == 1
@@ -111,6 +114,7 @@ def test_a_sitting_of_given_minutes(tmp_path: Path) -> None:
     assert again.progress.seconds > run.progress.seconds, "all sittings together"
 
 
+@pytest.mark.slow
 def test_the_learning_curve(uninterrupted: Trainer, tmp_path: Path) -> None:
     figures = []
     run = trainer(tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -34,6 +35,7 @@ def batch_with_steps() -> tuple[DiffusionGemma, Batch]:
     return load_model(NANO, dtype="float32", device="cpu"), batch
 
 
+@pytest.mark.slow
 def test_own_steps_are_the_samplers() -> None:
     """From a sampler's first noise, the canvases are those that its passes read, and the soft embedding is the last
     pass's; the prompt's keys are the training pass's own."""

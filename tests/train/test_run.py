@@ -75,6 +75,7 @@ def test_the_shape_of_the_recipe() -> None:
     assert ENGLISH.config.canvas_length == 64
 
 
+@pytest.mark.slow
 def test_it_loads_and_writes(folder: Path) -> None:
     loaded = dg.load(str(folder / "checkpoint"))
     assert loaded.model.config == RECIPE.config and loaded.tokenizer is not None
@@ -122,6 +123,7 @@ def test_its_validation_is_logged(folder: Path) -> None:
     assert all(float(row.split(",")[3]) == 1 for row in rows), "one step a canvas was allowed"
 
 
+@pytest.mark.slow
 def test_it_resumes_to_the_bit(folder: Path, tmp_path: Path) -> None:
     """With the tokenizer that it built at its first sitting; Ctrl-C ends the step at hand and saves."""
     first = made(tmp_path)

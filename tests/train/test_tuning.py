@@ -152,6 +152,7 @@ def peft_gradient(theirs: Any, name: str, *, both: bool, mode: str) -> Tensor:
 # --- what learns
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modes", ["both", "denoiser", "causal"])
 def test_only_the_adapter_learns(tmp_path: Path, modes: Any) -> None:
     """And it learns; the base keeps its bits. A mode that learns nothing has no loss in the figures."""
@@ -194,6 +195,7 @@ def test_all_weights(tmp_path: Path) -> None:
     assert all(not torch.equal(after[n], before[n]) for n in before if "layer_scalar" not in n)
 
 
+@pytest.mark.slow
 def test_small_updates_of_all_weights_are_kept(tmp_path: Path) -> None:
     """With dtype bfloat16, too: passes run in it, and updates below 2⁻⁹ of a weight add up."""
     recipe = replace(RECIPE, full=True, dtype="bfloat16", learning_rate=1e-5, steps=20)
@@ -403,6 +405,7 @@ def test_another_recipe_is_refused(whole: Tuner) -> None:
             tuner(whole.folder, replace(RECIPE, **change)).resume()
 
 
+@pytest.mark.slow
 def test_dropout_is_drawn_from_the_seed(whole: Tuner, tmp_path: Path) -> None:
     """Two runs of one seed are the same; the loss on held-out texts knows no dropout."""
     recipe = replace(RECIPE, dropout=0.3)
@@ -426,6 +429,7 @@ def rows(count: int) -> list[dict[str, str]]:
 OPTIONS: dict[str, Any] = {"batch_size": 4, "rank": 2, "workers": 1, "progress": False}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantize", [None, "int8"])
 def test_nano_learns(tmp_path: Path, quantize: str | None) -> None:
     said: list[str] = []
@@ -450,6 +454,7 @@ def test_all_of_nano_becomes_a_checkpoint(tmp_path: Path) -> None:
         assert not torch.equal(loaded.model.get_parameter(name), nano.model.get_parameter(name))
 
 
+@pytest.mark.slow
 def test_all_of_nano_in_bfloat16(tmp_path: Path) -> None:
     """It learns in float32, and the checkpoint is written as it was asked for."""
     out = tmp_path / "out"
@@ -465,6 +470,7 @@ def test_all_of_nano_in_bfloat16(tmp_path: Path) -> None:
         tune("nano", rows(4), tmp_path / "c", max_steps=1, shard=True, **OPTIONS)
 
 
+@pytest.mark.slow
 def test_what_tune_refuses(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="knows no setting rnk"):
         tune("nano", rows(4), tmp_path, rnk=4)

@@ -296,6 +296,7 @@ def test_no_compiler(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         compile_library(source)
 
 
+@pytest.mark.slow
 def test_a_compiler_that_hangs(source: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It and what it has started are ended, and it is not asked again."""
     left = source.with_name("left")

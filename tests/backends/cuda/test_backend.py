@@ -125,6 +125,7 @@ def speculation(batch: int = 1, **options: Any) -> Write:
     return lambda model, wanted: decode_speculative(model, wanted, batch_size=batch, **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 3, 8])
 @pytest.mark.parametrize("mode", ["diffusion", "greedy", "sampled", "speculative"])
 def test_texts_are_those_of_torch(
@@ -199,6 +200,7 @@ def test_what_it_hands_over_is_said_once(plain: DiffusionGemma) -> None:
 # --- rows are values
 
 
+@pytest.mark.slow
 def test_states_resume_and_branch(fast: DiffusionGemma, plain: DiffusionGemma) -> None:
     """From every step of a run, also with a new pin; and the run itself is not disturbed, whichever goes first."""
     request = Request(prompt(9), seed=4, max_new_tokens=20, id="run")
@@ -313,6 +315,7 @@ def test_a_buffer_of_another_layout_is_copied(fast: DiffusionGemma) -> None:
     torch.testing.assert_close(fast.denoise(canvas, cache), expected)
 
 
+@pytest.mark.slow
 def test_memory_goes_with_its_rows(fast: DiffusionGemma) -> None:
     """The backend keeps no row alive, and no fixed buffer grows with use."""
     list(diffusion(3)(fast, requests(pinned=False)[:4]))
@@ -332,6 +335,7 @@ def test_memory_goes_with_its_rows(fast: DiffusionGemma) -> None:
 # --- quantised weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_quantised_weights(kind: str) -> None:
     """The same texts; a token turns back no more experts than it goes to."""
@@ -413,6 +417,7 @@ def test_the_host_waits_at_most_once_a_step(fast: DiffusionGemma, mode: str) -> 
     assert len(waits) <= 1, waits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_a_step_leaves_no_more_memory_than_it_found(fast: DiffusionGemma, mode: str) -> None:
     """What lives between steps after the first ones."""
@@ -526,6 +531,7 @@ def test_a_changed_weight_is_seen() -> None:
         torch.testing.assert_close(model.encode(ids).hidden, other.encode(ids).hidden)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not has_triton(), reason="triton is not installed here")
 @pytest.mark.parametrize("causal", [True, False])
 def test_the_kernels_run_whole_passes(monkeypatch: pytest.MonkeyPatch, causal: bool) -> None:

@@ -167,6 +167,7 @@ def prefixes(model: DiffusionGemma, lengths: list[int]) -> list[RowCache]:
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("tokens", [1, 4])
 def test_attention_over_rows_of_a_table(
@@ -254,6 +255,7 @@ def test_the_head_without_a_sample(way: str) -> None:
         torch.testing.assert_close(value, getattr(expected, name)[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_samples_follow_the_distribution(way: str) -> None:
     """Evenly spread uniform numbers give each token its share, in vocabulary order, to a rounding of one."""
     vocab, rows = 130, 80

@@ -33,6 +33,7 @@ OPTIONS = (
 ).split()
 
 
+@pytest.mark.slow
 def test_a_small_shape_from_the_proof_to_the_page(tmp_path: Path) -> None:
     """Two routings, all figures, transformers on the same weights, and a page that says that no GPU was there."""
     done = CliRunner().invoke(bench_app, ["gpu", "--out", str(tmp_path), *OPTIONS])
@@ -65,6 +66,7 @@ def test_a_small_shape_from_the_proof_to_the_page(tmp_path: Path) -> None:
     assert "no GPU result" in page and "transformers on the same card" in page
 
 
+@pytest.mark.slow
 def test_a_wrong_card_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """An error in the experts, or one in the ids, ends the run before any stopwatch starts."""
     right = grouped.outputs
@@ -136,6 +138,7 @@ def test_weights_are_drawn_by_name() -> None:
         assert torch.equal(a, b) and not torch.equal(a, c), name
 
 
+@pytest.mark.slow
 def test_the_public_model_shares_its_weights() -> None:
     """Encoder and decoder are one set there, too: no more memory than ours and a small vision tower."""
     config = SMALL.config()

@@ -42,6 +42,7 @@ def record(rows: list[dict[str, Any]], axes: Any, left: int = 0) -> dict[str, An
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_axis_is_proven_and_timed(tmp_path: Path) -> None:
     """Real processes, which load another model for each canvas, vocabulary and number of experts."""
     axes = {"prefix": (6, 9), "canvas": (8, 16), "batch": (1, 2), "vocabulary": (128, 256),
@@ -151,6 +152,7 @@ def test_a_run_that_was_killed_goes_on(fake: type[Fake], tmp_path: Path) -> None
         assert not any("mark" in row for row in drained(tmp_path, axes=axes, earlier=killed, **other))  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_command_goes_on_and_a_complete_file_is_measured_anew(
     fake: type[Fake], tmp_path: Path
 ) -> None:

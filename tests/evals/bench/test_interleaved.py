@@ -37,6 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return random_model.random_checkpoint(tmp_path_factory.mktemp("bench") / "model", **TINY)
 
 
+@pytest.mark.slow
 def test_peers_prove_the_same_logits_and_are_timed(folder: Path, tmp_path: Path) -> None:
     """Steps, tokens and whole texts of this project and both Hugging Face ones, in their own processes."""
     setting = Setting(threads=1, rounds=2, backend="torch")
@@ -66,6 +67,7 @@ def test_peers_prove_the_same_logits_and_are_timed(folder: Path, tmp_path: Path)
     )
 
 
+@pytest.mark.slow
 def test_another_model_is_not_timed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(processes.TOLERANCE, "float32", -1.0)
     with pytest.raises(RequestError, match=r"other logits than dgemma .* nothing is timed"):
@@ -74,6 +76,7 @@ def test_another_model_is_not_timed(folder: Path, monkeypatch: pytest.MonkeyPatc
         )
 
 
+@pytest.mark.slow
 def test_whole_texts_are_judged(folder: Path) -> None:
     """Two batches; every text of every round is judged, with its own number."""
     seen = []
@@ -104,6 +107,7 @@ def test_modes_are_sides_of_whole_texts(folder: Path) -> None:
     assert check_peers(["dgemma:spec"]) == ["dgemma", "dgemma:spec"]
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_says_why(tmp_path: Path) -> None:
     worker = Worker("dgemma", Setting(threads=1))
     try:

@@ -15,6 +15,7 @@ from dgemma_evals.commands.bench import bench_app
 SMALL = {**bench_memory.SHAPE, "vocab": 64, "width": 64, "layers": 6, "expert_width": 16}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_prefix_takes_what_was_predicted(tmp_path: Path, dtype: str) -> None:
     row = bench_memory.measure(tmp_path / "model", prefix=2500, dtype=dtype, threads=1, shape=SMALL)
@@ -31,6 +32,7 @@ def test_a_prefix_takes_what_was_predicted(tmp_path: Path, dtype: str) -> None:
         assert part["within"] == (abs(part["error"]) <= 0.1)
 
 
+@pytest.mark.slow
 def test_the_command_writes_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_memory.measure, "__kwdefaults__", {"shape": SMALL})
     asked = ["memory", "--out", str(tmp_path), "--dtype", "float32", "--prefix", "1500"]

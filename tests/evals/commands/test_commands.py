@@ -39,6 +39,7 @@ def lines(folder, pattern):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_every_request_type_by_command_line(dgemma, checkpoint, tmp_path):
     code, out, _ = dgemma(
         "eval", "run", "--model", "dgemma", "--model_args", f"pretrained={checkpoint}", "steps=3",
@@ -66,6 +67,7 @@ def test_every_request_type_by_command_line(dgemma, checkpoint, tmp_path):
         assert "Be brief." in sample["arguments"]["gen_args_0"]["arg_0"]
 
 
+@pytest.mark.slow
 def test_a_config_file_and_token_by_token(dgemma, checkpoint, tmp_path):
     (tmp_path / "run.yaml").write_text(
         f"model: dgemma-ar\nmodel_args:\n  pretrained: {checkpoint}\n"
@@ -78,6 +80,7 @@ def test_a_config_file_and_token_by_token(dgemma, checkpoint, tmp_path):
     assert [r["counts"]["mode"] for r in records] == ["autoregressive"] * 2
 
 
+@pytest.mark.slow
 def test_use_cache_keeps_models_and_repeats_apart(dgemma, checkpoint, tmp_path):
     """lm-eval's own cache would give each of three repeats the last one's answer, and a second model the first's."""
 
@@ -102,6 +105,7 @@ def test_use_cache_keeps_models_and_repeats_apart(dgemma, checkpoint, tmp_path):
     assert code == 2 and "the same thing: give one" in err
 
 
+@pytest.mark.slow
 def test_the_seed_of_lm_eval_is_the_models(dgemma, checkpoint, tmp_path):
     def answers(*more):
         out = tmp_path / str(len(list(tmp_path.iterdir())))
@@ -122,6 +126,7 @@ def test_the_seed_of_lm_eval_is_the_models(dgemma, checkpoint, tmp_path):
     assert answers("--seed", "9", "--model_args", f"pretrained={checkpoint}", "seed=7") == seven
 
 
+@pytest.mark.slow
 def test_several_filters_examples_as_turns_and_a_system_instruction(dgemma, checkpoint, tmp_path):
     code, _, err = dgemma(
         "eval", "run", "--model", "dgemma-ar", "--model_args", f"pretrained={checkpoint}", "--tasks",
@@ -141,6 +146,7 @@ def test_several_filters_examples_as_turns_and_a_system_instruction(dgemma, chec
         assert prompt.startswith("<bos><|turn>system\nBe brief.<turn|>")
 
 
+@pytest.mark.slow
 def test_predictions_alone_without_a_network(dgemma, checkpoint, tmp_path, monkeypatch):
     """--predict_only, with the hub switched off and every connection refused."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -185,6 +191,7 @@ class Logged:
         return lambda *values, **_: Logged()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tool", ["wandb", "trackio"])
 def test_loggers_get_our_results(dgemma, checkpoint, tmp_path, monkeypatch, tool):
     logged = Logged()
@@ -201,6 +208,7 @@ def test_loggers_get_our_results(dgemma, checkpoint, tmp_path, monkeypatch, tool
     assert any("entropy_bound" in text for text in logged.given), "what our model says of itself"
 
 
+@pytest.mark.slow
 def test_results_that_were_not_written_whole_end_a_run(dgemma, checkpoint, tmp_path, monkeypatch):
     """lm-eval logs that a disk is full, and ends with exit code 0."""
     asked = (
@@ -227,6 +235,7 @@ def test_results_that_were_not_written_whole_end_a_run(dgemma, checkpoint, tmp_p
     assert json.loads(results.read_text())["config"]["resumed_records"] == 1
 
 
+@pytest.mark.slow
 def test_a_quantised_model_by_command_line(dgemma, checkpoint, tmp_path):
     asked = ("eval", "run", "--model", "dgemma", "--tasks", "dgemma_nano_json", "--limit", "1",
              "--gen_kwargs", "max_gen_toks=4", "--output_path", tmp_path / "out")  # fmt: skip
@@ -320,6 +329,7 @@ def needs_accelerate():
     pytest.importorskip("accelerate", reason="accelerate is not installed: pip install accelerate")
 
 
+@pytest.mark.slow
 def test_the_exported_half_runs_in_lm_evals_own_hf(dgemma, checkpoint, tmp_path):
     needs_accelerate()
     assert dgemma("export", checkpoint, "--autoregressive", tmp_path / "causal")[0] == 0

@@ -44,6 +44,7 @@ def results(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_one_page_of_all(results):
     page = write(results).read_text()
     assert page.count("<script>") == 2 and page.count("plotly.js v") == 1
@@ -62,6 +63,7 @@ def test_one_page_of_all(results):
     assert "<h3>Accuracy</h3>" in page and "<h2>plain</h2>" in page
 
 
+@pytest.mark.slow
 def test_folders_in_their_order(results):
     page = write(results, [results / "many", results / "flips"]).read_text()
     assert page.index("id='many'") < page.index("id='flips'") and "id='plain'" not in page

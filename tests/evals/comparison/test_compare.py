@@ -110,6 +110,7 @@ def test_the_sides_take_turns_forwards_and_backwards(pair, tmp_path, monkeypatch
             assert turn == [(name, place, number) for name in wanted]
 
 
+@pytest.mark.slow
 def test_the_numbers_of_a_comparison_known_by_hand(pair, tmp_path):
     comparison = compared(pair, tmp_path)
     table = comparison.table
@@ -159,6 +160,7 @@ def test_a_second_run_in_the_same_folder_is_refused(pair, tmp_path, monkeypatch)
     assert len(compared(pair, tmp_path).table) == 48  # afterwards the folder is free
 
 
+@pytest.mark.slow
 def test_both_sides_get_the_same_terms(checkpoint, pair, tmp_path, monkeypatch):
     """A task without a limit: the checkpoint's own (16 tokens here) would hold for one side alone."""
     tasks = load_tasks([TASK], limit=2)
@@ -198,6 +200,7 @@ def test_every_side_gets_the_same_examples(checkpoint):
         assert question.instances["one"].args == question.instances["two"].args
 
 
+@pytest.mark.slow
 def test_a_stopped_comparison_goes_on(pair, tmp_path):
     class Stopped(Exception):
         pass
@@ -225,6 +228,7 @@ def test_a_stopped_comparison_goes_on(pair, tmp_path):
     pd.testing.assert_frame_equal(again.table, comparison.table)
 
 
+@pytest.mark.slow
 def test_files_and_page(pair, tmp_path):
     comparison = compared(pair, tmp_path, sweep={"steps": [2, 8]})
     page = write(comparison, tmp_path)
@@ -279,6 +283,7 @@ def test_tasks_that_cannot_be_compared(monkeypatch, task, says):
         load_tasks([task], limit=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -333,6 +338,7 @@ def dgemma(monkeypatch, capsys, *arguments):
     return said.out
 
 
+@pytest.mark.slow
 def test_both_modes_of_a_checkpoint_by_command_line(checkpoint, tmp_path, capsys, monkeypatch):
     said = dgemma(monkeypatch, capsys, checkpoint, f"{checkpoint}:ar", "--tasks", TASK, "--limit", 2,
                   "--seeds", 2, "--out", tmp_path, "--device", "cpu", "--no-fresh",
@@ -369,6 +375,7 @@ def test_blocks_in_fresh_processes(checkpoint, tmp_path, capsys, monkeypatch):
     assert ended.value.code == 2 and "transformers cannot load it" in line
 
 
+@pytest.mark.slow
 def test_speculation_against_the_causal_mode_by_command_line(
     checkpoint, tmp_path, capsys, monkeypatch
 ):
@@ -387,6 +394,7 @@ def test_speculation_against_the_causal_mode_by_command_line(
     assert "accepted a round" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_each_side_has_its_own_form_and_backend(checkpoint, tmp_path, capsys, monkeypatch):
     sides = (f"{checkpoint}:ar", f"{checkpoint}:ar,quantize=none", f"{checkpoint}:ar,backend=torch")
     dgemma(monkeypatch, capsys, *sides, "--tasks", TASK, "--limit", 1, "--seeds", 1, "--out",

@@ -35,6 +35,7 @@ def test_changes_counted_by_hand():
     assert same.share.high == pytest.approx(1 - 0.025 ** (1 / 4))  # four are not many
 
 
+@pytest.mark.slow
 def test_float32_answers_do_not_change_and_a_stopped_run_goes_on(checkpoint, tmp_path, monkeypatch):
     settings = {
         "dtypes": ["float32"], "batches": [1, 3, 8], "tasks": [TASK], "limit": 9, "out": tmp_path,
@@ -54,6 +55,7 @@ def test_float32_answers_do_not_change_and_a_stopped_run_goes_on(checkpoint, tmp
     assert measure(str(checkpoint), **settings) == found
 
 
+@pytest.mark.slow
 def test_an_answer_that_depends_on_the_batch_is_found(checkpoint, tmp_path, monkeypatch):
     inner = OwnWriter.finished
 
@@ -79,6 +81,7 @@ def test_an_answer_that_depends_on_the_batch_is_found(checkpoint, tmp_path, monk
     assert all(line["texts"][0] != line["texts"][1] for line in changed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["", ":ar", ":spec"])
 def test_by_command_line(checkpoint, tmp_path, capsys, monkeypatch, mode):
     monkeypatch.setattr("sys.argv", ["dgemma", "flips"])

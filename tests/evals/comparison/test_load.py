@@ -80,6 +80,7 @@ def test_every_side_gets_the_same_arrivals(tmp_path):
     assert block._traffic(plan, {"batch": 4.0}, 9, 0).arrivals is None
 
 
+@pytest.mark.slow
 def test_a_comparison_serves_many_at_once_and_goes_on(tmp_path):
     pair = [
         Fake(name, lambda doc, seed: True, tokens=8, seconds=seconds, deterministic=True)

@@ -95,6 +95,7 @@ def test_a_ratio_of_rates_weighs_every_token_alike():
     assert (found.estimate, found.low, found.high) == (2.0, 2.0, 2.0)
 
 
+@pytest.mark.slow
 def test_the_interval_of_a_speed_ratio_covers_the_blocks():
     """Where one process is as a whole faster than another, intervals over documents alone are far too short."""
     rng = np.random.default_rng(5)

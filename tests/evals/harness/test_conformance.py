@@ -158,6 +158,7 @@ def test_the_order_of_requests_changes_nothing(lm):
             assert [t for t, _ in found] == pytest.approx([t for t, _ in back], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_both_ways_to_evaluate_agree(lm, checkpoint):
     """`simple_evaluate` by name and `evaluate` with a model give the same numbers, for every type of request."""
     name = next(name for name, kind in models() if type(lm) is kind)
@@ -183,6 +184,7 @@ def test_both_ways_to_evaluate_agree(lm, checkpoint):
     assert first["config"]["model_device"] == "cpu" and first["config"]["mode"] == lm.mode
 
 
+@pytest.mark.slow
 def test_requests_are_cached_by_template(lm, tmp_path, monkeypatch):
     """--cache_requests: the second run builds no request, and answers alike."""
     monkeypatch.setattr("lm_eval.caching.cache.PATH", str(tmp_path))

@@ -60,6 +60,7 @@ def expected_bound(joint, levels=12, leave_one_out=True):
     return total
 
 
+@pytest.mark.slow
 def test_with_the_exact_denoiser_the_bound_is_the_entropy(joint):
     entropy = -float((joint * joint.log()).sum())
     assert expected_bound(joint) == pytest.approx(entropy, rel=1e-2)
@@ -83,6 +84,7 @@ def test_the_estimate_agrees_with_its_standard_error(joint):
     assert mean > -math.log(float(joint[text])) - 4 * error
 
 
+@pytest.mark.slow
 def test_the_bound_of_a_model_leaves_no_probability_over():
     """p(x) ≥ exp(−bound(x)), so the exponentials over all canvases sum to at most 1."""
     model = small()

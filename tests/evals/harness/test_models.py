@@ -33,6 +33,7 @@ def model(checkpoint, kind=DGemma, **arguments):
     return kind(pretrained=str(checkpoint), device="cpu", **arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [DGemma, DGemmaAR, DGemmaSpec])
 def test_the_answers_are_those_of_any_batch(checkpoint, kind):
     requests = [writing(prompt, doc) for doc, prompt in enumerate(PROMPTS)]
@@ -319,6 +320,7 @@ def test_auto_batch_fits_the_memory(checkpoint):
     assert 1 <= model(checkpoint, batch_size="auto", max_batch_size="5").writer.batch <= 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [DGemma, DGemmaAR, DGemmaSpec])
 def test_the_backend_is_chosen_and_named(checkpoint, kind):
     answers, identities = set(), set()

@@ -97,6 +97,7 @@ def _read(path):
         return b""
 
 
+@pytest.mark.slow
 def test_limits_of_time_and_memory():
     start = time.monotonic()
     assert not passes("while True: pass", seconds=1)

@@ -33,6 +33,7 @@ def test_an_item_comes_when_it_has_arrived():
     assert list(arrivals) == [] and arrivals.waited[0] < 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["", ":ar", ":spec"])
 def test_texts_are_those_of_a_text_alone(checkpoint, end):
     """Whether rows share a batch or come one by one; the loop neither ends early nor leaves one out."""

@@ -99,6 +99,7 @@ def asking(prompt="one", **gen_kwargs):
     return Instance("generate_until", {}, (prompt, {"until": [], **gen_kwargs}), 0, ("t", 0, 1))
 
 
+@pytest.mark.slow
 def test_both_sides_may_be_servers(server, tmp_path):
     sides = [writer(server.url, extra={"steps": 8}), writer(f"{server.url}#m,temperature=0.5")]
     assert [side.deterministic for side in sides] == [True, False]
@@ -155,6 +156,7 @@ def test_another_model_behind_the_same_address_is_noticed(server):
     assert server.asked[-1]["max_tokens"] == PROBE
 
 
+@pytest.mark.slow
 def test_several_requests_at_a_time(server):
     client = writer(server.url)
     server.seconds = 0.1
@@ -176,6 +178,7 @@ def test_a_busy_server_is_asked_again(server):
         client.write(asking(), 0, {})
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_is_one_clear_line(server, monkeypatch):
     with pytest.raises(RequestError, match="the server has m"):
         writer(f"{server.url}#other")

@@ -22,6 +22,7 @@ MACHINE = Machine(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_step_carries_its_work_and_its_times(tmp_path: Path) -> None:
     """What is counted, facts/cost.py says (tests/facts/test_cost.py)."""
     loaded = runs.loaded()
@@ -34,6 +35,7 @@ def test_a_step_carries_its_work_and_its_times(tmp_path: Path) -> None:
     assert measure(coded, batches=(1,), passes=2, rounds=1).dtype == "float32, weights int4"
 
 
+@pytest.mark.slow
 def test_measuring_times_both_steps_at_each_batch() -> None:
     machine = measure(runs.loaded(), batches=(1, 3), passes=2, rounds=3)
     assert [step.batch for step in machine.token_steps] == [1, 3]

@@ -45,6 +45,7 @@ def test_what_is_no_constraint_is_one_line(values: dict[str, str], match: str) -
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_box_writes_within_its_constraint_and_says_what_is_wrong() -> None:
     box = Session(runs.loaded()).ask(PROMPT)
     for text, message in (("(a", "cannot be an automaton"), ("a{60}", "raise max_new_tokens")):

@@ -90,6 +90,7 @@ def test_settings_without_meaning_are_refused_by_the_rule_itself() -> None:
         options_from({**controls()[1], "entropy_bound.entropy_bound": None})
 
 
+@pytest.mark.slow
 def test_columns_run_with_one_seed_and_are_tied_together() -> None:
     columns = [{"steps": 3}, {"rule": "block_refinement", "steps": 4}, {"rule": "autoregressive"}]
     play = Playground(

@@ -64,6 +64,7 @@ def test_tokens_are_kept_at_their_commits(canvases: Trace, tokens: Trace) -> Non
     assert kept == [f"<{token}>" for token in ANSWER[:-1]] + [""]
 
 
+@pytest.mark.slow
 def test_recorded_ways_share_prompt_seed_and_limits() -> None:
     traces = record_race(
         runs.loaded(eos_token_ids=()), PROMPT, steps=3, temperature=1.0, seed=4, max_new_tokens=10
@@ -110,6 +111,7 @@ def test_the_modes_take_turns_and_the_run_of_median_time_is_shown(
         record_race(runs.loaded(), PROMPT, repeats=0)
 
 
+@pytest.mark.slow
 def test_three_modes_race_and_a_draft_is_passes_of_its_round() -> None:
     loaded = runs.loaded(eos_token_ids=())
     options = {"steps": 3, "draft": "fixed", "draft_positions": 4, "max_new_tokens": 10}

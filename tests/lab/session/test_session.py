@@ -27,6 +27,7 @@ from tests.lab import runs
 from tests.lab.runs import PROMPT
 
 
+@pytest.mark.slow
 def test_a_run_returns_at_once_and_ends_with_what_a_plain_recording_gives() -> None:
     loaded = runs.loaded()
     runs.slow(loaded.model, 0.02)
@@ -40,6 +41,7 @@ def test_a_run_returns_at_once_and_ends_with_what_a_plain_recording_gives() -> N
     assert run.trace.top_ids is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["diffusion", "autoregressive"])
 def test_the_browser_gets_30_rows_a_second_and_everything_at_the_end(mode: Any) -> None:
     loaded = runs.loaded(max_denoising_steps=48, eos_token_ids=(), max_new_tokens=24)
@@ -101,6 +103,7 @@ def test_a_second_run_replaces_the_first() -> None:
     assert session.current is second
 
 
+@pytest.mark.slow
 def test_boxes_take_turns_and_each_replaces_only_its_own() -> None:
     loaded = runs.loaded(eos_token_ids=())
     runs.slow(loaded.model, 0.005)
@@ -118,6 +121,7 @@ def test_boxes_take_turns_and_each_replaces_only_its_own() -> None:
     assert boxes[1].canvas.trace is again.trace
 
 
+@pytest.mark.slow
 def test_only_one_run_is_at_work_at_a_time() -> None:
     loaded = runs.loaded(max_denoising_steps=20, eos_token_ids=())
     at_work = threading.Lock()
@@ -208,6 +212,7 @@ def test_runs_that_write_tokens_are_live_too(mode: Mode) -> None:
         run.state_at(3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [1, 1 << 30])
 def test_a_state_from_the_store_or_replayed_is_the_same(limit: int) -> None:
     loaded = runs.loaded(eos_token_ids=())

@@ -37,6 +37,7 @@ def token(tree: Steering, text: str) -> int:
     return int(found)
 
 
+@pytest.mark.slow
 def test_pins_replacements_blanks_and_branches_stay_in_the_language(tree: Steering) -> None:
     root = tree.run
     assert obeys(root)

@@ -59,6 +59,7 @@ def frames_of(trace: Trace, position: int) -> np.ndarray:
     return trace.rows("tokens_out", position // C)[:, position % C]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sampler", [EntropyBound(), BlockRefinement(), DiscreteDDIM(temperature=1.0, corrector_steps=1)]
 )
@@ -280,6 +281,7 @@ def test_the_tree_grows_by_the_buttons_and_compares(session: Session) -> None:
     assert tree.form.alert and "the run is over" in tree.form.message and len(tree.nodes) == 3
 
 
+@pytest.mark.slow
 def test_the_tree_says_what_was_edited_in_code_too(session: Session) -> None:
     tree = Steering(session, PROMPT, stop_rule=None)
     tree.settle()

@@ -82,6 +82,7 @@ def test_wrong_replies_pass_almost_never(others):
     assert passed <= 0.005 * tried
 
 
+@pytest.mark.slow
 @each_kind
 @settings(max_examples=5, deadline=None)
 @given(
