@@ -14,7 +14,7 @@ FOLDER = Path("docs/nano")
 LEGS = (
     "first", "copy", "nano", "finish", "grids", "long", "anneal", "corrected",
     "distil", "walks", "columns", "word_sums", "adding", "regain", "round_off",
-    "further", "furthest",
+    "further", "furthest", "drafting",
 )  # fmt: skip
 """Their recipes, in the order of the model card."""
 GROUNDS = {"light": ("#ffffff", "#1d2330", "#d9dde3"), "dark": ("#14181f", "#e6e9ee", "#363e4a")}
