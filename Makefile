@@ -108,7 +108,14 @@ results: $(VENV)/.test
 	  --tasks dgemma_gsm8k_100,dgemma_hellaswag_100 --device cpu --output_path results/public
 	$(BIN)/dgemma flips --dtype float32,bfloat16 --batch 1,3,8 --limit 8 --out results/flips
 	for table in steps write tokens start growth memory; do $(BIN)/dgemma bench $$table --out results/bench || exit 1; done
-	$(BIN)/python scripts/measure_nano.py
+	$(BIN)/python -m scripts.measure_nano
+	$(BIN)/python -m scripts.measure_speculation --candidates --count 60 --timed 5 --out results/speculation/candidates.json
+	$(BIN)/python -m scripts.measure_speculation --split test --timed 200
+	$(BIN)/python -m scripts.prove_speculation
+	for format in int8 int4; do $(BIN)/python -m scripts.prove_speculation --quantize $$format --count 25 --sampled 0 \
+	  --backends torch --out results/speculation/$$format.json || exit 1; done
+	$(BIN)/python -m scripts.prove_speculation --dtype bfloat16 --count 25 --sampled 0 --backends torch --out results/speculation/bfloat16.json
+	$(BIN)/python -m scripts.measure_minds --split test
 	$(BIN)/dgemma bench index --out results
 	rm -f results/*/report.html results/*/bench.html   # index.html holds them all, and plotly.js once
 

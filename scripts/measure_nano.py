@@ -197,7 +197,14 @@ def measured(
 
     runs = [texts("diffusion", seed) for seed in range(arguments.seeds)]
     causal, drafted = texts("autoregressive", 0), texts("speculative", 0)
-    every = [text for run in runs for text in run]
+    # A model that does not know a wording fills canvases with nothing: passes are told of what heads the subject.
+    headed = sum(each.wording == "own" for each in asked) or len(asked)
+    every = [text for run in runs for text in run[:headed]]
+    by_mode = {
+        "diffusion": every,
+        "autoregressive": causal[:headed],
+        "speculative": drafted[:headed],
+    }
     own = [statistics.mean(run[i]["solved"] for run in runs) for i in range(len(asked))]
     there = [float(text["solved"]) for text in causal]
     row: dict[str, Any] = {
@@ -219,10 +226,10 @@ def measured(
         "kept": statistics.mean(text["kept"] for text in every),
         "tokens_per_pass": {
             mode: sum(t["kept"] for t in texts) / sum(t["passes"] for t in texts)
-            for mode, texts in (("diffusion", every), ("autoregressive", causal), ("speculative", drafted))
+            for mode, texts in by_mode.items()
         },
         "alone": milliseconds(loaded, asked[:TIMED], ("diffusion", "autoregressive", "speculative"), limit),
-        "bits_per_byte": bits_per_byte(loaded, asked),
+        "bits_per_byte": bits_per_byte(loaded, asked[:headed]),
         **alive(loaded, asked[:TRACED], limit),
     }  # fmt: skip
     row["texts"] = [text["text"] for text in runs[0]] if asked[0].wording == "slots" else []
