@@ -222,6 +222,7 @@ def test_every_step_is_the_oracles_or_a_near_tie(runs: list[Both]) -> None:
     assert len(equal(runs)) >= 30
 
 
+@pytest.mark.slow
 def test_texts_are_the_oracles(runs: list[Both]) -> None:
     """Kept tokens, then PAD, are what the oracle returns; so is the number of steps."""
     for both in equal(runs):

@@ -223,7 +223,10 @@ def test_other_samplers_run_as_the_core_runs_them(folder: Path, loaded: Loaded) 
         (["generate", "x", "--sampler", "\udcff"], "sampler"),
         (["generate", "x", "--mode", "autoregressive", "--steps", "3"], "steps"),
         (["generate", "x", "--draft", "fixed"], "draft has no meaning"),
-        (["generate", "x", "--mode", "speculative", "--draft", "bold"], "fixed or adaptive"),
+        (
+            ["generate", "x", "--mode", "speculative", "--draft", "bold"],
+            "fixed, adaptive or paying",
+        ),
         (["generate", "x", "--mode", "speculative", "--draft-steps", "0"], "draft_steps"),
         (["generate", "x", "--mode", "speculative", "--steps", "3"], "steps"),
         (["generate", "x", "--mode", "autoregressive", "--sampler", "discrete_ddim"], "sampler"),

@@ -61,6 +61,7 @@ def test_the_tokenizer_is_rebuilt_to_the_committed_bytes(tmp_path):
     assert committed == nano_tokenizer.tokenizer_config()
 
 
+@pytest.mark.slow
 def test_encoding_round_trips(nano):
     for name in families.NAMES:
         for seed in range(50):

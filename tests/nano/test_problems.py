@@ -54,6 +54,7 @@ def test_a_prompt_of_a_family_is_known_and_others_are_not() -> None:
     assert Known().strange("anything at all") == ""
 
 
+@pytest.mark.slow
 def test_english_is_known_by_its_words(english: Known) -> None:
     drawn = [
         kinds.draw(name, seed, split).prompt

@@ -84,6 +84,7 @@ def test_it_loads_and_writes(folder: Path) -> None:
     assert 1 <= len((text[0] if isinstance(text, list) else text).ids) <= 8
 
 
+@pytest.mark.slow
 def test_transformers_gives_the_same_logits(folder: Path) -> None:
     from transformers import AutoTokenizer, DiffusionGemmaForBlockDiffusion, DynamicCache
 

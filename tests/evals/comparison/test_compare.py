@@ -302,7 +302,7 @@ def test_tasks_that_cannot_be_compared(monkeypatch, task, says):
         (("nano:ar,steps=2", "nano"), "no meaning in mode"),
         (("nano:ar", "nano", "--sweep", "steps=2"), "has not"),
         (("nano:spec", "nano:ar", "--sweep", "steps=2"), "no meaning in mode 'speculative'"),
-        (("nano:spec,draft=bold", "nano:ar"), "choose fixed or adaptive"),
+        (("nano:spec,draft=bold", "nano:ar"), "choose fixed, adaptive or paying"),
         (("--sweep", "temperature=1,2"), "no option"),
         (("--tasks", "dgemma_nano_x"), "no task dgemma_nano_x"),
         (("--tasks", ""), "--tasks names none"),

@@ -228,7 +228,7 @@ def test_arguments_as_a_command_line_holds_them():
         ("autoregressive", {"steps": 8}, "steps has no meaning in mode 'autoregressive'"),
         ("autoregressive", {"likelihood": "nelbo"}, "of the denoiser"),
         ("speculative", {"steps": 8}, "steps has no meaning in mode 'speculative'"),
-        ("speculative", {"draft": "bold"}, "choose fixed or adaptive"),
+        ("speculative", {"draft": "bold"}, "choose fixed, adaptive or paying"),
         ("speculative", {"draft_positions": "many"}, "draft_positions: expected int"),
         ("diffusion", {"draft": "fixed"}, "draft has no meaning in mode 'diffusion'"),
         ("diffusion", {"likelihood": "exact"}, "choose one of"),
