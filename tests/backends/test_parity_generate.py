@@ -50,6 +50,9 @@ CASES = range(36)
 PARTED = 0.01
 """Raw logits by which two runs of the oracle differ once a router has chosen otherwise; rounding takes 1e-3."""
 
+pytestmark = pytest.mark.slow
+"""Every test here reads texts that take a minute to write."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -214,7 +217,6 @@ def equal(runs: list[Both]) -> list[Both]:
     return [both for both in runs if both.outcome.differ_at is None]
 
 
-@pytest.mark.slow
 def test_every_step_is_the_oracles_or_a_near_tie(runs: list[Both]) -> None:
     assert not [mistake for both in runs for mistake in both.outcome.mistakes]
     ties = [both.outcome.differ_at for both in runs if both.outcome.differ_at is not None]
@@ -222,7 +224,6 @@ def test_every_step_is_the_oracles_or_a_near_tie(runs: list[Both]) -> None:
     assert len(equal(runs)) >= 30
 
 
-@pytest.mark.slow
 def test_texts_are_the_oracles(runs: list[Both]) -> None:
     """Kept tokens, then PAD, are what the oracle returns; so is the number of steps."""
     for both in equal(runs):
@@ -241,7 +242,6 @@ def test_texts_are_the_oracles(runs: list[Both]) -> None:
             assert not_pad / text.denoising_steps == pytest.approx(a_forward)
 
 
-@pytest.mark.slow
 def test_the_product_loop_writes_the_same_as_the_lockstep(runs: list[Both]) -> None:
     """With equal draws, the loop in which rows join and leave gives each row the lockstep's steps and text."""
     texts = ties = 0
@@ -327,7 +327,6 @@ def test_the_runs_show_what_generation_can_do(runs: list[Both]) -> None:
 # ---- the judge of near-ties is itself judged ----------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "factor"), [("t_max", 1.01), ("t_min", 1.01), ("entropy_bound", 1.2)]
 )

@@ -114,6 +114,7 @@ def test_transformers_gives_the_same_logits(folder: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_its_validation_is_logged(folder: Path) -> None:
     header, *rows = (folder / "validation.csv").read_text().splitlines()
     assert header.split(",") == [
