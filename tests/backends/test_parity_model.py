@@ -399,6 +399,7 @@ def test_a_folder_with_nothing_but_weights_and_config_loads(tmp_path: Path) -> N
     assert furthest(our_passes(loaded.model, oracle, drawn, tokens, theirs), theirs) < LOGITS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("case", [1, 4, 21])
 def test_a_checkpoint_saved_here_loads_in_transformers(

@@ -153,6 +153,7 @@ def test_raw_and_system_change_the_prompt(folder: Path, tmp_path: Path) -> None:
     assert "Be brief." in prompt("--system", "Be brief.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

@@ -201,6 +201,7 @@ def test_memory_that_is_none(text: str) -> None:
         parse_memory(text)
 
 
+@pytest.mark.slow
 def test_a_folder_needs_only_its_config(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(released_config()))
     assert find_config(tmp_path) == CONFIGS[DIFFUSION_26B]

@@ -77,6 +77,7 @@ def test_speculation_writes_constrained_autoregression(loaded: Loaded, temperatu
             assert a.token_probabilities == pytest.approx(b.token_probabilities, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["diffusion", "autoregressive", "speculative"])
 def test_rows_of_a_batch_have_their_own_constraints(loaded: Loaded, mode: Any) -> None:
     kinds = [LISTED, None, Constraint.choices(["yes", "no", "perhaps not"]), LISTED]

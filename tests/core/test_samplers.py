@@ -375,6 +375,7 @@ def test_entropy_bound_equals_transformers_with_its_stop():
     assert early > 5 and never > 5 and remelted > 100
 
 
+@pytest.mark.slow
 @settings(LAWS, max_examples=60)
 @given(st.floats(0, 2, width=32), st.floats(0.001, 2), st.integers(1, 200))
 def test_temperatures_equal_transformers_to_the_bit(t_min, rise, steps):

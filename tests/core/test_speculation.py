@@ -101,6 +101,7 @@ def test_what_is_drafted_changes_no_text(nano: Loaded, draft: Any) -> None:
     }
 
 
+@pytest.mark.slow
 def test_drafts_save_passes(nano: Loaded) -> None:
     plain, ours = both(nano, problems(nano, 1), 1, FixedDraft())
     passes = [sum(end.passes for end in finished(events).values()) for events in (plain, ours)]

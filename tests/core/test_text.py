@@ -100,6 +100,7 @@ def test_token_strings_join_to_the_text_and_show_stray_bytes(nano):
     assert nano.token_string(nano.vocab_size) == f"<{nano.vocab_size}>"
 
 
+@pytest.mark.slow
 def test_ids_equal_those_of_transformers(nano, oracle):
     for name in families.NAMES:
         for seed in range(20):

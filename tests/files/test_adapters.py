@@ -105,6 +105,7 @@ def test_an_adapter_of_ours(tmp_path: Path, modes: str) -> None:
     close(our_passes(again, adapted, drawn, tokens, theirs), theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

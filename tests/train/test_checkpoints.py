@@ -79,6 +79,7 @@ def test_a_killed_run_resumes_to_the_bit(uninterrupted: Trainer, tmp_path: Path)
     assert equal(weights(run), weights(uninterrupted))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", range(3))
 def test_a_crash_while_saving(
     uninterrupted: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int

@@ -47,6 +47,7 @@ def test_a_pass_is_the_inference_path(kind: type[DensePass | PackedPass]) -> Non
     close(some, plain[:2])
 
 
+@pytest.mark.slow
 @Passes
 def test_both_groups_in_one_pass(kind: type[DensePass | PackedPass]) -> None:
     """A row that holds two canvases is what it would be with each of them alone."""

@@ -162,6 +162,7 @@ def test_initial_weights_are_calm() -> None:
     assert equal(dict(again.named_parameters()), dict(fresh.named_parameters()))
 
 
+@pytest.mark.slow
 def test_the_learning_curve_after_a_resume(uninterrupted: Trainer, tmp_path: Path) -> None:
     """A row covers the same steps whether or not the run was stopped within it."""
     for steps in (2, 2, 20):

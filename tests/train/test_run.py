@@ -150,6 +150,7 @@ def test_it_resumes_to_the_bit(folder: Path, tmp_path: Path) -> None:
     assert same == (folder / "tokenizer/tokenizer.json").read_bytes(), "built twice, the same"
 
 
+@pytest.mark.slow
 def test_a_tokenizer_of_another_size(folder: Path) -> None:
     config = replace(RECIPE.config, text=replace(RECIPE.config.text, vocab_size=576))
     other: NamedRecipe = replace(RECIPE, config=config)

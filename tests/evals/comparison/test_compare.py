@@ -86,6 +86,7 @@ def compared(pair, out, **more):
     return run_compare(Plan(**settings), pair, out, quiet=True, command="dgemma compare …")
 
 
+@pytest.mark.slow
 def test_the_sides_take_turns_forwards_and_backwards(pair, tmp_path, monkeypatch):
     """A B B A over the documents, and the other way round in the next block; a deterministic side is repeated."""
     order = []

@@ -46,6 +46,7 @@ def test_the_answers_are_those_of_any_batch(checkpoint, kind):
     assert backwards == alone[::-1]
 
 
+@pytest.mark.slow
 def test_drafts_are_of_the_texts_of_the_causal_mode(checkpoint):
     requests = [writing(prompt, doc) for doc, prompt in enumerate(PROMPTS)]
     plain = model(checkpoint, DGemmaAR).generate_until(requests, disable_tqdm=True)

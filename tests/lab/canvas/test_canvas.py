@@ -510,6 +510,7 @@ def test_what_is_made_for_readers_holds_no_widget(
     assert picture.convert("RGBA").getpixel((0, 0))[3] == 0, "no ground of its own"
 
 
+@pytest.mark.slow
 def test_pictures_differ_by_step_and_animations_hold_every_step(
     trace: Trace, tmp_path: Path
 ) -> None:

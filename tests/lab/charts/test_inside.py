@@ -87,6 +87,7 @@ def test_attention_covers_prompt_and_canvas(trace: Trace) -> None:
     assert np.array(heat.z).shape == (2, prompt + 16), "the first canvas is part of the prefix now"
 
 
+@pytest.mark.slow
 def test_a_board_has_each_token_where_it_stands(trace: Trace) -> None:
     assert lines_of(["a", "b⏎", "c", "⏎", "⏎", "d"]) == [
         (0, 0),

@@ -29,6 +29,7 @@ def test_only_masks_give_the_damage_away() -> None:
     assert np.array_equal(np.asarray(with_masks.z, bool), DAMAGED) and not np.any(with_tokens.z)
 
 
+@pytest.mark.slow
 def test_a_long_text_is_drawn_from_its_start() -> None:
     row = [["t"] * 40]
     figure = noising([1.0], row, row, np.ones((1, 40), bool))
