@@ -110,11 +110,12 @@ results: $(VENV)/.test
 	for table in steps write tokens start growth memory; do $(BIN)/dgemma bench $$table --out results/bench || exit 1; done
 	$(BIN)/python -m scripts.measure_nano
 	$(BIN)/python -m scripts.measure_speculation --candidates --count 60 --timed 5 --out results/speculation/candidates.json
-	$(BIN)/python -m scripts.measure_speculation --split test --timed 200
-	$(BIN)/python -m scripts.prove_speculation
-	for format in int8 int4; do $(BIN)/python -m scripts.prove_speculation --quantize $$format --count 25 --sampled 0 \
-	  --backends torch --out results/speculation/$$format.json || exit 1; done
-	$(BIN)/python -m scripts.prove_speculation --dtype bfloat16 --count 25 --sampled 0 --backends torch --out results/speculation/bfloat16.json
+	$(BIN)/python -m scripts.measure_speculation --split test --timed 200 --repeats 2 \
+	  --draft adaptive --draft fixed:positions=16 --draft fixed
+	$(BIN)/python -m scripts.prove_speculation --split test
+	for format in "quantize int8" "quantize int4" "dtype bfloat16"; do \
+	  $(BIN)/python -m scripts.prove_speculation --$$format --count 25 --sampled 0 --backends torch \
+	    --out results/speculation/$${format#* }.json || exit 1; done
 	$(BIN)/python -m scripts.measure_minds --split test
 	$(BIN)/dgemma bench index --out results
 	rm -f results/*/report.html results/*/bench.html   # index.html holds them all, and plotly.js once

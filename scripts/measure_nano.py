@@ -228,7 +228,7 @@ def measured(
             mode: sum(t["kept"] for t in texts) / sum(t["passes"] for t in texts)
             for mode, texts in by_mode.items()
         },
-        "alone": milliseconds(loaded, asked[:TIMED], ("diffusion", "autoregressive", "speculative"), limit),
+        "alone": milliseconds(loaded, asked[:TIMED], tuple(by_mode), limit),
         "bits_per_byte": bits_per_byte(loaded, asked[:headed]),
         **alive(loaded, asked[:TRACED], limit),
     }  # fmt: skip

@@ -29,19 +29,16 @@ from tqdm.auto import tqdm
 import dgemma_core as dg
 from dgemma_core.events import DraftEvent, Event
 from dgemma_core.files.finding import find_folder
-from dgemma_core.generation.drafting import AdaptiveDraft, PayingDraft
+from dgemma_core.generation.drafting import DRAFT_RULES
 from dgemma_core.nano.families import TASKS, Example, examples, family
 from dgemma_core.samplers import describe
-from dgemma_core.speculation import DraftRule, FixedDraft
+from dgemma_core.speculation import DraftRule
 from dgemma_evals.hashes import fingerprint
 from dgemma_evals.machine import environment
 from dgemma_evals.page import markdown_table
 from dgemma_evals.saving import resumed, write_json
 from dgemma_evals.writers.counting import acceptance
 
-RULES: Mapping[str, type[FixedDraft | AdaptiveDraft | PayingDraft]] = {
-    kind.name: kind for kind in (FixedDraft, AdaptiveDraft, PayingDraft)
-}
 CANDIDATES = (
     "adaptive", "adaptive:margin=4", "adaptive:margin=10", "adaptive:first=32", "adaptive:memory=4",
     "adaptive:least_probability=0.3", "adaptive:steps=2",
@@ -59,8 +56,8 @@ WAYS: dict[str, dict[str, Any]] = {
 def parse_rule(text: str) -> DraftRule:
     """`fixed:positions=16,steps=2` as a rule. Raises RequestError for an unknown rule, option or value."""
     name, _, options = text.partition(":")
-    if name not in RULES:
-        raise dg.RequestError(f"--draft {text}: choose one of {', '.join(RULES)}")
+    if name not in DRAFT_RULES:
+        raise dg.RequestError(f"--draft {text}: choose one of {', '.join(DRAFT_RULES)}")
     given: dict[str, Any] = {}
     for pair in filter(None, options.split(",")):
         option, equals, value = pair.partition("=")
@@ -71,9 +68,9 @@ def parse_rule(text: str) -> DraftRule:
         if not equals:
             raise dg.RequestError(f"--draft {text}: expected OPTION=NUMBER, got {pair}")
     try:
-        return RULES[name](**given)
+        return DRAFT_RULES[name](**given)
     except TypeError as error:
-        known = ", ".join(option.name for option in fields(RULES[name]))
+        known = ", ".join(option.name for option in fields(DRAFT_RULES[name]))
         raise dg.RequestError(f"--draft {text}: {name} has {known}") from error
 
 

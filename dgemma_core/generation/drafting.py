@@ -5,12 +5,12 @@ A rule is a value whose `plan` is pure (`speculation.DraftRule`): the text never
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from dgemma_core.errors import finite_number, whole_number
-from dgemma_core.speculation import DraftPlan, check_draft
+from dgemma_core.speculation import DraftPlan, FixedDraft, check_draft
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,8 @@ class PayingDraft:
     If a drafted token is accepted after an accepted one with chance q, a round over k positions writes
     (1 − qᵏ) / (1 − q) tokens on average (arXiv 2211.17192, eq. 1). Each of its passes costs `pass_tokens` + k: a pass
     over no tokens costs as much as `pass_tokens` tokens do. q follows from the mean acceptance of the last `memory`
-    rounds, `expected` before there is one. `facts.cost.pass_tokens` tells what a model's passes cost on a machine.
+    rounds; `expected` stands for a round before the first. `facts.cost.pass_tokens` tells what a model's passes cost on
+    a machine.
     """
 
     pass_tokens: float = 16.0
@@ -78,3 +79,9 @@ class PayingDraft:
 
         positions = max(range(2, max(3, canvas_length + 1)), key=tokens_for_cost)
         return DraftPlan(min(positions, canvas_length), self.steps, self.least_probability)
+
+
+DRAFT_RULES: Mapping[str, type[FixedDraft | AdaptiveDraft | PayingDraft]] = {
+    kind.name: kind for kind in (FixedDraft, AdaptiveDraft, PayingDraft)
+}
+"""The rules that options name."""

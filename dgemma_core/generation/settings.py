@@ -17,7 +17,7 @@ from dgemma_core.diffusion import denoise_canvases
 from dgemma_core.errors import RequestError, finite_number, shown, whole_number
 from dgemma_core.events import Event, Mode
 from dgemma_core.facts.cost import pass_tokens
-from dgemma_core.generation.drafting import AdaptiveDraft, PayingDraft
+from dgemma_core.generation.drafting import DRAFT_RULES, PayingDraft
 from dgemma_core.head import Filters
 from dgemma_core.loop import queue
 from dgemma_core.observe import Observe
@@ -240,17 +240,14 @@ class SpeculativeSettings(AutoregressiveSettings):
             return FixedDraft(positions=self.draft_positions, steps=steps)
         if self.draft_positions is not None:
             raise RequestError("draft_positions belongs to draft='fixed'")
-        if self.draft in (None, "adaptive"):
-            return AdaptiveDraft(steps=steps)
-        if self.draft == "paying":
-            return PayingDraft(steps=steps)
-        if self.draft is None or isinstance(self.draft, str) or not hasattr(self.draft, "plan"):
-            raise RequestError(
-                f"unknown draft {shown(self.draft)}: choose fixed, adaptive or paying"
-            )
+        draft = "adaptive" if self.draft is None else self.draft
+        if isinstance(draft, str) and draft in DRAFT_RULES:
+            return DRAFT_RULES[draft](steps=steps)
+        if isinstance(draft, str) or not hasattr(draft, "plan"):
+            raise RequestError(f"unknown draft {shown(draft)}: choose fixed, adaptive or paying")
         if self.draft_steps is not None:
             raise RequestError("draft_steps has no effect on a rule: give the rule its steps")
-        return self.draft
+        return draft
 
     def resolved(self, loaded: Loaded) -> Self:
         """The same with the checkpoint's values filled in, and the rule that the draft's options name. "paying" learns
