@@ -30,6 +30,7 @@ from dgemma_core.generation import decide as decide
 from dgemma_core.generation import generate as generate
 from dgemma_core.generation import prompt_ids as prompt_ids
 from dgemma_core.generation.drafting import AdaptiveDraft as AdaptiveDraft
+from dgemma_core.generation.drafting import FixedDraft as FixedDraft
 from dgemma_core.generation.drafting import PayingDraft as PayingDraft
 from dgemma_core.generation.settings import AutoregressiveSettings as AutoregressiveSettings
 from dgemma_core.generation.settings import DiffusionSettings as DiffusionSettings
@@ -49,5 +50,4 @@ from dgemma_core.samplers import StopRule as StopRule
 from dgemma_core.samplers import sampler_from as sampler_from
 from dgemma_core.speculation import DraftPlan as DraftPlan
 from dgemma_core.speculation import DraftRule as DraftRule
-from dgemma_core.speculation import FixedDraft as FixedDraft
 from dgemma_core.speculation import decode_speculative as decode_speculative

@@ -5,31 +5,31 @@ Axes: B rows of the batch, D hidden size.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
 
 from dgemma_core.cache import PrefixCache
-from dgemma_core.constraint import conditions
+from dgemma_core.constraints.conditions import conditions
 from dgemma_core.draws import CounterDraws, Draws, Filters, RowKey
-from dgemma_core.events import Event, FinishEvent, TokenEvent
-from dgemma_core.head import Prediction, not_finite
+from dgemma_core.events import Event
+from dgemma_core.head import Prediction
 from dgemma_core.loop import (
     Decode,
     Row,
     causal_temperature,
     checked_batch_size,
     checked_eos,
-    cut,
     join,
+    keep_token,
     memory_advice,
     queue,
+    read_choices,
     start_tokens,
 )
 from dgemma_core.model import DiffusionGemma
-from dgemma_core.observe import Observe, Watcher
+from dgemma_core.observe import Observe
 from dgemma_core.request import Request, TokenState
 
 
@@ -79,38 +79,10 @@ def _decode_tokens(
             return
         states = [row.state for row in rows if isinstance(row.state, TokenState)]
         prediction = _predict_tokens(model, rows, states, temperature, filters, draws, observe)
-        tokens, probabilities, entropies = _read(prediction)
         going_on: list[tuple[Row, TokenState, int]] = []
-        for i, (row, state) in enumerate(zip(rows, states, strict=True)):
-            request = row.request
-            remaining = request.max_new_tokens - len(state.committed)
-            end = cut(state.committed, [tokens[i]], remaining, eos, request.stop, decode)
-            yield TokenEvent(
-                request=request.id,
-                index=len(state.committed),
-                token=tokens[i],
-                probability=probabilities[i],
-                entropy=entropies[i],
-                seconds=row.seconds,
-                observed=None
-                if observe is None
-                else Watcher(observe, [0], 1).observed(i, prediction),
-                state=state,
-            )
-            if end.reason is None:
-                going_on.append((row, state, tokens[i]))
-                continue
-            yield FinishEvent(
-                request=request.id,
-                ids=end.ids,
-                text=end.text,
-                stop_reason=end.reason,
-                denoising_steps=0,
-                passes=state.passes,
-                canvases=0,
-                seconds=row.seconds,
-                cache=state.cache,
-            )
+        for row, state, (choice,) in zip(rows, states, read_choices(prediction), strict=True):
+            if not (yield from keep_token(row, state, choice, eos, decode)):
+                going_on.append((row, state, choice.token))
         rows = [row for row, _, _ in going_on]
         if going_on:
             with memory_advice():
@@ -127,18 +99,6 @@ def _decode_tokens(
                     hidden=cache.hidden[i, 0],
                     passes=state.passes + 1,
                 )
-
-
-def _read(prediction: Prediction) -> tuple[list[int], list[float], list[float]]:
-    """Each row's sample, its probability and the entropy, both of the raw distribution.
-
-    Raises RequestError where the numbers are not finite. This is where the host waits for the device: once a step.
-    """
-    fields = prediction.sample, prediction.sample_logprob.exp(), prediction.entropy
-    tokens, probabilities, entropies = torch.stack([f.squeeze(1).double() for f in fields]).tolist()
-    if not all(map(math.isfinite, probabilities)):
-        raise not_finite()
-    return [int(token) for token in tokens], probabilities, entropies
 
 
 def _predict_tokens(

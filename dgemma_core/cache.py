@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dgemma_core.config import TextConfig
-from dgemma_core.errors import RequestError
 
 
 @dataclass
@@ -95,19 +94,18 @@ class RowCache:
         self.buffers[layer] = grown
         return grown
 
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Writes T new positions (T, G, d); returns all that the new tokens may see, (G, S, d) each."""
+    def append(
+        self, layer: int, keys: Tensor, values: Tensor, *, canvas: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Writes T new positions (T, G, d), the last `canvas` of them for this pass only.
+
+        Returns all that the new tokens may see, (G, S, d) each.
+        """
         end = self.length + len(keys)
         buffer = self.reserve(layer, len(keys), keys)
         buffer.write(self.length, keys, values)
-        buffer.filled = end
+        buffer.filled = end - canvas
         return buffer.slice(self.first(layer, self.length), end)
-
-    def overlay(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Lays a canvas (C, G, d) behind the prefix for this pass only; returns both as one slice (G, S, d)."""
-        buffer = self.reserve(layer, len(keys), keys)
-        buffer.write(self.length, keys, values)
-        return buffer.slice(self.first(layer, self.length), self.length + len(keys))
 
     def view(self) -> RowCache:
         """The same row as another object, which can be lengthened without changing this one."""
@@ -148,12 +146,17 @@ class PrefixCache:
     """The prefixes of a batch: what `DiffusionGemma.encode` returns.
 
     `hidden` (B, P, D): the final hidden states of the tokens encoded by the call that made this cache, after the last
-    norm; rows shorter than the longest are zero on the right. None after `join` and indexing.
+    norm; rows shorter than the longest are zero on the right. None after `join` and indexing. `canvas`: those of the
+    canvas behind each row (C, D), where the call was given one.
     """
 
-    def __init__(self, rows: Sequence[RowCache], hidden: Tensor | None = None) -> None:
-        self.rows = list(rows)
-        self.hidden = hidden
+    def __init__(
+        self,
+        rows: Sequence[RowCache],
+        hidden: Tensor | None = None,
+        canvas: Sequence[Tensor] = (),
+    ) -> None:
+        self.rows, self.hidden, self.canvas = list(rows), hidden, canvas
 
     @classmethod
     def empty(cls, config: TextConfig, batch: int) -> PrefixCache:
@@ -188,25 +191,6 @@ class PrefixCache:
     def copy(self) -> PrefixCache:
         """All rows in memory of their own, bit for bit."""
         return PrefixCache([row.copy() for row in self.rows])
-
-
-def check_row(row: RowCache, config: TextConfig, like: Tensor) -> None:
-    """Raises RequestError unless the row's keys and values are of this shape, and of the dtype and device of `like`."""
-    kind = (config, like.dtype, like.device)
-    if row.checked == kind:
-        return
-    fits = len(row.buffers) == len(config.layers)
-    for buffer, layer in zip(row.buffers, config.layers, strict=False):
-        if buffer is not None:
-            shape = (layer.num_key_value_heads, *buffer.keys.shape[1:2], layer.head_dim)
-            for held in (buffer.keys, buffer.values):
-                fits &= held.shape == shape and held.is_contiguous()
-                fits &= held.dtype == like.dtype and held.device == like.device
-    if not fits:
-        raise RequestError(
-            "the prefix cache is of another model, dtype or device: encode the prompt with this model"
-        )
-    row.checked = kind
 
 
 def stack_heads(queries: Tensor, groups: int) -> Tensor:

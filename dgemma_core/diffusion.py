@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from dgemma_core.cache import PrefixCache
-from dgemma_core.constraint import conditions
 from dgemma_core.constraints.checks import check_decided
+from dgemma_core.constraints.conditions import conditions
 from dgemma_core.draws import CounterDraws, Draws, RowKey
 from dgemma_core.errors import RequestError, shown, whole_number
 from dgemma_core.events import CanvasEvent, Event, FinishEvent, PromptEvent, StepEvent

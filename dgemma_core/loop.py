@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -20,9 +21,10 @@ from dgemma_core.errors import (
     temperature_number,
     whole_number,
 )
-from dgemma_core.events import Event, PromptEvent, StopReason
+from dgemma_core.events import Event, FinishEvent, PromptEvent, StopReason, TokenEvent
+from dgemma_core.head import Prediction, not_finite
 from dgemma_core.model import DiffusionGemma
-from dgemma_core.observe import Observe
+from dgemma_core.observe import Observe, Observed
 from dgemma_core.request import DecodeState, Request, TokenState, token_ids
 
 Decode = Callable[[Sequence[int]], str]
@@ -156,24 +158,34 @@ def _check(model: DiffusionGemma, request: Request, decode: Decode | None) -> No
         )
 
 
-def encode_prompts(model: DiffusionGemma, rows: Sequence[Row]) -> list[PrefixCache]:
-    """One-row caches of the rows' prompts, encoded together; each `.hidden` holds the last token's (1, D)."""
+def encode_prompts(
+    model: DiffusionGemma, rows: Sequence[Row], canvas: Sequence[Sequence[int]] | None = None
+) -> list[PrefixCache]:
+    """One-row caches of the rows' prompts, encoded together; each `.hidden` holds the last token's (1, D).
+
+    canvas: of each row, denoised once in the same pass.
+    """
     prefixes = [row.request.prefix or PrefixCache.empty(model.config.text, 1) for row in rows]
     tokens = [
         list(row.request.ids)[prefix.lengths[0] :]
         for row, prefix in zip(rows, prefixes, strict=True)
     ]
     with memory_advice():
-        cache = model.encode(tokens, PrefixCache.join(prefixes))
+        cache = model.encode(tokens, PrefixCache.join(prefixes), canvas=canvas)
     assert cache.hidden is not None
     return [
-        PrefixCache([row], cache.hidden[i, len(new) - 1].unsqueeze(0))
+        PrefixCache([row], cache.hidden[i, len(new) - 1].unsqueeze(0), cache.canvas[i : i + 1])
         for i, (row, new) in enumerate(zip(cache.rows, tokens, strict=True))
     ]
 
 
-def start_tokens(model: DiffusionGemma, rows: Sequence[Row]) -> Iterator[Event]:
-    """Gives new rows of a causal mode their first state: the one they continue, or their prompt, encoded together."""
+def start_tokens(
+    model: DiffusionGemma, rows: Sequence[Row], canvas: Sequence[Sequence[int]] | None = None
+) -> Iterator[Event]:
+    """Gives new rows of a causal mode their first state: the one they continue, or their prompt, encoded together.
+
+    canvas: as in `encode_prompts`, of the rows that continue no state.
+    """
     fresh = [row for row in rows if row.request.state is None]
     for row in rows:
         state = row.request.state
@@ -182,7 +194,7 @@ def start_tokens(model: DiffusionGemma, rows: Sequence[Row]) -> Iterator[Event]:
             yield PromptEvent(row.request.id, state.ids, state.seed, row.seconds)
     if not fresh:
         return
-    for row, cache in zip(fresh, encode_prompts(model, fresh), strict=True):
+    for row, cache in zip(fresh, encode_prompts(model, fresh, canvas), strict=True):
         assert cache.hidden is not None
         row.state = TokenState(
             tuple(row.request.ids), (), cache, cache.hidden[0], row.request.seed, 1
@@ -225,6 +237,80 @@ def cut(
             count -= 1
         return Cut(ids[:count], text[:place], "stop")
     return Cut(ids, text, reason)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A token that the causal mode has chosen for the next answer position."""
+
+    token: int
+    probability: float
+    entropy: float
+    observed: Observed | None
+
+
+def read_choices(prediction: Prediction) -> list[list[Choice]]:
+    """The samples of B rows, T positions each; probability and entropy are of the raw distribution.
+
+    Raises RequestError where the numbers are not finite. This is where the host waits for the device: once a step.
+    """
+    fields = prediction.sample, prediction.sample_logprob.exp(), prediction.entropy
+    rows = torch.stack([field.double() for field in fields], dim=-1).tolist()  # (B, T, 3)
+    if not all(math.isfinite(probability) for row in rows for _, probability, _ in row):
+        raise not_finite()
+    return [
+        [Choice(int(t), p, h, _seen(prediction, i, j)) for j, (t, p, h) in enumerate(row)]
+        for i, row in enumerate(rows)
+    ]
+
+
+def _seen(prediction: Prediction, row: int, position: int) -> Observed | None:
+    ids, chances = prediction.top_ids, prediction.top_probabilities
+    if ids is None or chances is None:
+        return None
+    place, number = slice(position, position + 1), row * ids.shape[1] + position
+    found = prediction.posterior
+    given = {} if found is None else found.seen(number, ids.shape[2])
+    return Observed(ids[row, place], chances[row, place], **given)
+
+
+def keep_token(
+    row: Row,
+    state: TokenState,
+    choice: Choice,
+    eos: frozenset[int],
+    decode: Decode | None,
+    denoising_steps: int = 0,
+    rounds: int = 0,
+) -> Generator[Event, None, bool]:
+    """Tells the token that was chosen after `state`, and the text's end where that is it. Returns whether it is."""
+    request, index = row.request, len(state.committed)
+    remaining = request.max_new_tokens - index
+    end = cut(state.committed, [choice.token], remaining, eos, request.stop, decode)
+    yield TokenEvent(
+        request=request.id,
+        index=index,
+        token=choice.token,
+        probability=choice.probability,
+        entropy=choice.entropy,
+        seconds=row.seconds,
+        observed=choice.observed,
+        state=state,
+    )
+    if end.reason is None:
+        return False
+    yield FinishEvent(
+        request=request.id,
+        ids=end.ids,
+        text=end.text,
+        stop_reason=end.reason,
+        denoising_steps=denoising_steps,
+        passes=state.passes,
+        canvases=rounds,
+        seconds=row.seconds,
+        cache=state.cache,
+    )
+    return True
 
 
 @contextmanager

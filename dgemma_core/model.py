@@ -16,23 +16,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from itertools import chain
-from operator import index
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from dgemma_core import backends
-from dgemma_core.cache import PrefixCache, RowCache, attend_all, attend_causal, check_row
+from dgemma_core.cache import PrefixCache, RowCache, attend_all, attend_causal
+from dgemma_core.checks import (
+    Rows,
+    check_denoiser,
+    checked_cache,
+    checked_canvases,
+    checked_ids,
+    checked_rows,
+)
 from dgemma_core.config import LayerConfig, ModelConfig
 from dgemma_core.draws import upload
 from dgemma_core.errors import RequestError
 from dgemma_core.experts import Routing
 from dgemma_core.head import Prediction, SampleDraws, VocabularyHead
 from dgemma_core.layers import Layer, RMSNorm, Rotation, SelfConditioning, rotation, rounded
-
-Rows = Tensor | Sequence[Sequence[int]] | Sequence[Tensor]
-"""Token ids: a (B, P) tensor, or a list of rows of different length."""
 
 
 class Watch(Protocol):
@@ -113,6 +117,11 @@ class DiffusionGemma(nn.Module):
     # --- a pass in plain modules
 
     @property
+    def modes_parted(self) -> bool:
+        """Whether an adapter changes one mode alone, so that no pass can be of both."""
+        return self.causal_layers is not None
+
+    @property
     def head(self) -> VocabularyHead:
         """The tied vocabulary head."""
         return VocabularyHead(self.embed_tokens.weight, self.config.text.final_logit_softcapping)
@@ -151,64 +160,96 @@ class DiffusionGemma(nn.Module):
         lengths: Sequence[int],
         *,
         causal: bool,
+        canvas: Sequence[int] = (),
         soft: Tensor | None = None,
         watch: Watch | None = None,
     ) -> Tensor:
         """ids (N,), of which `lengths` stand behind each row's prefix → hidden states (N, D), after the last norm.
 
         causal: keys and values are appended to the rows, whose `length` the caller advances; else the tokens are a
-        canvas, and soft (N, D) is its soft embedding (None: the first step's zeros).
+        canvas, and soft (N, D) is its soft embedding (None: the first step's zeros). canvas: how many of a causal
+        row's last tokens are a canvas at its first step, none if empty; they are not appended.
         """
         x = self.embed(ids)  # (N, D)
-        if not causal:
+        canvas = canvas or ([0] * len(rows) if causal else lengths)
+        spans = list(zip(rows, lengths, canvas, strict=True))
+        noisy = torch.cat([torch.arange(n) >= n - c for _, n, c in spans])
+        noisy = noisy.unsqueeze(1).to(ids.device)  # (N, 1)
+        if any(canvas):
             assert self.self_conditioning is not None
-            x = self.self_conditioning(x, soft)
-        spans = zip(rows, lengths, strict=True)
-        positions = torch.cat([torch.arange(row.length, row.length + n) for row, n in spans])
+            x = torch.where(noisy, self.self_conditioning(x, soft), x)
+        positions = torch.cat([torch.arange(row.length, row.length + n) for row, n, _ in spans])
         rotations = self.rotations(positions.to(ids.device), self.dtype)
-        scalars = self.encoder_scalars() if causal else self.decoder_scalars()
+        of_decoder, of_encoder = self.decoder_scalars(), self.encoder_scalars()
         for i, layer in enumerate(self.typed_layers(causal)):
-            attend = partial(_attend, i, rows, lengths, causal, watch)
+            attend = partial(_attend, i, spans, watch)
             observe = None if watch is None else partial(watch.router, i)
-            x = layer(x, rotations[layer.config], attend, scalars[i], observe=observe)
+            scalar = torch.where(noisy, of_decoder[i], of_encoder[i])
+            x = layer(x, rotations[layer.config], attend, scalar, observe=observe)
         return self.norm(x)
 
     # --- what everybody calls
 
     @torch.inference_mode()
     def encode(
-        self, ids: Rows, cache: PrefixCache | None = None, *, chunk: int = 1024
+        self,
+        ids: Rows,
+        cache: PrefixCache | None = None,
+        *,
+        canvas: Rows | None = None,
+        chunk: int = 1024,
     ) -> PrefixCache:
         """Runs clean tokens through the causal mode and returns the lengthened prefix cache.
 
         ids: (B, P) or B rows of different length, each at least one token. cache: the prefixes that they continue
-        (None: empty ones); it stays valid and unchanged. chunk: tokens of a row a pass, which bounds the memory of a
+        (None: empty ones); it stays valid and unchanged. canvas: a canvas behind each row's tokens, or an empty row; it
+        takes its first denoising step in the same pass, and `PrefixCache.canvas` holds its hidden states. Where an
+        adapter parts the modes it takes a pass of its own. chunk: tokens of a row a pass, which bounds the memory of a
         long prompt. Raises RequestError for token ids outside the vocabulary, empty rows, a row past the model's
         maximum length, or a cache of another model.
         """
         if type(chunk) is not int or chunk < 1:
             raise RequestError(f"chunk must be a whole number of at least 1, got {chunk!r}")
-        texts = self._checked_rows(ids)
+        texts = checked_rows(ids, self.config)
+        canvases = checked_canvases(canvas, len(texts), self.config)
         if cache is None:
             self.backend.refresh()
             cache = PrefixCache.empty(self.config.text, len(texts))
-        rows = [row.view() for row in self._rows_of(cache, list(map(len, texts)))]
+        sizes = [len(text) + len(laid) for text, laid in zip(texts, canvases, strict=True)]
+        rows = [row.view() for row in checked_cache(cache, sizes, self.config, self.norm.weight)]
         outputs: list[list[Tensor]] = [[] for _ in texts]
+        denoised = [self.norm.weight.new_empty(0, self.config.text.hidden_size)] * len(texts)
         for start in range(0, max(map(len, texts)), chunk):
             active = [i for i, text in enumerate(texts) if len(text) > start]
             parts = [texts[i][start : start + chunk] for i in active]
-            packed = upload(torch.tensor(list(chain.from_iterable(parts))), self.device)
-            lengths = list(map(len, parts))
-            hidden = self.backend.forward(packed, [rows[i] for i in active], lengths, causal=True)
-            for i, part, output in zip(active, parts, hidden.split(lengths), strict=True):
-                outputs[i].append(output)
+            last = [not self.modes_parted and len(texts[i]) <= start + chunk for i in active]
+            behind = [canvases[i] if ends else [] for i, ends in zip(active, last, strict=True)]
+            whole = [part + laid for part, laid in zip(parts, behind, strict=True)]
+            held = [rows[i] for i in active]
+            hidden = self._pass(whole, held, causal=True, canvas=list(map(len, behind)))
+            for i, part, output in zip(active, parts, hidden, strict=True):
+                outputs[i].append(output[: len(part)])
+                denoised[i] = output[len(part) :]
                 rows[i].length += len(part)
                 rows[i].tokens += tuple(part)
-        whole = [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in outputs]
-        padded = (
-            nn.utils.rnn.pad_sequence(whole, batch_first=True) if len(whole) > 1 else whole[0][None]
-        )
-        return PrefixCache(rows, padded)
+        if self.modes_parted and any(canvases):
+            active = [i for i, laid in enumerate(canvases) if laid]
+            held, laid = [rows[i] for i in active], [canvases[i] for i in active]
+            for i, output in zip(active, self._pass(laid, held, causal=False), strict=True):
+                denoised[i] = output
+        joined = [each[0] if len(each) == 1 else torch.cat(each) for each in outputs]
+        padded = joined[0][None]
+        if len(joined) > 1:
+            padded = nn.utils.rnn.pad_sequence(joined, batch_first=True)
+        return PrefixCache(rows, padded, denoised)
+
+    def _pass(
+        self, tokens: Sequence[list[int]], rows: Sequence[RowCache], **options: Any
+    ) -> Sequence[Tensor]:
+        """One pass over some tokens behind each row → hidden states (T, D) of each row's."""
+        packed = upload(torch.tensor(list(chain.from_iterable(tokens))), self.device)
+        lengths = list(map(len, tokens))
+        return self.backend.forward(packed, rows, lengths, **options).split(lengths)
 
     @torch.inference_mode()
     def denoise(
@@ -224,18 +265,14 @@ class DiffusionGemma(nn.Module):
         soft_embedding (B, C, D): the previous step's, from `Prediction`; None at the first step. The cache is read,
         not changed. Raises RequestError if the checkpoint cannot denoise, or a shape, a dtype or an id does not fit.
         """
-        if self.self_conditioning is None:
-            raise RequestError(
-                f"this checkpoint ({self.config.model_type}) has no denoiser: decode it autoregressively "
-                "(mode='autoregressive'), or load a DiffusionGemma checkpoint"
-            )
+        check_denoiser(self.config)
         if canvas.dim() != 2 or not canvas.numel():
             raise RequestError(
                 f"a canvas is (rows, positions), each at least 1, got shape {tuple(canvas.shape)}"
             )
-        canvas = self._checked_ids(canvas)
+        canvas = checked_ids(canvas, self.config, self.device)
         batch, length = canvas.shape
-        rows = self._rows_of(cache, [length] * batch)
+        rows = checked_cache(cache, [length] * batch, self.config, self.norm.weight)
         if soft_embedding is not None:
             wanted = (batch, length, self.config.text.hidden_size)
             if soft_embedding.shape != wanted or not soft_embedding.is_floating_point():
@@ -262,77 +299,30 @@ class DiffusionGemma(nn.Module):
 
     # --- checks
 
-    def _rows_of(self, cache: PrefixCache, lengths: Sequence[int]) -> list[RowCache]:
-        """The cache's rows, each of which has space for so many new tokens."""
-        if len(cache) != len(lengths):
-            raise RequestError(
-                f"{len(lengths)} rows of tokens for a prefix cache of {len(cache)} rows: they must be as many"
-            )
-        limit = self.config.text.max_position_embeddings
-        for row, new in zip(cache.rows, lengths, strict=True):
-            if row.length + new > limit:
-                raise RequestError(
-                    f"{row.length + new} tokens are more than the model's {limit}: shorten the prompt"
-                )
-            check_row(row, self.config.text, self.norm.weight)
-        return cache.rows
-
-    def _checked_ids(self, ids: Tensor) -> Tensor:
-        """Token ids as int64 on the model's device."""
-        if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-            raise RequestError(f"token ids are whole numbers, got a tensor of {ids.dtype}")
-        if ids.is_cuda:  # what a step made on the card; asking the card would make the host wait
-            return ids.long()
-        low, high = map(int, torch.aminmax(ids))
-        if low < 0 or high >= self.config.text.vocab_size:
-            raise self._no_token(low, high)
-        return ids.to(self.device, torch.long)
-
-    def _checked_rows(self, ids: Rows) -> list[list[int]]:
-        """Rows of token ids, on the host."""
-        rows = []
-        for i, row in enumerate(ids):
-            try:
-                found = row.tolist() if hasattr(row, "tolist") else row
-                rows.append([index(id) for id in found])
-            except TypeError as error:
-                raise RequestError(f"row {i} must be a list of token ids ({error})") from error
-            if not rows[-1]:
-                raise RequestError(f"row {i} must hold at least one token id")
-            low, high = min(rows[-1]), max(rows[-1])
-            if low < 0 or high >= self.config.text.vocab_size:
-                raise self._no_token(low, high)
-        if not rows:
-            raise RequestError("no rows of tokens to encode")
-        return rows
-
-    def _no_token(self, low: int, high: int) -> RequestError:
-        return RequestError(
-            f"token ids must lie in 0 … {self.config.text.vocab_size - 1}, got {low} … {high}: "
-            "was the text tokenised for another model?"
-        )
-
 
 def _attend(
     layer: int,
-    rows: Sequence[RowCache],
-    lengths: Sequence[int],
-    causal: bool,
+    spans: Sequence[tuple[RowCache, int, int]],
     watch: Watch | None,
     queries: Tensor,
     keys: Tensor,
     values: Tensor,
 ) -> Tensor:
-    """`layers.Attend` over the rows: (N, H, d), (N, G, d), (N, G, d) → (N, H, d)."""
+    """`layers.Attend` over rows with T tokens each, C of them a canvas: (N, H, d), (N, G, d), (N, G, d) → (N, H, d)."""
     mixed = []
-    split = [each.split(list(lengths)) for each in (queries, keys, values)]
-    for i, (row, q, k, v) in enumerate(zip(rows, *split, strict=True)):
-        if causal:
-            seen_keys, seen_values = row.append(layer, k, v)
-            mixed.append(attend_causal(q, seen_keys, seen_values, row.windows[layer]))
-            continue
-        seen_keys, seen_values = row.overlay(layer, k, v)
-        mixed.append(attend_all(q, seen_keys, seen_values))
-        if watch is not None:
-            watch.attention(layer, i, q, seen_keys)
+    split = [each.split([n for _, n, _ in spans]) for each in (queries, keys, values)]
+    for i, ((row, n, canvas), q, k, v) in enumerate(zip(spans, *split, strict=True)):
+        seen = row.append(layer, k, v, canvas=canvas)
+        if n > canvas:
+            end = seen[0].shape[1] - canvas
+            window, (clean_keys, clean_values) = row.windows[layer], (x[:, :end] for x in seen)
+            mixed.append(attend_causal(q[: n - canvas], clean_keys, clean_values, window))
+        if canvas:
+            start = row.length + n - canvas
+            keys, values = (
+                each[:, row.first(layer, start) - row.first(layer, row.length) :] for each in seen
+            )
+            mixed.append(attend_all(q[n - canvas :], keys, values))
+            if watch is not None:
+                watch.attention(layer, i, q, keys)
     return mixed[0] if len(mixed) == 1 else torch.cat(mixed)

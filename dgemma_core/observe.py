@@ -93,19 +93,14 @@ class Watcher:
         top = self.observe.top_k
         ids, probabilities = prediction.top_ids, prediction.top_probabilities
         routed = slice(row * self.length, (row + 1) * self.length)
-        return Observed(
-            top_ids=ids[row, :, :top] if top and ids is not None else None,
-            top_probabilities=probabilities[row, :, :top]
-            if top and probabilities is not None
-            else None,
-            router_ids=torch.stack([r.chosen[routed] for r in self.routings])
-            if self.routings
-            else None,
-            router_weights=torch.stack([r.weights[routed] for r in self.routings])
-            if self.routings
-            else None,
-            attention=torch.stack(self.attentions[row])
-            if self.observe.attention_positions
-            else None,
-            **({} if prediction.posterior is None else prediction.posterior.seen(row, top)),
-        )
+        seen: dict[str, Tensor] = {}
+        if top and ids is not None and probabilities is not None:
+            seen |= {"top_ids": ids[row, :, :top], "top_probabilities": probabilities[row, :, :top]}
+        if self.routings:
+            seen["router_ids"] = torch.stack([r.chosen[routed] for r in self.routings])
+            seen["router_weights"] = torch.stack([r.weights[routed] for r in self.routings])
+        if self.observe.attention_positions:
+            seen["attention"] = torch.stack(self.attentions[row])
+        if prediction.posterior is not None:
+            seen |= prediction.posterior.seen(row, top)
+        return Observed(**seen)

@@ -139,53 +139,28 @@ class DecodeState:
         cls, request: Request, cache: PrefixCache, noise: Tensor, history: Tensor | None
     ) -> DecodeState:
         """The request's first canvas, behind its encoded prompt: noise (C,), pins laid in; `history` of a stop rule."""
-        pinned, tokens = pins_on_canvas(request.pins, 0, noise)
-        canvas = torch.where(pinned, tokens, noise)
-        zeros = torch.zeros(len(noise), device=noise.device)
         return cls(
             ids=tuple(request.ids),
             committed=(),
             cache=cache,
             seed=request.seed,
             pins=dict(request.pins),
-            pinned=pinned,
-            pin_ids=tokens,
             canvas_index=0,
-            step=0,
-            canvas=canvas,
-            soft_embedding=None,
-            history=history,
-            accepted=torch.zeros_like(pinned),
-            argmax=canvas,
-            probability=zeros,
-            entropy=zeros,
             passes=1,
+            **_fresh(request.pins, 0, noise, history),
         )
 
     def next_canvas(
         self, tokens: tuple[int, ...], cache: PrefixCache, noise: Tensor, history: Tensor | None
     ) -> DecodeState:
         """The canvas behind this one, whose `tokens` are committed and encoded in `cache`."""
-        pinned, pin_ids = pins_on_canvas(self.pins, self.canvas_index + 1, noise)
-        canvas = torch.where(pinned, pin_ids, noise)
-        zeros = torch.zeros_like(self.entropy)
         return replace(
             self,
             committed=self.committed + tokens,
             cache=cache,
-            pinned=pinned,
-            pin_ids=pin_ids,
             canvas_index=self.canvas_index + 1,
-            step=0,
-            canvas=canvas,
-            soft_embedding=None,
-            history=history,
-            accepted=torch.zeros_like(pinned),
-            argmax=canvas,
-            probability=zeros,
-            entropy=zeros,
-            finished=False,
             passes=self.passes + 1,
+            **_fresh(self.pins, self.canvas_index + 1, noise, history),
         )
 
     def with_pins(self, added: Mapping[int, int], embed: Callable[[Tensor], Tensor]) -> DecodeState:
@@ -214,6 +189,19 @@ class DecodeState:
             accepted=self.accepted & ~pinned,
             soft_embedding=soft,
         )
+
+
+def _fresh(
+    pins: Mapping[int, int], index: int, noise: Tensor, history: Tensor | None
+) -> dict[str, Any]:
+    """What a state knows of canvas number `index` before its first step."""
+    pinned, tokens = pins_on_canvas(pins, index, noise)
+    canvas = torch.where(pinned, tokens, noise)
+    zeros = torch.zeros(len(noise), device=noise.device)
+    return dict(
+        pinned=pinned, pin_ids=tokens, step=0, canvas=canvas, soft_embedding=None, history=history,
+        accepted=torch.zeros_like(pinned), argmax=canvas, probability=zeros, entropy=zeros, finished=False,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,15 @@ Notable:
 - the text is autoregression's, exactly, at any temperature: the causal mode's choice for answer position n is made with
   the number that is addressed by (seed, n), and a drafted token is kept only where it is that very choice. The first
   one that is not is replaced by the choice, and the next draft begins there;
-- a draft is a canvas behind the prefix: its first position holds the token that the causal mode has chosen already, the
-  others start as noise. The draft takes the same addressed numbers, so that it tends to draw what verification draws;
+- one pass does both: causally it goes over what was drafted, and over a canvas of noise behind that, which drafts what
+  comes next. If all of the draft is accepted, the next one is there already. The prompt's pass drafts, too;
+- the canvas takes the same addressed numbers, so that it tends to draw what verification draws. Its first token stands
+  where the same pass makes the causal mode's choice: where the two differ, the draft is given up at once;
 - verifying encodes the drafted tokens, so what is accepted is in the prefix cache already; the rest is cut off.
 
 Related: speculative decoding (arXiv 2211.17192), self-speculation with a diffusion draft (arXiv 2603.25702).
 
-Axes: B rows of the batch, C positions of a draft, T tokens of a verification, D hidden size.
+Axes: B rows of the batch, C positions of a canvas, T tokens of a verification, D hidden size.
 """
 
 from __future__ import annotations
@@ -18,42 +20,48 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Protocol
+from itertools import takewhile
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from dgemma_core.cache import PrefixCache
-from dgemma_core.constraint import conditions, conditions_each
+from dgemma_core.checks import check_denoiser
+from dgemma_core.constraints.conditions import conditions, conditions_each
 from dgemma_core.draws import CounterDraws, Draws, Filters, RowKey, upload
-from dgemma_core.errors import RequestError, whole_number
-from dgemma_core.events import DraftEvent, Event, FinishEvent, TokenEvent
-from dgemma_core.head import Prediction, not_finite
+from dgemma_core.events import DraftEvent, Event
+from dgemma_core.head import Prediction
 from dgemma_core.loop import (
+    Choice,
     Decode,
     Row,
     causal_temperature,
     checked_batch_size,
     checked_eos,
-    cut,
     join,
+    keep_token,
     memory_advice,
     queue,
+    read_choices,
     start_tokens,
 )
 from dgemma_core.model import DiffusionGemma
-from dgemma_core.observe import Observe, Observed
+from dgemma_core.observe import Observe
 from dgemma_core.request import Request, TokenState
 
 
 @dataclass(frozen=True)
 class DraftPlan:
-    """One round's draft: how many positions, the chosen first token included, and how many denoising steps."""
+    """One round's draft: how many positions, and how many denoising steps, of which the first one costs no pass."""
 
     positions: int
     steps: int
     least_probability: float = 0.0
     """The draft ends before the first position whose token is less probable than this."""
+    ahead: float = 0.0
+    """Behind tokens that are yet to be verified it is drafted only where they are as probable as this, together."""
 
 
 class DraftRule(Protocol):
@@ -66,35 +74,6 @@ class DraftRule(Protocol):
         """The next round's draft. accepted: tokens that earlier rounds of this text accepted, oldest first."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class FixedDraft:
-    """The same draft every round. positions: None for a whole canvas."""
-
-    positions: int | None = None
-    steps: int = 1
-    least_probability: float = 0.0
-
-    name: ClassVar[str] = "fixed"
-
-    def __post_init__(self) -> None:
-        check_draft(self.steps, self.least_probability)
-        if self.positions is not None:
-            whole_number("positions", self.positions, low=2)
-
-    def plan(self, accepted: Sequence[int], canvas_length: int) -> DraftPlan:
-        positions = canvas_length if self.positions is None else min(self.positions, canvas_length)
-        return DraftPlan(positions, self.steps, self.least_probability)
-
-
-def check_draft(steps: int, least_probability: float) -> None:
-    """Raises RequestError unless a rule's values are in range."""
-    whole_number("steps", steps, low=1)
-    if not 0 <= least_probability < 1:
-        raise RequestError(
-            f"least_probability must lie in 0 … 1, below 1, got {least_probability!r}"
-        )
-
-
 @dataclass(frozen=True)
 class _AddressedUniforms:
     """The numbers that the causal mode uses at given answer positions (`head.SampleDraws`)."""
@@ -103,35 +82,46 @@ class _AddressedUniforms:
 
 
 @dataclass(frozen=True)
-class _Choice:
-    """A token that the causal mode has chosen for the next answer position."""
+class _Canvas:
+    """What a pass lays behind a row: a canvas of noise, to be drafted on as the plan says."""
 
-    token: int
-    probability: float
-    entropy: float
-    observed: Observed | None
+    plan: DraftPlan
+    noise: Sequence[int]
 
 
 @dataclass(frozen=True)
 class _Draft:
-    """What was drafted for a row, the chosen token first, and how many of its tokens are verified."""
+    """The tokens that a row's next pass may go over, the chosen one first, and how many of them it does."""
 
     tokens: tuple[int, ...]
     probability: tuple[float, ...]
     steps: int
     verified: int
+    ends: bool
+    """Whether the text ends within or right behind the tokens that are verified."""
+
+    @property
+    def likely(self) -> float:
+        """How probable the denoiser holds all that is verified."""
+        return math.prod(self.probability[: self.verified])
 
 
 @dataclass
 class _Row:
-    """A request in the batch: the causal mode has chosen `choice` after `state`."""
+    """A request in the batch: the causal mode has chosen `choice` after `state`; `draft` begins with it."""
 
     row: Row
     state: TokenState
-    choice: _Choice
+    choice: Choice
+    draft: _Draft
     accepted: list[int] = field(default_factory=list)
     """Drafted tokens accepted in each round so far."""
     denoising_steps: int = 0
+
+
+def _only(choice: Choice) -> _Draft:
+    """Nothing but the chosen token."""
+    return _Draft((choice.token,), (1.0,), 0, 1, False)
 
 
 def decode_speculative(
@@ -149,17 +139,14 @@ def decode_speculative(
 ) -> Iterator[Event]:
     """Writes what `decode_tokens` writes for the same arguments, in fewer passes; yields events as they happen.
 
-    draft: how much to draft a round, `FixedDraft()` if None. Raises RequestError where `decode_tokens` does, and for a
+    draft: how much to draft a round, a whole canvas if None. Raises RequestError where `decode_tokens` does, and for a
     checkpoint that cannot denoise.
     """
-    if not model.config.can_denoise:
-        raise RequestError(
-            f"this checkpoint ({model.config.model_type}) has no denoiser to draft with: use mode='autoregressive'"
-        )
+    check_denoiser(model.config)
     temperature = causal_temperature(temperature, filters, observe)
     loop = _SpeculativeLoop(
         model,
-        draft or FixedDraft(),
+        draft,
         temperature,
         filters,
         checked_eos(model, eos),
@@ -173,7 +160,7 @@ def decode_speculative(
 @dataclass
 class _SpeculativeLoop:
     model: DiffusionGemma
-    draft: DraftRule
+    draft: DraftRule | None
     temperature: float
     filters: Filters | None
     eos: frozenset[int]
@@ -189,153 +176,166 @@ class _SpeculativeLoop:
             joining = join(
                 self.model, waiting, batch_size - len(rows), self.decode, TokenState, self.eos
             )
-            rows += yield from self._start(joining)
+            rows += (yield from self._start(joining)) if joining else []
             if not rows:
                 return
             going_on = []
             for row in rows:
-                ended = yield from self._keep(row, row.state, row.choice)
-                if not ended:
+                if not (yield from self._keep(row, row.state, row.choice)):
                     going_on.append(row)
             rows = (yield from self._round(going_on)) if going_on else []
 
     def _start(self, joining: Sequence[Row]) -> Generator[Event, None, list[_Row]]:
-        """Encodes the prompts of new rows, together; the causal mode chooses each one's first token."""
-        if not joining:
-            return []
-        yield from start_tokens(self.model, joining)
+        """Encodes the prompts of new rows, together, and drafts behind them; chooses each one's first token."""
+        fresh = [row.request for row in joining if row.request.state is None]
+        laid = [self._lay(request, request.seed, 0) for request in fresh]
+        yield from start_tokens(
+            self.model, joining, [canvas.noise if canvas else () for canvas in laid]
+        )
         states = [row.state for row in joining if isinstance(row.state, TokenState)]
         hidden = torch.stack([state.hidden for state in states]).unsqueeze(1)  # (B, 1, D)
         choices = self._choose(hidden, [row.request for row in joining], states, [()] * len(states))
-        return [
-            _Row(row, state, chosen[0])
-            for row, state, chosen in zip(joining, states, choices, strict=True)
+        rows = [
+            _Row(row, state, choice, _only(choice))
+            for row, state, (choice,) in zip(joining, states, choices, strict=True)
         ]
+        begun = [row for row in rows if row.row.request.state is None]
+        for row, canvas in zip(begun, laid, strict=True):
+            self._count(row, canvas)
+        self._draft(begun, laid)
+        return rows
 
-    def _keep(self, row: _Row, state: TokenState, choice: _Choice) -> Generator[Event, None, bool]:
+    def _keep(self, row: _Row, state: TokenState, choice: Choice) -> Generator[Event, None, bool]:
         """Tells the token that was chosen after `state`. Returns whether it ends the text."""
-        request = row.row.request
-        remaining = request.max_new_tokens - len(state.committed)
-        end = cut(state.committed, [choice.token], remaining, self.eos, request.stop, self.decode)
-        yield TokenEvent(
-            request=request.id,
-            index=len(state.committed),
-            token=choice.token,
-            probability=choice.probability,
-            entropy=choice.entropy,
-            seconds=row.row.seconds,
-            observed=choice.observed,
-            state=state,
-        )
-        if end.reason is None:
-            return False
-        yield FinishEvent(
-            request=request.id,
-            ids=end.ids,
-            text=end.text,
-            stop_reason=end.reason,
-            denoising_steps=row.denoising_steps,
-            passes=state.passes,
-            canvases=len(row.accepted),
-            seconds=row.row.seconds,
-            cache=state.cache,
-        )
-        return True
+        counts = row.denoising_steps, len(row.accepted)
+        return keep_token(row.row, state, choice, self.eos, self.decode, *counts)
 
     def _round(self, rows: Sequence[_Row]) -> Generator[Event, None, list[_Row]]:
-        """Drafts and verifies once for all rows. Returns those that go on, each with its next choice."""
-        length = self.model.config.canvas_length
-        plans = [self.draft.plan(row.accepted, length) for row in rows]
+        """Verifies each row's draft and lays the next canvas behind it, in one pass.
+
+        Returns the rows that go on, each with its next choice and draft.
+        """
         requests = [row.row.request for row in rows]
+        verified = [row.draft.tokens[: row.draft.verified] for row in rows]
+        laid = [
+            self._lay(row.row.request, row.state.seed, end, row.accepted, row.draft)
+            for row in rows
+            for end in [len(row.state.committed) + row.draft.verified]
+        ]
         with memory_advice():
-            drafts = self._drafts(rows, plans)
-            verified = [draft.tokens[: draft.verified] for draft in drafts]
             caches = PrefixCache.join([row.state.cache for row in rows])
-            cache = self.model.encode(verified, caches)
+            cache = self.model.encode(
+                verified, caches, canvas=[canvas.noise if canvas else () for canvas in laid]
+            )
         assert cache.hidden is not None
         choices = self._choose(cache.hidden, requests, [row.state for row in rows], verified)
-        going_on = []
-        for i, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
-            chosen, before = choices[i], row.state
-            accepted = 0
-            while (
-                accepted + 1 < draft.verified
-                and draft.tokens[accepted + 1] == chosen[accepted].token
-            ):
-                accepted += 1
-            row.accepted.append(accepted)
-            row.denoising_steps += draft.steps
-            yield DraftEvent(
-                request=row.row.request.id,
-                round=len(row.accepted) - 1,
-                start=len(before.committed),
-                tokens=draft.tokens,
-                probability=draft.probability,
-                steps=draft.steps,
-                verified=draft.verified,
-                accepted=accepted,
-                replacement=chosen[accepted].token,
-                seconds=row.row.seconds,
-            )
+        going_on, continued = [], []
+        for i, (row, canvas) in enumerate(zip(rows, laid, strict=True)):
+            chosen, before, draft = choices[i], row.state, row.draft
+            pairs = zip(draft.tokens[1 : draft.verified], chosen, strict=False)
+            accepted = len(list(takewhile(lambda pair: pair[0] == pair[1].token, pairs)))
+            if draft.steps:
+                row.accepted.append(accepted)
+                yield DraftEvent(
+                    request=row.row.request.id,
+                    round=len(row.accepted) - 1,
+                    start=len(before.committed),
+                    tokens=draft.tokens,
+                    probability=draft.probability,
+                    steps=draft.steps,
+                    verified=draft.verified,
+                    accepted=accepted,
+                    replacement=chosen[accepted].token,
+                    seconds=row.row.seconds,
+                )
             known = cache.rows[i]
+            length = known.length - draft.verified
             states = [
-                replace(
-                    before,
-                    committed=(*before.committed, *draft.tokens[: j + 1]),
-                    cache=PrefixCache([known.first_tokens(known.length - draft.verified + j + 1)]),
-                    hidden=cache.hidden[i, j],
-                    passes=before.passes + draft.steps + 1,
+                TokenState(
+                    before.ids,
+                    (*before.committed, *draft.tokens[: j + 1]),
+                    PrefixCache([known.first_tokens(length + j + 1)]),
+                    cache.hidden[i, j],
+                    before.seed,
+                    before.passes + 1,
                 )
                 for j in range(accepted + 1)
             ]
-            known.truncate(known.length - draft.verified + accepted + 1)
-            row.state = replace(states[-1], cache=PrefixCache([known]))
-            ended = False
+            known.truncate(length + accepted + 1)
+            row.choice, row.draft = chosen[accepted], _only(chosen[accepted])
+            row.state = replace(
+                states[-1], cache=PrefixCache([known], canvas=cache.canvas[i : i + 1])
+            )
+            self._count(row, canvas)
             for state, choice in zip(states[:-1], chosen, strict=False):
-                ended = yield from self._keep(row, state, choice)
-                if ended:
+                if (yield from self._keep(row, state, choice)):
                     break
-            if not ended:
-                row.choice = chosen[accepted]
+            else:
                 going_on.append(row)
+                continued.append(canvas if accepted + 1 == draft.verified else None)
+        self._draft(going_on, continued)
         return going_on
 
+    # --- drafting
+
+    def _lay(
+        self,
+        request: Request,
+        seed: int,
+        index: int,
+        accepted: Sequence[int] = (),
+        draft: _Draft | None = None,
+    ) -> _Canvas | None:
+        """What to draft from answer position `index` on; None for nothing.
+
+        draft: what stands before it and is verified in the same pass.
+        """
+        config = self.model.config
+        length = config.canvas_length
+        plan = DraftPlan(length, 1) if self.draft is None else self.draft.plan(accepted, length)
+        room = config.text.max_position_embeddings - len(request.ids) - index
+        hopeless = draft is not None and (draft.ends or draft.likely < plan.ahead)
+        if hopeless or min(room, request.max_new_tokens - index) < 2:
+            return None
+        keys, positions = [RowKey(seed, 1 + index)], min(plan.positions, room)
+        noise = self.draws.first_canvas(keys, positions, config.text.vocab_size)[0]
+        return _Canvas(plan, noise.tolist())
+
+    def _count(self, row: _Row, canvas: _Canvas | None) -> None:
+        """Counts a canvas's first step, which is a pass of its own where an adapter parts the modes."""
+        if canvas is not None:
+            row.denoising_steps += 1
+            row.state = replace(row.state, passes=row.state.passes + self.model.modes_parted)
+
     @torch.inference_mode()
-    def _drafts(self, rows: Sequence[_Row], plans: Sequence[DraftPlan]) -> list[_Draft]:
-        """What the denoiser says behind each row's chosen token, by one canvas a row."""
-        model, states = self.model, [row.state for row in rows]
-        limit = model.config.text.max_position_embeddings
-        room = min(limit - state.cache.lengths[0] for state in states)
-        positions = min(room, max(plan.positions for plan in plans))
-        steps = max(plan.steps for plan in plans)
-        keys = [RowKey(state.seed, 1 + len(state.committed)) for state in states]
-        vocabulary = model.config.text.vocab_size
-        canvas = self.draws.first_canvas(keys, positions, vocabulary, model.device)
-        chosen = upload(torch.tensor([row.choice.token for row in rows]), model.device)
-        cache, soft, probability = PrefixCache.join([state.cache for state in states]), None, canvas
-        pins = [{len(row.state.committed): row.choice.token} for row in rows]
-        given = conditions([row.row.request for row in rows], states, pins)
-        for step in range(steps):
-            canvas = torch.cat((chosen.unsqueeze(1), canvas[:, 1:]), dim=1)
-            prediction = self._predict(
-                model.denoise(canvas, cache, soft), states, after=0, soft=step + 1 < steps, **given
-            )
-            canvas, soft = prediction.sample, prediction.soft_embedding
-            probability = prediction.sample_probability
-        tokens, probabilities = canvas.tolist(), probability.tolist()
-        found = []
-        for i, (row, plan) in enumerate(zip(rows, plans, strict=True)):
+    def _draft(self, rows: Sequence[_Row], laid: Sequence[_Canvas | None]) -> None:
+        """Reads what the last pass drafted on the canvases behind rows, and denoises it further as their plans say."""
+        planned = [(row, canvas.plan) for row, canvas in zip(rows, laid, strict=True) if canvas]
+        if not planned:
+            return
+        model, states = self.model, [row.state for row, _ in planned]
+        hidden = pad_sequence([state.cache.canvas[0] for state in states], batch_first=True)
+        steps = max(plan.steps for _, plan in planned)
+        chosen = upload(torch.tensor([[row.choice.token] for row, _ in planned]), model.device)
+        pins = [{len(row.state.committed): row.choice.token} for row, _ in planned]
+        given = conditions([row.row.request for row, _ in planned], states, pins)
+        prediction = self._predict(hidden, states, after=0, soft=steps > 1, **given)
+        cache = PrefixCache.join([state.cache for state in states])
+        for step in range(1, steps):
+            canvas = torch.cat((chosen, prediction.sample[:, 1:]), dim=1)
+            hidden = model.denoise(canvas, cache, prediction.soft_embedding)
+            prediction = self._predict(hidden, states, after=0, soft=step + 1 < steps, **given)
+        tokens, probabilities = prediction.sample.tolist(), prediction.sample_probability.tolist()
+        for i, (row, plan) in enumerate(planned):
+            row.state = replace(row.state, passes=row.state.passes + steps - 1)
+            row.denoising_steps += steps - 1
+            drafted = (row.choice.token, *tokens[i][1 : plan.positions])
+            probability = (1.0, *probabilities[i][1 : plan.positions])
+            fits = steps > 1 or tokens[i][0] == row.choice.token
             remaining = row.row.request.max_new_tokens - len(row.state.committed) - 1
-            drafted = [row.choice.token, *tokens[i][1 : plan.positions]]
-            found.append(
-                _Draft(
-                    tuple(drafted),
-                    (1.0, *probabilities[i][1 : plan.positions]),
-                    steps,
-                    self._worth(drafted, probabilities[i], plan, remaining),
-                )
-            )
-        return found
+            worth = self._worth(drafted, probability, plan, remaining) if fits else 1
+            ends = worth >= remaining or (worth < len(drafted) and drafted[worth] in self.eos)
+            row.draft = _Draft(drafted, probability, steps, worth, fits and ends)
 
     def _worth(
         self, tokens: Sequence[int], probability: Sequence[float], plan: DraftPlan, remaining: int
@@ -359,30 +359,13 @@ class _SpeculativeLoop:
         requests: Sequence[Request],
         states: Sequence[TokenState],
         drafted: Sequence[Sequence[int]],
-    ) -> list[list[_Choice]]:
+    ) -> list[list[Choice]]:
         """hidden (B, T, D) of the drafted tokens, or of the last committed one → each row's choices behind them."""
         after = 1 if any(drafted) else 0
         before = [[row[: j + after] for j in range(hidden.shape[1])] for row in drafted]
         given = conditions_each(requests, states, before)
         prediction = self._predict(hidden, states, after=after, soft=False, **given)
-        numbers = prediction.sample, prediction.sample_logprob.exp(), prediction.entropy
-        tokens, probabilities, entropies = torch.stack([n.double() for n in numbers]).tolist()
-        found = []
-        for i, row in enumerate(tokens):
-            if not all(map(math.isfinite, probabilities[i])):
-                raise not_finite()
-            found.append(
-                [
-                    _Choice(
-                        int(token),
-                        probabilities[i][j],
-                        entropies[i][j],
-                        self._seen(prediction, i, j),
-                    )
-                    for j, token in enumerate(row)
-                ]
-            )
-        return found
+        return read_choices(prediction)
 
     def _predict(
         self, hidden: Tensor, states: Sequence[TokenState], *, after: int, soft: bool, **given: Any
@@ -408,13 +391,3 @@ class _SpeculativeLoop:
             top_k=0 if self.observe is None else self.observe.top_k,
             **given,
         )
-
-    def _seen(self, prediction: Prediction, row: int, position: int) -> Observed | None:
-        ids, chances = prediction.top_ids, prediction.top_probabilities
-        if self.observe is None or ids is None or chances is None:
-            return None
-        place, number = slice(position, position + 1), row * ids.shape[1] + position
-        given = (
-            {} if prediction.posterior is None else prediction.posterior.seen(number, ids.shape[2])
-        )
-        return Observed(ids[row, place], chances[row, place], **given)

@@ -40,10 +40,11 @@ from dgemma_evals.saving import resumed, write_json
 from dgemma_evals.writers.counting import acceptance
 
 CANDIDATES = (
-    "adaptive", "adaptive:margin=4", "adaptive:margin=10", "adaptive:first=32", "adaptive:memory=4",
-    "adaptive:least_probability=0.3", "adaptive:steps=2",
+    "adaptive", "adaptive:ahead=0", "adaptive:ahead=0.8", "adaptive:first=24", "adaptive:first=20,ahead=0.8",
+    "adaptive:first=24,least=12", "adaptive:first=24,margin=10", "adaptive:first=24,least_probability=0.2",
+    "adaptive:first=32,least=16", "adaptive:steps=2",
     "paying", "paying:pass_tokens=32", "paying:pass_tokens=64",
-    "fixed:positions=8", "fixed:positions=16", "fixed:positions=24", "fixed",
+    "fixed:positions=8", "fixed:positions=16", "fixed:positions=16,ahead=0.5", "fixed:positions=24", "fixed",
 )  # fmt: skip
 """Draft rules among which the default is chosen, the present one first; `fixed` drafts a whole canvas."""
 WAYS: dict[str, dict[str, Any]] = {

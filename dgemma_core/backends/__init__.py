@@ -46,13 +46,15 @@ class Backend(Protocol):
         lengths: Sequence[int],
         *,
         causal: bool,
+        canvas: Sequence[int] = (),
         soft: Tensor | None = None,
         watch: Watch | None = None,
     ) -> Tensor:
         """ids (N,) int64, of which `lengths` stand behind each row's prefix → final hidden states (N, D).
 
         causal: keys and values are appended to the rows, whose `length` the caller advances; else the tokens are
-        canvases, and soft (N, D) is their soft embedding (None: the first step's zeros).
+        canvases, and soft (N, D) is their soft embedding (None: the first step's zeros). canvas: how many of a causal
+        row's last tokens are a canvas at its first step, none if empty; the row does not keep them.
         """
 
     def predict(

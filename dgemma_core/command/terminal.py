@@ -146,9 +146,11 @@ def draw_round(made: DraftEvent | Round, decode: Decode, eos: Collection[int] = 
 
 def round_status(event: DraftEvent) -> Text:
     """One dim line: what a round of speculation drafted, verified and accepted."""
+    verified = f"{event.verified - 1} verified · {event.accepted} accepted"
     return Text(
         f"round {event.round + 1} · token {event.start + 1} · {len(event.tokens) - 1} drafted in"
-        f" {count(event.steps, 'step')} · {event.verified - 1} verified · {event.accepted} accepted",
+        f" {count(event.steps, 'step')} · "
+        + (verified if event.verified > 1 else "given up: it began otherwise"),
         NOISE,
     )
 

@@ -138,7 +138,7 @@ def cache_bytes(
             row.append(layer, meta(layer, tokens), meta(layer, tokens))
         row.length += tokens
     for layer in range(len(text.layers)):
-        row.overlay(layer, meta(layer, canvas), meta(layer, canvas))
+        row.append(layer, meta(layer, canvas), meta(layer, canvas), canvas=canvas)
     return row.nbytes
 
 

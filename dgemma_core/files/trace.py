@@ -234,6 +234,13 @@ class Trace:
         )
         return (np.arange(self.offsets[-1]) - starts).astype(np.int32)
 
+    def round_of(self) -> NDArray[np.int64]:
+        """(R,) the round of speculation that wrote each token; −1: the prompt's pass, or one that had no draft."""
+        found = np.full(len(self), -1)
+        for i, made in enumerate(self.rounds):
+            found[made.start + 1 : made.start + made.accepted + 2] = i
+        return found
+
     def passes_of(self, canvas: int) -> range:
         """Indices of the passes of one canvas, which are always neighbours."""
         where = np.flatnonzero(self.canvas == canvas)

@@ -1,4 +1,4 @@
-"""Draft rules that learn from the rounds before: how many positions speculation drafts next.
+"""Draft rules: how many positions speculation drafts next.
 
 A rule is a value whose `plan` is pure (`speculation.DraftRule`): the text never depends on it, only the passes do.
 """
@@ -9,29 +9,59 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dgemma_core.errors import finite_number, whole_number
-from dgemma_core.speculation import DraftPlan, FixedDraft, check_draft
+from dgemma_core.errors import RequestError, finite_number, whole_number
+from dgemma_core.speculation import DraftPlan
+
+
+def _check(steps: int, **chances: float) -> None:
+    """Raises RequestError unless a rule's values are in range."""
+    whole_number("steps", steps, low=1)
+    for name, chance in chances.items():
+        if not 0 <= chance < 1:
+            raise RequestError(f"{name} must lie in 0 … 1, below 1, got {chance!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedDraft:
+    """The same draft every round. positions: None for a whole canvas."""
+
+    positions: int | None = None
+    steps: int = 1
+    least_probability: float = 0.0
+    ahead: float = 0.0
+
+    name: ClassVar[str] = "fixed"
+
+    def __post_init__(self) -> None:
+        _check(self.steps, least_probability=self.least_probability, ahead=self.ahead)
+        if self.positions is not None:
+            whole_number("positions", self.positions, low=2)
+
+    def plan(self, accepted: Sequence[int], canvas_length: int) -> DraftPlan:
+        positions = canvas_length if self.positions is None else min(self.positions, canvas_length)
+        return DraftPlan(positions, self.steps, self.least_probability, self.ahead)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveDraft:
-    """Drafts a little more than the last rounds accepted: wrong tokens cost a pass over them.
+    """Drafts a little more than the last rounds accepted: wrong tokens cost time, too.
 
     A round drafts `margin` positions more than the largest acceptance of the last `memory` rounds, at least `least`;
     the first round drafts `first`.
     """
 
-    first: int = 16
+    first: int = 24
     least: int = 8
     margin: int = 6
     memory: int = 2
     steps: int = 1
     least_probability: float = 0.0
+    ahead: float = 0.5
 
     name: ClassVar[str] = "adaptive"
 
     def __post_init__(self) -> None:
-        check_draft(self.steps, self.least_probability)
+        _check(self.steps, least_probability=self.least_probability, ahead=self.ahead)
         for option in ("first", "least"):
             whole_number(option, getattr(self, option), low=2)
         for option in ("margin", "memory"):
@@ -41,7 +71,7 @@ class AdaptiveDraft:
         wanted = self.first
         if accepted:
             wanted = max(self.least, max(accepted[-self.memory :]) + self.margin)
-        return DraftPlan(min(wanted, canvas_length), self.steps, self.least_probability)
+        return DraftPlan(min(wanted, canvas_length), self.steps, self.least_probability, self.ahead)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +79,10 @@ class PayingDraft:
     """Drafts the number of positions that promises most tokens for what a round's passes cost.
 
     If a drafted token is accepted after an accepted one with chance q, a round over k positions writes
-    (1 − qᵏ) / (1 − q) tokens on average (arXiv 2211.17192, eq. 1). Each of its passes costs `pass_tokens` + k: a pass
-    over no tokens costs as much as `pass_tokens` tokens do. q follows from the mean acceptance of the last `memory`
-    rounds; `expected` stands for a round before the first. `facts.cost.pass_tokens` tells what a model's passes cost on
-    a machine.
+    (1 − qᵏ) / (1 − q) tokens on average (arXiv 2211.17192, eq. 1). Its pass goes over the k tokens and the k positions
+    of the next canvas, and costs `pass_tokens` + 2k: a pass over no tokens costs as much as `pass_tokens` tokens do. q
+    follows from the mean acceptance of the last `memory` rounds; `expected` stands for a round before the first.
+    `facts.cost.pass_tokens` tells what a model's passes cost on a machine.
     """
 
     pass_tokens: float = 16.0
@@ -60,11 +90,12 @@ class PayingDraft:
     memory: int = 4
     steps: int = 1
     least_probability: float = 0.0
+    ahead: float = 0.5
 
     name: ClassVar[str] = "paying"
 
     def __post_init__(self) -> None:
-        check_draft(self.steps, self.least_probability)
+        _check(self.steps, least_probability=self.least_probability, ahead=self.ahead)
         whole_number("memory", self.memory, low=1)
         for option in ("pass_tokens", "expected"):
             finite_number(option, getattr(self, option))
@@ -75,10 +106,12 @@ class PayingDraft:
         chance = mean / (mean + 1)
 
         def tokens_for_cost(positions: int) -> float:
-            return (1 - chance**positions) / (self.pass_tokens + positions)
+            return (1 - chance**positions) / (self.pass_tokens + 2 * positions)
 
         positions = max(range(2, max(3, canvas_length + 1)), key=tokens_for_cost)
-        return DraftPlan(min(positions, canvas_length), self.steps, self.least_probability)
+        return DraftPlan(
+            min(positions, canvas_length), self.steps, self.least_probability, self.ahead
+        )
 
 
 DRAFT_RULES: Mapping[str, type[FixedDraft | AdaptiveDraft | PayingDraft]] = {

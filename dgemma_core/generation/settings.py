@@ -17,13 +17,13 @@ from dgemma_core.diffusion import denoise_canvases
 from dgemma_core.errors import RequestError, finite_number, shown, whole_number
 from dgemma_core.events import Event, Mode
 from dgemma_core.facts.cost import pass_tokens
-from dgemma_core.generation.drafting import DRAFT_RULES, PayingDraft
+from dgemma_core.generation.drafting import DRAFT_RULES, FixedDraft, PayingDraft
 from dgemma_core.head import Filters
 from dgemma_core.loop import queue
 from dgemma_core.observe import Observe
 from dgemma_core.request import Request
 from dgemma_core.samplers import EntropyBound, Sampler, StopRule, describe
-from dgemma_core.speculation import DraftRule, FixedDraft, decode_speculative
+from dgemma_core.speculation import DraftRule, decode_speculative
 
 if TYPE_CHECKING:
     from dgemma_core.files.checkpoint import Loaded

@@ -97,7 +97,7 @@ class View {
     const rows = this.model.get("_rows");
     if (rows?.byteLength) for (const row of parseRows(rows)) this.run.add(row);
     this.player.playing = this.replayed = null;
-    this.chosen = chosenBy(this.meta.rounds ?? []);
+    this.chosen = chosenBy(this.meta.rounds ?? [], this.run.rows.length);
     this.grid.renew({ keepWidth: wasLive && !this.live });
     this.layout();
     this.tail();

@@ -171,9 +171,10 @@ def _caption(trace: Trace, canvas: int, step: int) -> str:
 
 
 def _chosen(trace: Trace) -> set[int]:
-    """Answer positions that the causal mode chose itself: the first, and the one behind each accepted stretch."""
+    """Answer positions that the causal mode chose itself: all but the accepted ones."""
     rounds = trace.rounds
-    return {0, *(made.start + made.accepted + 1 for made in rounds)} if rounds else set()
+    accepted = {i for made in rounds for i in range(made.start + 1, made.start + made.accepted + 1)}
+    return set(range(len(trace))) - accepted if rounds else set()
 
 
 def _placed(cells: Sequence[Cell], columns: int, starts: set[int]) -> list[tuple[int, int]]:

@@ -4,14 +4,15 @@ import { node, write } from "../frontend/dom.js";
 import { visible } from "../frontend/text.js";
 import { SHADES } from "./grid.js";
 
-/** The index of the round that wrote token number `count` (from 1); −1 for the first token, which no round wrote. */
+/** The index of the round that wrote token number `count` (from 1); −1 where the prompt's pass did, or one without a draft. */
 export function roundOf(rounds, count) {
-  return rounds.findLastIndex(({ start }) => count > start + 1);
+  return rounds.findLastIndex(({ start, accepted }) => start + 1 < count && count <= start + accepted + 2);
 }
 
-/** Answer positions whose token the causal mode chose itself: the first, and the one behind each accepted stretch. */
-export function chosenBy(rounds) {
-  return new Set(rounds.length ? [0, ...rounds.map(({ start, accepted }) => start + accepted + 1)] : []);
+/** Of `length` answer positions those whose token the causal mode chose itself: all but the accepted ones. */
+export function chosenBy(rounds, length) {
+  const accepted = new Set(rounds.flatMap(({ start, accepted }) => Array.from({ length: accepted }, (_, i) => start + 1 + i)));
+  return new Set(rounds.length ? Array.from({ length }, (_, i) => i).filter((i) => !accepted.has(i)) : []);
 }
 
 /**
@@ -53,10 +54,11 @@ export class Rounds {
     if (shown === this.shown) return;
     this.shown = shown;
     this.row.hidden = at < 0;
-    if (at < 0) return write(this.name, view.step ? "the first token comes with the prompt's pass" : `${rounds.length} rounds follow`);
+    if (at < 0) return write(this.name, ["rounds follow", "the first token comes with the prompt's pass"][view.step] ?? "a pass without a draft chose this token");
     const round = rounds[at];
     const steps = `${round.steps} denoising ${round.steps === 1 ? "step" : "steps"}`;
-    write(this.name, `round ${at + 1} of ${rounds.length} · ${round.tokens.length - 1} drafted in ${steps} · ${round.verified - 1} verified in one pass · ${round.accepted} accepted`);
+    const verified = round.verified > 1 ? `${round.verified - 1} verified in one pass · ${round.accepted} accepted` : "given up: it began otherwise";
+    write(this.name, `round ${at + 1} of ${rounds.length} · ${round.tokens.length - 1} drafted in ${steps} · ${verified}`);
     this.row.replaceChildren(...parts(round, view.ends()).map(({ kind, words, tokens }) =>
       node("div", { class: `dg-part dg-part-${kind}` },
         node("div", { class: "dg-part-tokens" }, ...tokens.map((token) => this.token(token))), node("div", { class: "dg-part-name" }, words))));

@@ -3,10 +3,12 @@
     predicted_speculation()                  # the released 26B model on one H100, one request at a time
     least_acceptance(Card(), config, 256)    # drafted tokens that a round must accept to match autoregression
 
-A round is a draft, one denoising pass over some positions, and a verification, one causal pass over them. It writes the
-accepted tokens and one more. A pass takes as long as reading its weights and the prefix's keys and values once, or as
-long as its arithmetic, whichever is longer (`dgemma_core.facts.cost.work`). What a router does with several tokens is
-estimated: each chooses its experts evenly, which touches more of them than a trained router does.
+A round verifies a draft and writes the accepted tokens and one more. Its pass goes over the draft and, behind it, over
+the canvas of the next one. Where all of the draft is accepted, that canvas is the next draft, and the round was one
+pass; else it is given up, and another pass drafts anew. A pass takes as long as reading its weights and the prefix's
+keys and values once, or as long as its arithmetic, whichever is longer (`dgemma_core.facts.cost.work`). What a router
+does with several tokens is estimated: each chooses its experts evenly, which touches more of them than a trained router
+does.
 """
 
 from __future__ import annotations
@@ -63,9 +65,14 @@ class Card:
     def speedup(
         self, config: ModelConfig, accepted: float, drafted: int, *, prefix: int = 1000
     ) -> float:
-        """Tokens a second of speculation over autoregression's, where a round drafts `drafted` positions."""
-        round_seconds = self.seconds(config, prefix, drafted, denoises=True)
-        round_seconds += self.seconds(config, prefix, drafted)
+        """Tokens a second of speculation over autoregression's, where a round drafts `drafted` positions.
+
+        One pass a round where all of them are accepted, and two where not.
+        """
+        round_seconds = self.seconds(config, prefix, 2 * drafted, denoises=True)
+        if accepted + 1 < drafted:
+            round_seconds = self.seconds(config, prefix, drafted)
+            round_seconds += self.seconds(config, prefix, 1 + drafted, denoises=True)
         return (accepted + 1) * self.seconds(config, prefix, 1) / round_seconds
 
 
@@ -74,13 +81,13 @@ def least_acceptance(
 ) -> float:
     """The drafted tokens that a round must accept to be as fast as autoregression, between whole numbers by a line.
 
-    drafted: positions of a draft; None: a few more than are accepted, as `AdaptiveDraft` does. Infinite where no number
-    of a canvas is enough.
+    drafted: positions of a draft; None: a few more than are accepted, as `AdaptiveDraft` does; 0: as many as are
+    accepted. Infinite where no number of a canvas is enough.
     """
     most = config.canvas_length - 1
     counts = range(most + 1)
     gains = [
-        card.speedup(config, count, drafted or _a_few_more(config, count), prefix=prefix)
+        card.speedup(config, count, _positions(config, count, drafted), prefix=prefix)
         for count in counts
     ]
     above = next((count for count in counts if gains[count] >= 1), None)
@@ -92,8 +99,10 @@ def least_acceptance(
     return above - 1 + (1 - low) / (high - low)
 
 
-def _a_few_more(config: ModelConfig, accepted: int) -> int:
-    return AdaptiveDraft(first=2, least=2).plan([accepted], config.canvas_length).positions
+def _positions(config: ModelConfig, accepted: int, drafted: int | None) -> int:
+    if drafted is None:
+        return AdaptiveDraft(first=2, least=2).plan([accepted], config.canvas_length).positions
+    return drafted or accepted + 1
 
 
 def predicted_speculation(
@@ -118,18 +127,20 @@ def predicted_speculation(
     token = card.seconds(config, prefix, 1)
     margin = AdaptiveDraft().margin
     figure, highest = Figure(), 1.0
+    longer = f"drafts {margin} positions more than are accepted: two passes"
     for name, drafted, colour, dash in (
-        (f"drafts {margin} positions more than are accepted", None, theme.BLUE, "solid"),
-        (f"drafts a whole canvas of {canvas}", canvas, theme.GREEN, "dash"),
+        ("all that is drafted is accepted: one pass a round", 0, theme.BLUE, "solid"),
+        (longer, None, theme.BLUE, "dash"),
+        (f"drafts a whole canvas of {canvas}: two passes", canvas, theme.GREEN, "dash"),
     ):
-        positions = [drafted or _a_few_more(config, count) for count in counts]
+        positions = [_positions(config, count, drafted) for count in counts]
         gains = [
             card.speedup(config, count, many, prefix=prefix)
             for count, many in zip(counts, positions, strict=True)
         ]
         least = least_acceptance(card, config, drafted, prefix=prefix)
         figure.add_scatter(
-            x=counts, y=gains, mode="lines", name=f"{name}: pays from {least:.1f} accepted on",
+            x=counts, y=gains, mode="lines", name=f"{name}, pays from {least:.1f} accepted on",
             line={"color": colour, "width": 3, "dash": dash},
             customdata=[[many, gain / token] for many, gain in zip(positions, gains, strict=True)],
             hovertemplate="predicted: %{y:.2f} × autoregression, at most %{customdata[1]:.0f} tokens/s<br>"
@@ -163,4 +174,4 @@ def predicted_speculation(
             "range": np.log10([0.2, highest * 1.3]).tolist(),
         },
     )  # fmt: skip
-    return explained(figure, entries=3 + (published is not None))
+    return explained(figure, entries=4 + (published is not None))

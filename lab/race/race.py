@@ -178,9 +178,7 @@ def lane(name: str, trace: Trace) -> dict[str, Any]:
         "passes": trace.passes,
         "canvases": trace.canvases,
         "free": int(causal),  # the first token of a run that writes tokens comes with the prefill
-        "rounds": [
-            {"seconds": made.seconds, "passes": made.steps + 1} for made in trace.rounds
-        ],  # of speculation: its passes write several tokens
+        "rounds": _rounds(trace),
         "seconds": trace.seconds.tolist(),
         "canvas": (trace.step if causal else trace.canvas).tolist(),
         "offsets": trace.offsets.tolist(),
@@ -192,6 +190,18 @@ def lane(name: str, trace: Trace) -> dict[str, Any]:
             "" if token in eos else _shown(trace.text(token)) for token in occurring.tolist()
         ],
     }
+
+
+def _rounds(trace: Trace) -> list[dict[str, Any]]:
+    """When passes of speculation ended, which write several tokens each; empty for another mode.
+
+    A draft's first step rides with the pass before it, so a round takes a pass for each of its steps.
+    """
+    found = [(made.seconds, made.steps) for made in trace.rounds]
+    if found:
+        owner = trace.round_of()
+        found += [(float(trace.seconds[i]), 1) for i in range(1, len(owner)) if owner[i] < 0]
+    return [{"seconds": seconds, "passes": passes} for seconds, passes in sorted(found)]
 
 
 def _draft(trace: Trace) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:

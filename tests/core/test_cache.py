@@ -282,3 +282,65 @@ def test_what_denoise_refuses(model: DiffusionGemma) -> None:
     gemma = tiny.model(can_denoise=False, model_type="gemma4_text")
     with pytest.raises(RequestError, match=r"gemma4_text.* has no denoiser.*autoregressive"):
         gemma.denoise(CANVAS, gemma.encode([[1]]))
+
+
+# --- a canvas in the causal pass
+
+
+@pytest.mark.parametrize("prefix", [0, 1, WINDOW, 30])
+def test_a_canvas_behind_new_tokens_takes_its_first_step_with_them(
+    model: DiffusionGemma, prefix: int
+) -> None:
+    """As if the tokens were encoded first and the canvases denoised then; rows without a canvas stand beside."""
+    before = model.encode([random_ids(prefix)] * 3) if prefix else None
+    rows = [random_ids(length, seed=length) for length in (1, 5, WINDOW + 4)]
+    canvases = [random_ids(8, seed=21), [], random_ids(5, seed=22)]
+    one = model.encode(rows, before, canvas=canvases)
+    plain = model.encode(rows, before)
+    assert one.hidden is not None and plain.hidden is not None
+    close(one.hidden, plain.hidden)
+    assert one.lengths == plain.lengths
+    assert [row.tokens for row in one.rows] == [row.tokens for row in plain.rows]
+    assert [len(part) for part in one.canvas] == [8, 0, 5]
+    for i in (0, 2):
+        close(one.canvas[i], model.denoise(torch.tensor([canvases[i]]), plain[i])[0])
+    close(look(model, one), look(model, plain))
+    again = model.encode([[7]] * 3, one)
+    close(again.hidden, model.encode([[7]] * 3, plain).hidden)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 20])
+def test_the_last_chunk_of_a_row_carries_its_canvas(model: DiffusionGemma, chunk: int) -> None:
+    rows, canvases = [random_ids(9), random_ids(4, seed=1)], [random_ids(6), random_ids(6, seed=2)]
+    whole = model.encode(rows, canvas=canvases)
+    parts = model.encode(rows, canvas=canvases, chunk=chunk)
+    for ours, theirs in zip(parts.canvas, whole.canvas, strict=True):
+        close(ours, theirs)
+    close(look(model, parts), look(model, whole))
+
+
+def test_a_canvas_leaves_branches_as_they_were(model: DiffusionGemma) -> None:
+    trunk = model.encode([random_ids(6)])
+    longer = model.encode([random_ids(4, seed=3)], trunk)
+    expected = look(model, longer)
+    model.encode([random_ids(2, seed=4)], trunk, canvas=[random_ids(8, seed=5)])
+    close(look(model, longer), expected)
+    twins = model.encode([[3], [4]], PrefixCache.join([trunk, trunk]), canvas=[[5, 6], [7, 8]])
+    for i, token in enumerate((3, 4)):
+        alone = model.encode([[token]], trunk, canvas=[[5, 6] if i == 0 else [7, 8]])
+        close(twins.canvas[i], alone.canvas[0])
+        close(look(model, twins[i]), look(model, alone))
+
+
+def test_canvases_that_do_not_fit_are_refused(model: DiffusionGemma) -> None:
+    vocabulary = model.config.text.vocab_size
+    with pytest.raises(RequestError, match="token ids must lie in"):
+        model.encode([[1]], canvas=[[vocabulary]])
+    for canvas in ([[1, 2], [3]], []):
+        with pytest.raises(RequestError, match="canvas"):
+            model.encode([[1]], canvas=canvas)
+    limit = model.config.text.max_position_embeddings
+    with pytest.raises(RequestError, match="shorten the prompt"):
+        model.encode([[1] * (limit - 3)], canvas=[[1] * 4])
+    with pytest.raises(RequestError, match="no denoiser"):
+        tiny.model(can_denoise=False, model_type="gemma4_text").encode([[1]], canvas=[[2]])

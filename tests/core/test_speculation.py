@@ -17,12 +17,12 @@ from dgemma_core.facts.cost import pass_tokens
 from dgemma_core.facts.published import CONFIGS, DIFFUSION_26B
 from dgemma_core.files.checkpoint import Loaded, load
 from dgemma_core.generation import Chat, generate
-from dgemma_core.generation.drafting import AdaptiveDraft, PayingDraft
+from dgemma_core.generation.drafting import AdaptiveDraft, FixedDraft, PayingDraft
 from dgemma_core.generation.settings import AutoregressiveSettings, SpeculativeSettings
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.nano import families
 from dgemma_core.request import Request
-from dgemma_core.speculation import DraftPlan, FixedDraft, decode_speculative
+from dgemma_core.speculation import DraftPlan, decode_speculative
 from tests.core import tiny
 
 
@@ -109,6 +109,59 @@ def test_drafts_save_passes(nano: Loaded) -> None:
     passes = [sum(of_one[i].passes for i in learnt) for of_one in ends]
     assert passes[1] < passes[0] / 2
     assert sum(end.passes for end in ends[1].values()) < sum(end.passes for end in ends[0].values())
+
+
+def test_one_pass_verifies_a_draft_and_drafts_the_next() -> None:
+    """A model that is always sure: the prompt's pass drafts, and each pass behind it verifies what was drafted and
+    drafts on, until a draft holds the end."""
+    script = [*range(40, 60), 1]
+    loaded = tiny.loaded(tiny.Scripted(script, prompt=3))
+    events = list(
+        decode_speculative(
+            loaded.model, [Request((2, 3, 4))], draft=FixedDraft(positions=8), eos=(1,)
+        )
+    )
+    (end,) = finished(events).values()
+    assert end.ids == tuple(script) and end.stop_reason == "eos"
+    rounds = [event for event in events if isinstance(event, DraftEvent)]
+    assert [(r.start, len(r.tokens), r.verified, r.accepted) for r in rounds] == [
+        (0, 8, 8, 7),
+        (8, 8, 8, 7),
+        (16, 8, 4, 3),
+    ]
+    assert end.passes == 1 + len(rounds) == 4
+    assert end.denoising_steps == len(rounds), "nothing is drafted behind an end"
+
+
+def test_a_canvas_that_begins_with_another_token_is_given_up() -> None:
+    """The causal mode's choice and the canvas's first token are made in one pass; a second step would repair it."""
+
+    class Disagreeing(tiny.Scripted):
+        def _sure(self, start: int, count: int) -> torch.Tensor:
+            shift = 1 if count == 8 else 0  # of canvases alone: they tell the token behind
+            return super()._sure(start + shift, count)
+
+    model = Disagreeing(list(range(40, 60)), prompt=3)
+    request = Request((2, 3, 4), max_new_tokens=6)
+    events = list(decode_speculative(model, [request], draft=FixedDraft(positions=8), eos=()))  # type: ignore[arg-type]
+    (end,) = finished(events).values()
+    assert end.ids == tuple(range(40, 46)) and end.passes == 6
+    rounds = [event for event in events if isinstance(event, DraftEvent)]
+    assert rounds and all((r.verified, r.accepted) == (1, 0) for r in rounds)
+
+
+def test_a_doubtful_draft_has_none_behind_it(nano: Loaded) -> None:
+    """`ahead`: only behind what is likely accepted whole is the next one drafted in the same pass."""
+    asked = problems(nano, 1)[:6]
+    certain = both(nano, asked, 1, FixedDraft(positions=6, ahead=0.999999))[1]
+    always = both(nano, asked, 1, FixedDraft(positions=6))[1]
+    ends = [finished(events) for events in (certain, always)]
+    assert [e.ids for e in ends[0].values()] == [e.ids for e in ends[1].values()]
+    steps = [sum(end.denoising_steps for end in of_one.values()) for of_one in ends]
+    passes = [sum(end.passes for end in of_one.values()) for of_one in ends]
+    assert steps[0] < steps[1] and passes[0] > passes[1]
+    with pytest.raises(RequestError, match="ahead must lie in"):
+        FixedDraft(ahead=1.0)
 
 
 def test_a_round_tells_what_was_drafted_and_kept(nano: Loaded) -> None:
@@ -259,7 +312,7 @@ def test_refusals(model: DiffusionGemma) -> None:
     with pytest.raises(RequestError, match="pins have no meaning"):
         list(decode_speculative(model, [Request((1, 2), pins={0: 3})]))
     gemma = tiny.model(can_denoise=False, model_type="gemma4_text")
-    with pytest.raises(RequestError, match="no denoiser to draft with"):
+    with pytest.raises(RequestError, match="has no denoiser"):
         decode_speculative(gemma, [Request((1, 2))])
     for options, words in (
         ({"draft": "clever"}, "choose fixed, adaptive or paying"),
@@ -275,15 +328,15 @@ def test_refusals(model: DiffusionGemma) -> None:
 
 def test_the_adaptive_rule_follows_what_was_accepted() -> None:
     rule = AdaptiveDraft(first=10, least=4, margin=3, memory=2)
-    assert rule.plan([], 32) == DraftPlan(10, 1)
-    assert rule.plan([0], 32) == DraftPlan(4, 1)
-    assert rule.plan([9, 2, 5], 32) == DraftPlan(8, 1)
-    assert rule.plan([40], 32) == DraftPlan(32, 1)
+    assert rule.plan([], 32) == DraftPlan(10, 1, ahead=rule.ahead)
+    assert rule.plan([0], 32) == DraftPlan(4, 1, ahead=rule.ahead)
+    assert rule.plan([9, 2, 5], 32) == DraftPlan(8, 1, ahead=rule.ahead)
+    assert rule.plan([40], 32) == DraftPlan(32, 1, ahead=rule.ahead)
 
 
 def test_the_paying_rule_drafts_more_where_passes_cost_more_and_where_more_is_accepted() -> None:
     """By hand: with q = 1/2 and passes that cost 1, 2 positions bring 1.5 / 3, 3 bring 1.75 / 4."""
-    assert PayingDraft(pass_tokens=1, expected=1).plan([], 32) == DraftPlan(2, 1)
+    assert PayingDraft(pass_tokens=1, expected=1).plan([], 32).positions == 2
     drafted = [PayingDraft(pass_tokens=cost).plan([6], 256).positions for cost in (2, 16, 200, 1e6)]
     assert drafted == sorted(set(drafted))
     assert PayingDraft(pass_tokens=1e6).plan([200] * 4, 256).positions == 256

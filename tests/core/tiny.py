@@ -95,6 +95,7 @@ class Scripted:
     """
 
     device = torch.device("cpu")
+    modes_parted = False
 
     def __init__(self, script: Sequence[int], *, prompt: int, **changes: Any) -> None:
         self.config = config(**{"vocab_size": tokenizer().vocab_size, **changes})
@@ -118,7 +119,13 @@ class Scripted:
         size = self.config.text.vocab_size
         return _identity(size)[ids] * size**0.5
 
-    def encode(self, ids: Any, cache: PrefixCache | None = None) -> PrefixCache:
+    def encode(
+        self,
+        ids: Any,
+        cache: PrefixCache | None = None,
+        *,
+        canvas: Sequence[Sequence[int]] | None = None,
+    ) -> PrefixCache:
         rows = [list(map(int, row)) for row in ids]
         self.encoded.append(rows)
         starts = [0] * len(rows) if cache is None else cache.lengths
@@ -131,7 +138,9 @@ class Scripted:
             RowCache(start + len(row), [], (), (*before, *row))
             for row, start, before in zip(rows, starts, known, strict=True)
         ]
-        return PrefixCache(grown, hidden)
+        laid = [()] * len(rows) if canvas is None else canvas
+        denoised = [self._sure(r.length, len(noise)) for r, noise in zip(grown, laid, strict=True)]
+        return PrefixCache(grown, hidden, denoised)
 
     def denoise(
         self, canvas: Tensor, cache: PrefixCache, soft_embedding: Tensor | None = None, **_: Any

@@ -659,8 +659,9 @@ def test_real_autoregression() -> None:
 
 
 def test_real_speculation(tmp_path: Path) -> None:
+    from dgemma_core.generation.drafting import FixedDraft
     from dgemma_core.request import Request
-    from dgemma_core.speculation import FixedDraft, decode_speculative
+    from dgemma_core.speculation import decode_speculative
 
     request = Request(ids=[2, 7, 9], max_new_tokens=6)
     rule = FixedDraft(positions=4)

@@ -9,9 +9,8 @@ import pytest
 
 from dgemma_core import RequestError
 from dgemma_core.events import DraftEvent
-from dgemma_core.generation.drafting import AdaptiveDraft
+from dgemma_core.generation.drafting import AdaptiveDraft, FixedDraft
 from dgemma_core.generation.settings import SpeculativeSettings
-from dgemma_core.speculation import FixedDraft
 from scripts import measure_speculation as script
 
 
@@ -25,7 +24,7 @@ def test_rules_from_arguments() -> None:
     ("text", "says"),
     [
         ("bold", "choose one of fixed, adaptive"),
-        ("fixed:size=3", "fixed has positions, steps, least_probability$"),
+        ("fixed:size=3", "fixed has positions, steps, least_probability, ahead$"),
         ("fixed:positions", "expected OPTION=NUMBER"),
         ("fixed:positions=many", "expected OPTION=NUMBER"),
         ("fixed:positions=1", "at least 2"),
@@ -62,8 +61,9 @@ def test_a_small_run(
             agreed, of = draft["first_draft_agrees"]
             assert 0 <= agreed <= of and of > 0
             assert sum(draft["accepted_histogram"].values()) == draft["rounds"]
-            # the prompt's pass, then a draft of one step and a verification a round
-            assert draft["passes"] == row["documents"] + 2 * draft["rounds"]
+            # the prompt's pass, then one a round, and one where no draft was there to verify
+            least = row["documents"] + draft["rounds"]
+            assert least <= draft["passes"] <= least + draft["rounds"]
         assert 0.5 < row["autoregressive"]["tokens_per_pass"] <= 1
     (speed,) = record["speed"]
     assert list(speed["ways"]) == ["diffusion", "autoregressive", "adaptive", "fixed:positions=8"]

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dgemma_core.cache import RowCache, check_row
+from dgemma_core.cache import RowCache
+from dgemma_core.checks import check_row
 from dgemma_core.config import TextConfig
 from dgemma_core.errors import RequestError
 
@@ -57,6 +58,13 @@ def lengths(tokens: int, rows: Sequence[RowCache], sizes: Sequence[int]) -> None
         raise RequestError(
             f"{tokens} tokens cannot be split into rows of {list(sizes)} for {len(rows)} rows of a prefix cache"
         )
+
+
+def canvases(sizes: Sequence[int], canvas: Sequence[int]) -> None:
+    """Refuses canvases that are not one a row, of at most its tokens."""
+    fits = len(canvas) == len(sizes)
+    if not fits or any(not 0 <= laid <= size for laid, size in zip(canvas, sizes, strict=True)):
+        raise RequestError(f"rows of {list(sizes)} tokens cannot hold canvases of {list(canvas)}")
 
 
 def positions(config: TextConfig, rows: Sequence[RowCache], sizes: Sequence[int]) -> int:

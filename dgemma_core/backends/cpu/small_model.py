@@ -263,13 +263,15 @@ class SmallModel:
         sizes: Sequence[int],
         *,
         causal: bool,
+        canvas: Sequence[int] = (),
         soft: Tensor | None = None,
         watch: Watch | None = None,
     ) -> Tensor:
         """ids (N,), `sizes` of them a row, behind the rows' prefixes → (N, D), after the final norm.
 
-        causal: the tokens are appended to their rows, but not yet counted in `length`; else they are a canvas, laid
-        over for this pass. soft: (N, D), of a canvas. Raises RequestError for an id outside the vocabulary.
+        causal: the tokens are appended to their rows, but not yet counted in `length`, without the last `canvas` of
+        each row; all others are canvases, laid over for this pass. soft: (N, D), of canvases. Raises RequestError for
+        an id outside the vocabulary.
         """
         ids, text = checks.token_ids(ids), self.config.text
         tokens = ids.numel()
@@ -281,8 +283,9 @@ class SmallModel:
         checks.row_caches(text, self.windows, rows, self.likes[0])
         longest = checks.positions(text, rows, sizes)
         self._grow_rotations(longest)
-        segments = (bindings.Segment * len(rows))()
-        buffers = self._buffers(rows, sizes, causal)
+        canvas = canvas or ([0] * len(rows) if causal else sizes)
+        checks.canvases(sizes, canvas)
+        buffers = self._buffers(rows, sizes, canvas)
         tables = [
             np.array(
                 [
@@ -292,11 +295,14 @@ class SmallModel:
             )
             for of_layers in buffers
         ]
-        first = 0
-        for segment, row, size, table in zip(segments, rows, sizes, tables, strict=True):
-            segment.first, segment.count, segment.position = first, size, row.length
-            segment.causal, segment.caches = causal, table.ctypes.data
-            first += size
+        segments, first = [], 0
+        for row, size, laid, table in zip(rows, sizes, canvas, tables, strict=True):
+            position = row.length
+            for count, of_canvas in ((size - laid, False), (laid, True)):
+                if count:
+                    place = table.ctypes.data
+                    segments.append(bindings.Segment(first, count, position, not of_canvas, place))
+                first, position = first + count, position + count
         x = torch.empty(tokens, self.width)
         layers = len(self.layers)
         queries = torch.empty(layers if watch is not None else 1, tokens, self.row)
@@ -313,8 +319,9 @@ class SmallModel:
         size = self.functions.scratch_size(byref(model), longest)
         scratch = torch.empty(threads * size)
         status = self.functions.forward(
-            byref(model), tokens, ids.data_ptr(), None if soft is None else soft.data_ptr(), segments,
-            x.data_ptr(), queries.data_ptr(), byref(watched), threads, scratch.data_ptr(), size,
+            byref(model), tokens, ids.data_ptr(), None if soft is None else soft.data_ptr(),
+            (bindings.Segment * len(segments))(*segments), x.data_ptr(), queries.data_ptr(), byref(watched), threads,
+            scratch.data_ptr(), size,
         )  # fmt: skip
         outside = bindings.wrong_place(status)
         if outside is not None:
@@ -332,19 +339,18 @@ class SmallModel:
         return x
 
     def _buffers(
-        self, rows: Sequence[RowCache], sizes: Sequence[int], causal: bool
+        self, rows: Sequence[RowCache], sizes: Sequence[int], canvas: Sequence[int]
     ) -> list[list[Buffer]]:
         """Where the keys and values of each row go, a buffer a layer; no two rows write to the same one."""
         found, taken = [], set()
-        for row, size in zip(rows, sizes, strict=True):
+        for row, size, laid in zip(rows, sizes, canvas, strict=True):
             of_layers = []
             for i, like in enumerate(self.likes):
                 buffer = row.reserve(i, size, like)
                 if id(buffer) in taken:  # a branch of a row before it
                     buffer = row.reallocate(i, size, like)
                 taken.add(id(buffer))
-                if causal:
-                    buffer.filled = row.length + size
+                buffer.filled = row.length + size - laid
                 of_layers.append(buffer)
             found.append(of_layers)
         return found

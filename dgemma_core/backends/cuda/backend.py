@@ -192,13 +192,16 @@ class CudaBackend:
         lengths: Sequence[int],
         *,
         causal: bool,
+        canvas: Sequence[int] = (),
         soft: Tensor | None = None,
         watch: Watch | None = None,
     ) -> Tensor:
         if watch is not None:
             return self.model.run(ids, rows, lengths, causal=causal, soft=soft, watch=watch)
         with self.alone():
-            held = self.reserve(rows, lengths, causal=causal)
+            held = self.reserve(rows, lengths, causal=causal, canvas=canvas)
+            if any(canvas):
+                return self._both(ids, held, lengths, canvas)
             tokens, size = lengths[0], recorded_size(len(rows))
             usual = tokens == self.length or (causal and tokens == 1)
             if usual and size is not None and len(set(lengths)) == 1:
@@ -206,6 +209,19 @@ class CudaBackend:
             loaded = Held.empty(len(rows), len(self.model.layers), ids.device)
             loaded.load(held)
             return self.passes[causal](ids, soft, loaded, lengths)
+
+    def _both(
+        self, ids: Tensor, rows: Sequence[HeldRow], lengths: Sequence[int], canvas: Sequence[int]
+    ) -> Tensor:
+        """A causal pass in which a canvas stands behind some rows: to the kernels each is a row of its own."""
+        parts: list[tuple[HeldRow, int, bool]] = []
+        for row, new, laid in zip(rows, lengths, canvas, strict=True):
+            behind = HeldRow(row.length + new - laid, row.layout)
+            parts += [part for part in ((row, new - laid, False), (behind, laid, True)) if part[1]]
+        loaded = Held.empty(len(parts), len(self.model.layers), ids.device)
+        loaded.load([row for row, _, _ in parts])
+        tokens, of_canvas = [n for _, n, _ in parts], [laid for _, _, laid in parts]
+        return self.passes[True](ids, None, loaded, tokens, of_canvas)
 
     def _pass(self, causal: bool, places: int, tokens: int) -> RecordedPass:
         key = causal, places, tokens

@@ -100,7 +100,7 @@ def after_experts(
     layer: Layer, h: Tensor, dense: Tensor, outputs: Tensor, scalar: Tensor, following: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Residual h and dense MLP's output (T, D), the experts' outputs (T, K, D) → the layer's output, and its norm with
-    the weight `following` (D,) of what comes next."""
+    the weight `following` (D,) of what comes next. scalar: the layer's, (1, 1), or each token's, (T, 1)."""
     parts = (
         layer.post_feedforward_layernorm_1.weight,
         layer.post_feedforward_layernorm_2.weight,
@@ -116,7 +116,7 @@ def after_experts(
     out, after = torch.empty_like(h), torch.empty_like(h)
     kernels.after_experts[(len(h),)](
         h, dense, outputs, *parts, scalar, following, out, after, eps,
-        D=h.shape[1], K=outputs.shape[1], BLOCK=power(h.shape[1]),
+        EACH=len(scalar) > 1, D=h.shape[1], K=outputs.shape[1], BLOCK=power(h.shape[1]),
     )  # fmt: skip
     return out, after
 

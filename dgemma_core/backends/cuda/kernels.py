@@ -220,7 +220,7 @@ def after_attention(
 @triton.jit
 def after_experts(
     h, dense, outputs, w_dense, w_sparse, w_both, scalar, w_next, out, following, eps,
-    D: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
+    EACH: tl.constexpr, D: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Sums a token's K expert outputs, joins both MLPs and the residual, and norms the result for what follows."""
     token = tl.program_id(0).to(tl.int64)
@@ -239,7 +239,7 @@ def after_experts(
     c = normed(both.to(tl.float32), D, eps)
     c *= tl.load(w_both + i, mask=inside, other=0.0).to(tl.float32)
     sum = tl.load(h + row + i, mask=inside, other=0.0).to(tl.float32) + c.to(kind).to(tl.float32)
-    sum = (sum.to(kind).to(tl.float32) * tl.load(scalar).to(tl.float32)).to(kind)
+    sum = (sum.to(kind).to(tl.float32) * tl.load(scalar + token * EACH).to(tl.float32)).to(kind)
     tl.store(out + row + i, sum, mask=inside)
     after = normed(sum.to(tl.float32), D, eps)
     after *= tl.load(w_next + i, mask=inside, other=0.0).to(tl.float32)

@@ -20,6 +20,7 @@ from dgemma_core.backends.cuda import fused
 from dgemma_core.backends.cuda.rows import Held
 from dgemma_core.backends.cuda.weights import weight
 from dgemma_core.config import LayerConfig
+from dgemma_core.draws import upload
 from dgemma_core.layers import GatedMLP, Layer, Rotation
 from dgemma_core.model import DiffusionGemma
 
@@ -37,26 +38,40 @@ class Pass:
         self.scalars = model.encoder_scalars() if causal else model.decoder_scalars()
 
     def __call__(
-        self, ids: Tensor, soft: Tensor | None, held: Held, lengths: Sequence[int]
+        self,
+        ids: Tensor,
+        soft: Tensor | None,
+        held: Held,
+        lengths: Sequence[int],
+        canvas: Sequence[bool] = (),
     ) -> Tensor:
         """ids (N,), of which `lengths` stand behind each row in `held` → hidden states (N, D), after the last norm.
 
-        soft (N, D): the canvases' soft embedding, None for zeros. Hidden states where no row is are zeros.
+        soft (N, D): the canvases' soft embedding, None for zeros. canvas: which rows of a causal pass are canvases at
+        their first step, none if empty; each comes behind the row that it continues. Hidden states where no row is are
+        zeros.
         """
         eps = self.model.norm.eps
         x = self.embed(ids, soft, held, lengths)
+        scalars = [scalar.reshape(1, 1) for scalar in self.scalars]
+        if canvas:
+            of_token = [[laid] for laid, n in zip(canvas, lengths, strict=True) for _ in range(n)]
+            noisy = upload(torch.tensor(of_token), ids.device)  # (N, 1)
+            x = torch.where(noisy, self.conditioned(x, None), x)
+            both = zip(self.model.decoder_scalars(), scalars, strict=True)
+            scalars = [torch.where(noisy, of_canvas, own) for of_canvas, own in both]
         rotations = self.rotations(held, lengths)
         # what a layer's output is normed for: the next layer, and at last the head
         following = [layer.input_layernorm.weight for layer in self.layers[1:]]
         following.append(self.model.norm.weight)
         normed = fused.norm(x, self.layers[0].input_layernorm.weight, eps)
         for i, layer in enumerate(self.layers):
-            mixed = self.attention(i, normed, rotations, held, lengths)
+            mixed = self.attention(i, normed, rotations, held, lengths, canvas)
             branches = fused.after_attention(layer, x, mixed)
             dense = self.dense(i, branches.dense)
             outputs = self.experts(i, branches.sparse, *self.routing(i, branches.routed))
             x, normed = fused.after_experts(
-                layer, branches.h, dense, outputs, self.scalars[i].reshape(1), following[i]
+                layer, branches.h, dense, outputs, scalars[i], following[i]
             )
         return normed
 
@@ -91,7 +106,13 @@ class Pass:
         return self.model.rotations(positions, self.model.dtype)
 
     def attention(
-        self, i: int, normed: Tensor, rotations: Rotations, held: Held, lengths: Sequence[int]
+        self,
+        i: int,
+        normed: Tensor,
+        rotations: Rotations,
+        held: Held,
+        lengths: Sequence[int],
+        canvas: Sequence[bool] = (),
     ) -> Tensor:
         """Layer i's attention: normed input (N, D) → (N, D); writes keys and values behind the rows."""
         layer = self.layers[i]
@@ -99,25 +120,33 @@ class Pass:
         q = fused.linear(normed, weight(part.q_proj, dtype))
         k = fused.linear(normed, weight(part.k_proj, dtype))
         v = k if part.v_proj is None else fused.linear(normed, weight(part.v_proj, dtype))
-        if _equal(lengths):
-            mixed = self._attend(i, q, k, v, rotate, held)
+        if _equal(lengths) and not canvas:
+            mixed = self._attend(i, q, k, v, rotate, held, self.causal)
         else:
+            causal = [not laid for laid in canvas] or [self.causal] * len(lengths)
             split = [each.split(list(lengths)) for each in (q, k, v, rotate.cos, rotate.signed_sin)]
             mixed = torch.cat(
                 [
-                    self._attend(i, q, k, v, Rotation(cos, sin), held[row])
+                    self._attend(i, q, k, v, Rotation(cos, sin), held[row], causal[row])
                     for row, (q, k, v, cos, sin) in enumerate(zip(*split, strict=True))
                 ]
             )
         return fused.linear(mixed.flatten(1), weight(part.o_proj, dtype))
 
     def _attend(
-        self, i: int, q: Tensor, k: Tensor, v: Tensor, rotate: Rotation, held: Held
+        self,
+        i: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        rotate: Rotation,
+        held: Held,
+        causal: bool,
     ) -> Tensor:
         layer = self.layers[i]
         queries = fused.place(layer, q, k, v, rotate, held, i)
         groups = layer.self_attn.groups
-        return fused.attend(queries, groups, held, i, self.windows[i], self.causal)
+        return fused.attend(queries, groups, held, i, self.windows[i], causal)
 
     def dense(self, i: int, x: Tensor) -> Tensor:
         """Layer i's dense MLP: (N, D) → (N, D)."""

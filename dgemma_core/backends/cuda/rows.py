@@ -108,19 +108,27 @@ class Reserve:
         ]
 
     def __call__(
-        self, rows: Sequence[RowCache], lengths: Sequence[int], *, causal: bool
+        self,
+        rows: Sequence[RowCache],
+        lengths: Sequence[int],
+        *,
+        causal: bool,
+        canvas: Sequence[int] = (),
     ) -> list[HeldRow]:
-        """causal: the tokens are appended, so each buffer now counts them as written; the row's length does not."""
+        """causal: the tokens are appended, so each buffer now counts them as written; the row's length does not.
+
+        canvas: how many of a causal row's last tokens are a canvas, which no buffer counts; none if empty.
+        """
         taken: set[int] = set()
         found = []
-        for row, new in zip(rows, lengths, strict=True):
+        for row, new, laid in zip(rows, lengths, canvas or [0] * len(rows), strict=True):
             layout = row.layout
             if not (isinstance(layout, Layout) and _fits(layout, row, new, taken)):
                 layout = row.layout = self._layout(row, new, taken)
             taken.update(map(id, layout.buffers))
             if causal:
                 for buffer in layout.buffers:
-                    buffer.filled = row.length + new
+                    buffer.filled = row.length + new - laid
             found.append(HeldRow(row.length, layout))
         return found
 

@@ -196,7 +196,7 @@ def test_attention_over_rows_of_a_table(
             def attend(q: Tensor, k: Tensor, v: Tensor, row: RowCache = row, i: int = i) -> Tensor:
                 if causal:
                     return attend_causal(q, *row.append(i, k, v), row.windows[i])
-                return attend_all(q, *row.overlay(i, k, v))
+                return attend_all(q, *row.append(i, k, v, canvas=len(k)))
 
             expected = part(hidden[at], Rotation(rotate.cos[at], rotate.signed_sin[at]), attend)
             torch.testing.assert_close(mixed[at], expected, rtol=1e-4, atol=1e-5)
@@ -308,7 +308,8 @@ every = {n: b for n in ("x", "mixed", "weight", "out", "w_mixed", "w_dense", "w_
 every |= dict(eps="fp32", root="fp32")
 check(k.rms_norm, every, {**row, "WEIGHTED": True})
 check(k.after_attention, every, row)
-check(k.after_experts, every, {**row, "K": 8})
+for each in (False, True):  # one scalar, or one a token
+    check(k.after_experts, every, {**row, "K": 8, "EACH": each})
 check(k.gate, every, dict(BLOCK=1024))
 check(k.one_row, every, dict(D=2816, BLOCK_N=16, BLOCK_K=512))
 kinds = dict(q=b, k=b, v=b, q_weight=b, k_weight=b, cos=b, sin=b, table=l, queries=b, eps="fp32", mixed=f, peaks=f,

@@ -55,6 +55,9 @@ test("a round says what became of each drafted token", () => {
 
 test("the round under the scrubber wrote the newest token", () => {
   assert.deepEqual([0, 1, 2, 3, 4, 5, 6, 7].map((count) => roundOf(ROUNDS, count)), [-1, -1, 0, 0, 0, 1, 2, 2]);
-  assert.deepEqual([...chosenBy(ROUNDS)], [0, 3, 4, 6]);
-  assert.equal(chosenBy([]).size, 0);
+  assert.deepEqual([...chosenBy(ROUNDS, 7)], [0, 3, 4, 6]);
+  assert.equal(chosenBy([], 7).size, 0);
+  const apart = [ROUNDS[0], { ...ROUNDS[1], start: ROUNDS[1].start + 1 }]; // a pass without a draft stands between them
+  assert.deepEqual([4, 5, 6].map((count) => roundOf(apart, count)), [0, -1, 1]);
+  assert.deepEqual([...chosenBy(apart, 6)], [0, 3, 4, 5]);
 });

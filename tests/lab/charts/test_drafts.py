@@ -43,8 +43,10 @@ def test_a_round_is_a_draft_and_a_verification() -> None:
         needed = work(SHAPE, prefix=500, tokens=tokens, denoises=denoises)
         return needed.bytes / CARD.bandwidth
 
-    expected = 6 * seconds(1, False) / (seconds(20, True) + seconds(20, False))
+    expected = 6 * seconds(1, False) / (seconds(21, True) + seconds(20, False))
     assert CARD.speedup(BIG, 5, 20, prefix=500) == pytest.approx(expected)
+    whole = 20 * seconds(1, False) / seconds(40, True)
+    assert CARD.speedup(BIG, 19, 20, prefix=500) == pytest.approx(whole)
     slow = replace(
         CARD, matrix_rate=1e9
     )  # here it waits for arithmetic, and a canvas brings nothing
@@ -66,15 +68,15 @@ def test_break_even_is_where_speculation_is_as_fast(drafted: int | None) -> None
 def test_the_figure_says_that_it_predicts() -> None:
     figure = predicted_speculation()
     assert figure.layout.title.text.startswith("Predicted, not measured")
-    more, canvas, published = figure.data
+    whole, more, canvas, published = figure.data
     assert list(more.x) == list(canvas.x) == list(ACCEPTED) == list(range(2, 33))
-    for line, drafted in ((more, None), (canvas, BIG.canvas_length)):
+    for line, drafted in ((whole, 0), (more, None), (canvas, BIG.canvas_length)):
         assert all(a < b for a, b in zip(line.y, line.y[1:], strict=False))
         assert f"pays from {least_acceptance(CARD, BIG, drafted):.1f} accepted on" in line.name
         assert line.hovertemplate.startswith("predicted")
     assert published.y[0] == pytest.approx(3 / (2 * PUBLISHED.steps_ratio))
     assert "not measured here" in published.name and "not measured" not in more.name + canvas.name
-    assert len(predicted_speculation(published=None).data) == 2
+    assert len(predicted_speculation(published=None).data) == 3
 
 
 @pytest.mark.parametrize("accepted", [(), (4,), (2, 256), (-1, 4)])
