@@ -19,13 +19,8 @@ _HOMES = {
     "diffusion": ("denoise_canvases",),
     "draws": ("CounterDraws",),
     "errors": ("CheckpointError", "DeviceError", "DgemmaError", "RequestError"),
-    "events": (
-        "CanvasEvent",
-        "DraftEvent",
-        "FinishEvent",
-        "PromptEvent",
-        "StepEvent",
-        "TokenEvent",
+    "events": tuple(
+        f"{kind}Event" for kind in ("Canvas", "Draft", "Finish", "Prompt", "Step", "Token")
     ),
     "files.checkpoint": ("Loaded", "load", "load_model"),
     "files.finding": ("read_config",),
@@ -39,11 +34,8 @@ _HOMES = {
     "request": ("DecodeState", "Request", "TokenState"),
     "speculation": ("DraftPlan", "DraftRule", "decode_speculative"),
     "samplers": ("BlockRefinement", "DiscreteDDIM", "EntropyBound", "StopRule", "sampler_from"),
-    "generation.settings": (
-        "AutoregressiveSettings",
-        "DiffusionSettings",
-        "Settings",
-        "SpeculativeSettings",
+    "generation.settings": tuple(
+        f"{mode}Settings" for mode in ("Autoregressive", "Diffusion", "", "Speculative")
     ),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

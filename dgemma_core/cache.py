@@ -95,17 +95,30 @@ class RowCache:
         return grown
 
     def append(
-        self, layer: int, keys: Tensor, values: Tensor, *, canvas: int = 0
+        self, layer: int, keys: Tensor, values: Tensor, *, spare: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Writes T new positions (T, G, d), the last `canvas` of them for this pass only.
+        """Writes T new positions (T, G, d); returns all that the new tokens may see, (G, S, d) each.
 
-        Returns all that the new tokens may see, (G, S, d) each.
+        spare: positions of a canvas that `lay` will put behind them in the same pass.
         """
         end = self.length + len(keys)
-        buffer = self.reserve(layer, len(keys), keys)
+        buffer = self.reserve(layer, len(keys) + spare, keys)
         buffer.write(self.length, keys, values)
-        buffer.filled = end - canvas
+        buffer.filled = end
         return buffer.slice(self.first(layer, self.length), end)
+
+    def lay(
+        self, layer: int, keys: Tensor, values: Tensor, *, ahead: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Lays a canvas (C, G, d) behind the prefix for this pass only; returns both as one slice (G, S, d).
+
+        ahead: tokens that this pass has appended before it.
+        """
+        start = self.length + ahead
+        buffer = self.buffers[layer] if ahead else self.reserve(layer, len(keys), keys)
+        assert buffer is not None
+        buffer.write(start, keys, values)
+        return buffer.slice(self.first(layer, start), start + len(keys))
 
     def view(self) -> RowCache:
         """The same row as another object, which can be lengthened without changing this one."""

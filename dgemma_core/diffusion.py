@@ -27,7 +27,6 @@ from dgemma_core.head import Prediction, not_finite
 from dgemma_core.loop import (
     Decode,
     Row,
-    checked_batch_size,
     checked_eos,
     cut,
     encode_prompts,
@@ -70,15 +69,12 @@ def denoise_canvases(
     if not isinstance(stop_rule, StopRule | None):
         raise RequestError(f"stop_rule must be a StopRule or None, got {shown(stop_rule)}")
     if soft_top_k is not None:
-        soft_top_k = whole_number("soft_top_k", soft_top_k, low=-(2**63))
-    if soft_top_k is not None and not 1 <= soft_top_k <= model.config.text.vocab_size:
-        raise RequestError(
-            f"soft_top_k must lie in 1 … {model.config.text.vocab_size} (the vocabulary), got {soft_top_k}"
-        )
+        vocabulary = model.config.text.vocab_size
+        soft_top_k = whole_number("soft_top_k", soft_top_k, low=1, high=vocabulary)
     ends = checked_eos(model, eos)
     sampler, draws = sampler or EntropyBound(), draws or CounterDraws()
     loop = _CanvasLoop(model, sampler, steps, stop_rule, ends, decode, draws, observe, soft_top_k)
-    return loop.run(requests, checked_batch_size(batch_size))
+    return loop.run(requests, whole_number("batch_size", batch_size, low=1))
 
 
 @dataclass

@@ -19,7 +19,6 @@ from dgemma_core.errors import (
     RequestError,
     shown,
     temperature_number,
-    whole_number,
 )
 from dgemma_core.events import Event, FinishEvent, PromptEvent, StopReason, TokenEvent
 from dgemma_core.head import Prediction, not_finite
@@ -43,10 +42,6 @@ class Row:
     @property
     def seconds(self) -> float:
         return time.perf_counter() - self.started
-
-
-def checked_batch_size(batch_size: int) -> int:
-    return whole_number("batch_size", batch_size, low=1)
 
 
 def checked_eos(model: DiffusionGemma, eos: Sequence[int] | None) -> frozenset[int]:

@@ -117,11 +117,6 @@ class DiffusionGemma(nn.Module):
     # --- a pass in plain modules
 
     @property
-    def modes_parted(self) -> bool:
-        """Whether an adapter changes one mode alone, so that no pass can be of both."""
-        return self.causal_layers is not None
-
-    @property
     def head(self) -> VocabularyHead:
         """The tied vocabulary head."""
         return VocabularyHead(self.embed_tokens.weight, self.config.text.final_logit_softcapping)
@@ -135,12 +130,10 @@ class DiffusionGemma(nn.Module):
         scale = rounded(self.config.text.hidden_size**0.5, self.dtype)
         return self.embed_tokens(ids).to(self.dtype) * scale
 
-    def encoder_scalars(self) -> list[Tensor]:
-        """The layer scalars of the causal mode, one each layer."""
-        return list(self.encoder_layer_scalars.unbind())
-
-    def decoder_scalars(self) -> list[Tensor]:
-        """The layer scalars of the bidirectional mode, one each layer."""
+    def layer_scalars(self, causal: bool) -> list[Tensor]:
+        """The layer scalars of a mode, one each layer."""
+        if causal:
+            return list(self.encoder_layer_scalars.unbind())
         return [layer.layer_scalar for layer in self.typed_layers()]
 
     def typed_layers(self, causal: bool = False) -> Sequence[Layer]:
@@ -170,23 +163,20 @@ class DiffusionGemma(nn.Module):
         canvas, and soft (N, D) is its soft embedding (None: the first step's zeros). canvas: how many of a causal
         row's last tokens are a canvas at its first step, none if empty; they are not appended.
         """
-        x = self.embed(ids)  # (N, D)
-        canvas = canvas or ([0] * len(rows) if causal else lengths)
-        spans = list(zip(rows, lengths, canvas, strict=True))
-        noisy = torch.cat([torch.arange(n) >= n - c for _, n, c in spans])
-        noisy = noisy.unsqueeze(1).to(ids.device)  # (N, 1)
-        if any(canvas):
-            assert self.self_conditioning is not None
-            x = torch.where(noisy, self.self_conditioning(x, soft), x)
-        positions = torch.cat([torch.arange(row.length, row.length + n) for row, n, _ in spans])
-        rotations = self.rotations(positions.to(ids.device), self.dtype)
-        of_decoder, of_encoder = self.decoder_scalars(), self.encoder_scalars()
-        for i, layer in enumerate(self.typed_layers(causal)):
-            attend = partial(_attend, i, spans, watch)
-            observe = None if watch is None else partial(watch.router, i)
-            scalar = torch.where(noisy, of_decoder[i], of_encoder[i])
-            x = layer(x, rotations[layer.config], attend, scalar, observe=observe)
-        return self.norm(x)
+        if not any(canvas):
+            stream = _Stream(self, ids, rows, lengths, causal=causal, soft=soft, watch=watch)
+            for i in range(len(self.layers)):
+                stream.through(i)
+            return self.norm(stream.x)
+        clean = [n - laid for n, laid in zip(lengths, canvas, strict=True)]
+        pieces = ids.split([count for pair in zip(clean, canvas, strict=True) for count in pair])
+        written = _Stream(self, torch.cat(pieces[::2]), rows, clean, causal=True, spare=canvas)
+        noisy = _Stream(self, torch.cat(pieces[1::2]), rows, canvas, causal=False, ahead=clean)
+        for i in range(len(self.layers)):  # the canvases see what the tokens before them write
+            written.through(i)
+            noisy.through(i)
+        parts = zip(written.x.split(clean), noisy.x.split(list(canvas)), strict=True)
+        return self.norm(torch.cat(list(chain.from_iterable(parts))))
 
     # --- what everybody calls
 
@@ -203,10 +193,9 @@ class DiffusionGemma(nn.Module):
 
         ids: (B, P) or B rows of different length, each at least one token. cache: the prefixes that they continue
         (None: empty ones); it stays valid and unchanged. canvas: a canvas behind each row's tokens, or an empty row; it
-        takes its first denoising step in the same pass, and `PrefixCache.canvas` holds its hidden states. Where an
-        adapter parts the modes it takes a pass of its own. chunk: tokens of a row a pass, which bounds the memory of a
-        long prompt. Raises RequestError for token ids outside the vocabulary, empty rows, a row past the model's
-        maximum length, or a cache of another model.
+        takes its first denoising step in the same pass, and `PrefixCache.canvas` holds its hidden states. chunk: tokens
+        of a row a pass, which bounds the memory of a long prompt. Raises RequestError for token ids outside the
+        vocabulary, empty rows, a row past the model's maximum length, or a cache of another model.
         """
         if type(chunk) is not int or chunk < 1:
             raise RequestError(f"chunk must be a whole number of at least 1, got {chunk!r}")
@@ -215,41 +204,36 @@ class DiffusionGemma(nn.Module):
         if cache is None:
             self.backend.refresh()
             cache = PrefixCache.empty(self.config.text, len(texts))
-        sizes = [len(text) + len(laid) for text, laid in zip(texts, canvases, strict=True)]
-        rows = [row.view() for row in checked_cache(cache, sizes, self.config, self.norm.weight)]
+        whole = [text + laid for text, laid in zip(texts, canvases, strict=True)]
+        places = checked_cache(cache, list(map(len, whole)), self.config, self.norm.weight)
+        rows = [row.view() for row in places]
         outputs: list[list[Tensor]] = [[] for _ in texts]
-        denoised = [self.norm.weight.new_empty(0, self.config.text.hidden_size)] * len(texts)
+        denoised = [torch.empty(0)] * len(texts)
         for start in range(0, max(map(len, texts)), chunk):
             active = [i for i, text in enumerate(texts) if len(text) > start]
-            parts = [texts[i][start : start + chunk] for i in active]
-            last = [not self.modes_parted and len(texts[i]) <= start + chunk for i in active]
-            behind = [canvases[i] if ends else [] for i, ends in zip(active, last, strict=True)]
-            whole = [part + laid for part, laid in zip(parts, behind, strict=True)]
+            last = [len(texts[i]) <= start + chunk for i in active]
+            parts = [
+                whole[i][start : None if ends else start + chunk]
+                for i, ends in zip(active, last, strict=True)
+            ]
+            laid = [len(canvases[i]) * ends for i, ends in zip(active, last, strict=True)]
+            packed = upload(torch.tensor(list(chain.from_iterable(parts))), self.device)
+            lengths = list(map(len, parts))
             held = [rows[i] for i in active]
-            hidden = self._pass(whole, held, causal=True, canvas=list(map(len, behind)))
-            for i, part, output in zip(active, parts, hidden, strict=True):
-                outputs[i].append(output[: len(part)])
-                denoised[i] = output[len(part) :]
-                rows[i].length += len(part)
-                rows[i].tokens += tuple(part)
-        if self.modes_parted and any(canvases):
-            active = [i for i, laid in enumerate(canvases) if laid]
-            held, laid = [rows[i] for i in active], [canvases[i] for i in active]
-            for i, output in zip(active, self._pass(laid, held, causal=False), strict=True):
-                denoised[i] = output
+            hidden = self.backend.forward(packed, held, lengths, causal=True, canvas=laid)
+            for row, part, n, output in zip(
+                active, parts, laid, hidden.split(lengths), strict=True
+            ):
+                clean = len(part) - n
+                outputs[row].append(output[:clean])
+                denoised[row] = output[clean:]
+                rows[row].length += clean
+                rows[row].tokens += tuple(part[:clean])
         joined = [each[0] if len(each) == 1 else torch.cat(each) for each in outputs]
         padded = joined[0][None]
         if len(joined) > 1:
             padded = nn.utils.rnn.pad_sequence(joined, batch_first=True)
         return PrefixCache(rows, padded, denoised)
-
-    def _pass(
-        self, tokens: Sequence[list[int]], rows: Sequence[RowCache], **options: Any
-    ) -> Sequence[Tensor]:
-        """One pass over some tokens behind each row → hidden states (T, D) of each row's."""
-        packed = upload(torch.tensor(list(chain.from_iterable(tokens))), self.device)
-        lengths = list(map(len, tokens))
-        return self.backend.forward(packed, rows, lengths, **options).split(lengths)
 
     @torch.inference_mode()
     def denoise(
@@ -300,29 +284,53 @@ class DiffusionGemma(nn.Module):
     # --- checks
 
 
-def _attend(
-    layer: int,
-    spans: Sequence[tuple[RowCache, int, int]],
-    watch: Watch | None,
-    queries: Tensor,
-    keys: Tensor,
-    values: Tensor,
-) -> Tensor:
-    """`layers.Attend` over rows with T tokens each, C of them a canvas: (N, H, d), (N, G, d), (N, G, d) → (N, H, d)."""
-    mixed = []
-    split = [each.split([n for _, n, _ in spans]) for each in (queries, keys, values)]
-    for i, ((row, n, canvas), q, k, v) in enumerate(zip(spans, *split, strict=True)):
-        seen = row.append(layer, k, v, canvas=canvas)
-        if n > canvas:
-            end = seen[0].shape[1] - canvas
-            window, (clean_keys, clean_values) = row.windows[layer], (x[:, :end] for x in seen)
-            mixed.append(attend_causal(q[: n - canvas], clean_keys, clean_values, window))
-        if canvas:
-            start = row.length + n - canvas
-            keys, values = (
-                each[:, row.first(layer, start) - row.first(layer, row.length) :] for each in seen
-            )
-            mixed.append(attend_all(q[n - canvas :], keys, values))
-            if watch is not None:
-                watch.attention(layer, i, q, keys)
-    return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+class _Stream:
+    """Tokens of one mode on their way through the layers: x (N, D)."""
+
+    def __init__(
+        self,
+        model: DiffusionGemma,
+        ids: Tensor,
+        rows: Sequence[RowCache],
+        lengths: Sequence[int],
+        *,
+        causal: bool,
+        soft: Tensor | None = None,
+        watch: Watch | None = None,
+        spare: Sequence[int] = (),
+        ahead: Sequence[int] = (),
+    ) -> None:
+        """spare, ahead: of each row, positions of a canvas behind these tokens, or tokens before this canvas."""
+        self.x = model.embed(ids)
+        if not causal:
+            assert model.self_conditioning is not None
+            self.x = model.self_conditioning(self.x, soft)
+        none = [0] * len(rows)
+        self.rows = list(zip(rows, lengths, spare or none, ahead or none, strict=True))
+        spans = [(row.length + before, n) for row, n, _, before in self.rows]
+        positions = torch.cat([torch.arange(start, start + n) for start, n in spans])
+        self.rotations = model.rotations(positions.to(ids.device), model.dtype)
+        self.scalars = model.layer_scalars(causal)
+        self.layers, self.causal, self.watch = model.typed_layers(causal), causal, watch
+
+    def through(self, i: int) -> None:
+        """Layer i."""
+        layer = self.layers[i]
+        observe = None if self.watch is None else partial(self.watch.router, i)
+        turn, attend = self.rotations[layer.config], partial(self._attend, i)
+        self.x = layer(self.x, turn, attend, self.scalars[i], observe=observe)
+
+    def _attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """`layers.Attend` over the rows: (N, H, d), (N, G, d), (N, G, d) → (N, H, d)."""
+        mixed = []
+        split = [each.split([n for _, n, _, _ in self.rows]) for each in (queries, keys, values)]
+        for i, ((row, n, spare, ahead), q, k, v) in enumerate(zip(self.rows, *split, strict=True)):
+            if self.causal:
+                keys, values = row.append(layer, k, v, spare=spare)
+                mixed.append(attend_causal(q, keys, values, row.windows[layer]))
+            elif n:
+                keys, values = row.lay(layer, k, v, ahead=ahead)
+                mixed.append(attend_all(q, keys, values))
+                if self.watch is not None:
+                    self.watch.attention(layer, i, q, keys)
+        return mixed[0] if len(mixed) == 1 else torch.cat(mixed)

@@ -31,6 +31,7 @@ from dgemma_core.cache import PrefixCache
 from dgemma_core.checks import check_denoiser
 from dgemma_core.constraints.conditions import conditions, conditions_each
 from dgemma_core.draws import CounterDraws, Draws, Filters, RowKey, upload
+from dgemma_core.errors import whole_number
 from dgemma_core.events import DraftEvent, Event
 from dgemma_core.head import Prediction
 from dgemma_core.loop import (
@@ -38,7 +39,6 @@ from dgemma_core.loop import (
     Decode,
     Row,
     causal_temperature,
-    checked_batch_size,
     checked_eos,
     join,
     keep_token,
@@ -154,7 +154,7 @@ def decode_speculative(
         draws or CounterDraws(),
         observe,
     )
-    return loop.run(requests, checked_batch_size(batch_size))
+    return loop.run(requests, whole_number("batch_size", batch_size, low=1))
 
 
 @dataclass
@@ -201,7 +201,7 @@ class _SpeculativeLoop:
         ]
         begun = [row for row in rows if row.row.request.state is None]
         for row, canvas in zip(begun, laid, strict=True):
-            self._count(row, canvas)
+            row.denoising_steps += canvas is not None
         self._draft(begun, laid)
         return rows
 
@@ -266,7 +266,7 @@ class _SpeculativeLoop:
             row.state = replace(
                 states[-1], cache=PrefixCache([known], canvas=cache.canvas[i : i + 1])
             )
-            self._count(row, canvas)
+            row.denoising_steps += canvas is not None
             for state, choice in zip(states[:-1], chosen, strict=False):
                 if (yield from self._keep(row, state, choice)):
                     break
@@ -300,12 +300,6 @@ class _SpeculativeLoop:
         keys, positions = [RowKey(seed, 1 + index)], min(plan.positions, room)
         noise = self.draws.first_canvas(keys, positions, config.text.vocab_size)[0]
         return _Canvas(plan, noise.tolist())
-
-    def _count(self, row: _Row, canvas: _Canvas | None) -> None:
-        """Counts a canvas's first step, which is a pass of its own where an adapter parts the modes."""
-        if canvas is not None:
-            row.denoising_steps += 1
-            row.state = replace(row.state, passes=row.state.passes + self.model.modes_parted)
 
     @torch.inference_mode()
     def _draft(self, rows: Sequence[_Row], laid: Sequence[_Canvas | None]) -> None:

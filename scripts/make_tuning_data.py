@@ -53,12 +53,9 @@ TASKS = {
             lambda e: f"Make a palindrome of all letters: {' '.join(e['metadata']['letters'])}",
         ),
         Task(
-            "base_conversion",
-            {"min_base": 2, "max_base": 9, "min_value": 0, "max_value": 100_000},
-            lambda e: (
-                f"{e['metadata']['source_repr']} of base {e['metadata']['source_base']}"
-                f" in base {e['metadata']['target_base']}:"
-            ),
+            "binary_matrix",
+            {"min_n": 4, "max_n": 4},
+            lambda e: f"Steps to the nearest 0:\n{_matrix(e)}",
         ),
     )
 }

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from dgemma_core.generation import Generation
     from dgemma_core.generation.settings import ModeSettings
 
+ALTERNATIVES = 5
+"""Most probable tokens of each position that a trace holds."""
+
 
 def generate(
     prompt: options.Prompt,
@@ -86,9 +89,13 @@ def generate(
     from rich.console import Console
 
     from dgemma_core.generation import generate as write
+    from dgemma_core.observe import Observe
 
     console = Console(highlight=False)
-    recorder = _recorder(loaded, settings) if trace is not None else None
+    recorder, observe = None, None
+    if trace is not None:
+        recorder = _recorder(loaded, settings)
+        observe = Observe(top_k=min(ALTERNATIVES, loaded.model.config.text.vocab_size))
     try:
         with _listener(loaded, None if as_json else console, recorder, replay=replay) as listen:
             (generation,) = write(
@@ -101,6 +108,7 @@ def generate(
                 raw=raw,
                 stop=stop or (),
                 listen=listen,
+                observe=observe,
                 **vars(settings),
             )
     except KeyboardInterrupt:

@@ -138,7 +138,7 @@ def cache_bytes(
             row.append(layer, meta(layer, tokens), meta(layer, tokens))
         row.length += tokens
     for layer in range(len(text.layers)):
-        row.append(layer, meta(layer, canvas), meta(layer, canvas), canvas=canvas)
+        row.lay(layer, meta(layer, canvas), meta(layer, canvas))
     return row.nbytes
 
 

@@ -83,7 +83,7 @@ class DensePass:
         self.keys = []
         clean = self.batch.clean.to(self.model.device)
         positions = torch.arange(clean.shape[1], device=clean.device)
-        scalars = self.model.encoder_scalars()
+        scalars = self.model.layer_scalars(causal=True)
         return self._run(
             self.model.embed(clean), positions, scalars, self.causal, self.banded, None
         )

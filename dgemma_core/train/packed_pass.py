@@ -84,7 +84,9 @@ class PackedPass:
         }
         rotations = model.rotations(torch.cat(positions, dim=1), torch.float32)
         x = torch.cat(inputs, dim=1)
-        for layer, scalar in zip(model.typed_layers(), model.encoder_scalars(), strict=True):
+        for layer, scalar in zip(
+            model.typed_layers(), model.layer_scalars(causal=True), strict=True
+        ):
             rotate, parts = rotations[layer.config], seen[layer.config.full]
             x = through(layer, self._layer, x, rotate, parts, scalar)
         x = norm(x, model.norm.weight, model.norm.eps)

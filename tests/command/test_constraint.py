@@ -69,8 +69,13 @@ def test_every_mode_writes_within_each_kind(folder: Path, schema: Path, mode: st
 
 def test_a_trace_says_what_the_text_obeyed(folder: Path, tmp_path: Path) -> None:
     written(folder, "--choices", "yes|no", "--trace", tmp_path / "run.npz")
-    kept = Trace.load(tmp_path / "run.npz").metadata["constraint"]
+    trace = Trace.load(tmp_path / "run.npz")
+    kept = trace.metadata["constraint"]
     assert kept["kind"] == "choices" and json.loads(kept["source"]) == ["yes", "no"]
+    assert trace.forbidden is not None and trace.automaton_states is not None
+    assert 0 < float(trace.forbidden.max()) <= 1 and len({*trace.automaton_states.tolist()}) > 1
+    assert trace.top_ids is not None and trace.top_ids.shape[-1] == 5
+    assert trace.free_top_ids is not None and (trace.free_top_ids != trace.top_ids).any()
 
 
 def test_a_chat_keeps_to_its_choices(folder: Path) -> None:

@@ -235,7 +235,7 @@ def test_settings_left_open_are_the_checkpoints() -> None:
         ({"mode": "autoregressive", "stop_rule": None}, "stop_rule has no meaning"),
         ({"mode": "autoregressive", "soft_top_k": 8}, "soft_top_k has no meaning"),
         ({"soft_top_k": 0}, "soft_top_k must be at least 1"),
-        ({"soft_top_k": 10**6}, "soft_top_k must lie in 1 …"),
+        ({"soft_top_k": 10**6}, "soft_top_k must be at least 1 and at most"),
         (
             {"mode": "autoregressive", "temperature": -1.0},
             "temperature must be a finite number of at least 0",

@@ -95,7 +95,6 @@ class Scripted:
     """
 
     device = torch.device("cpu")
-    modes_parted = False
 
     def __init__(self, script: Sequence[int], *, prompt: int, **changes: Any) -> None:
         self.config = config(**{"vocab_size": tokenizer().vocab_size, **changes})

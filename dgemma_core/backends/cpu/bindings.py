@@ -38,7 +38,7 @@ class Model(ctypes.Structure):
         *((name, c_void_p) for name in (
             "embedding", "conditioning_norm", "conditioning_gate", "conditioning_up", "conditioning_down", "final_norm",
         )),
-        ("layers", POINTER(Layer)),
+        ("layers", POINTER(Layer) * 2),
         *((name, c_int64) for name in (
             "vocab_size", "hidden_size", "heads", "dense_width", "experts", "top_k", "expert_width", "layer_count",
             "query_stride",

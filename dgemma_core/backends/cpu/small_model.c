@@ -3,7 +3,7 @@
  * Notable:
  * - a token's numbers do not depend on the other tokens of the call: every sum runs in one order, so a text is the
  *   same, bit for bit, whatever the batch and the number of threads;
- * - tokens are split into blocks, and a thread takes a block through a ivec layer. Threads wait for each other once a
+ * - tokens are split into blocks, and a thread takes a block through a whole layer. Threads wait for each other once a
  *   layer: when all keys and values are written, before any of them is read;
  * - all matrix products go through `product`, a panel of columns at a time. In attention, too, the queries are columns,
  *   so that a softmax runs down the keys, many queries at once;
@@ -35,7 +35,7 @@ typedef struct { /* matrices in panels; the weight of a norm before a product is
 
 typedef struct {
     const float *embedding, *conditioning_norm, *conditioning_gate, *conditioning_up, *conditioning_down, *final_norm;
-    const Layer *layers;
+    const Layer *layers[2]; /* of the bidirectional mode, and of the causal mode: the same, unless an adapter parts them */
     int64_t vocab_size, hidden_size, heads, dense_width, experts, top_k, expert_width, layer_count;
     int64_t query_stride; /* floats between the queries of two tokens: those of the largest layer */
     float eps, embedding_scale;
@@ -134,7 +134,7 @@ static long padded(long n) { return (n + PANEL - 1) / PANEL * PANEL; }
 static long place_scratch(const Model *model, long keys, float *base, Scratch *scratch) {
     long dim = 0, heads = 0, used = 0;
     for (long i = 0; i < model->layer_count; i++) {
-        const Layer *layer = model->layers + i;
+        const Layer *layer = model->layers[0] + i;
         dim = larger_of(dim, layer->head_dim);
         heads = larger_of(heads, (model->heads + 2 * layer->kv_heads) * layer->head_dim);
     }
@@ -167,10 +167,19 @@ int64_t scratch_size(const Model *model, int64_t keys) {
 
 /* ---- a layer ---- */
 
+/* The layers of the mode of token `from`, and where before `to` the tokens that go through the same ones end. */
+static long stretch(const Model *model, const Segment *segment, long from, long to, const Layer **layers) {
+    while (from >= segment->first + segment->count) segment++;
+    *layers = model->layers[segment->causal != 0];
+    if (model->layers[0] == model->layers[1]) return to;
+    long end = segment->first + segment->count;
+    for (; end < to && segment[1].causal == segment->causal; segment++) end = segment[1].first + segment[1].count;
+    return end < to ? end : to;
+}
+
 /* Block [from, to): queries, keys and values, normed and rotated; keys and values go into the caches of their rows. */
-static void project(const Model *model, long index, const Segment *segments, long from, long to, const float *x,
-                    float *queries, Scratch *s) {
-    const Layer *layer = model->layers + index;
+static void project(const Model *model, const Layer *layer, long index, const Segment *segments, long from, long to,
+                    const float *x, float *queries, Scratch *s) {
     long d = layer->head_dim, half = d / 2, width = model->hidden_size, heads = model->heads, kv_heads = layer->kv_heads;
     long columns = (heads + (layer->keys_are_values ? 1 : 2) * kv_heads) * d;
     norm(to - from, width, x + from * width, 0, model->eps, s->normed);
@@ -201,9 +210,8 @@ static void project(const Model *model, long index, const Segment *segments, lon
 }
 
 /* Tokens [from, to) of one segment, at most PANEL / (H / G), attend to all keys that they see -> mixed (to - from, H d) */
-static void attend(const Model *model, long index, const Segment *segment, long from, long to, const float *queries,
-                   float *mixed, Scratch *s) {
-    const Layer *layer = model->layers + index;
+static void attend(const Model *model, const Layer *layer, long index, const Segment *segment, long from, long to,
+                   const float *queries, float *mixed, Scratch *s) {
     const LayerCache *cache = segment->caches + index;
     long d = layer->head_dim, heads = model->heads, share = heads / layer->kv_heads, columns = (to - from) * share;
     long start = segment->position + from - segment->first; /* position of the first of the tokens */
@@ -325,9 +333,8 @@ static void dense_mlp(const Model *model, long n, const float *x, const float *g
 }
 
 /* Block [from, to): attention and both MLPs; x becomes the layer's output. */
-static void attend_and_feed(const Model *model, long index, const Segment *segments, long from, long to, float *x,
-                            const float *queries, const Watch *watch, long tokens, Scratch *s) {
-    const Layer *layer = model->layers + index;
+static void attend_and_feed(const Model *model, const Layer *layer, long index, const Segment *segments, long from,
+                            long to, float *x, const float *queries, const Watch *watch, long tokens, Scratch *s) {
     long width = model->hidden_size, n = to - from, row = model->heads * layer->head_dim;
     long step = PANEL / (model->heads / layer->kv_heads);
     const Segment *segment = segments;
@@ -336,7 +343,7 @@ static void attend_and_feed(const Model *model, long index, const Segment *segme
         long end = segment->first + segment->count;
         end = end < to ? end : to;
         end = end < t + step ? end : t + step;
-        attend(model, index, segment, t, end, queries, s->second + (t - from) * row, s);
+        attend(model, layer, index, segment, t, end, queries, s->second + (t - from) * row, s);
         t = end;
     }
     linear(n, row, width, s->second, layer->out, s->out);
@@ -406,6 +413,7 @@ int64_t forward(const Model *model, int64_t tokens, const int64_t *ids, const fl
         Scratch s;
         long thread = thread_index(), team = thread_count();
         place_scratch(model, 0, scratch + thread * size, &s);
+        const Layer *layers;
 #define MY_BLOCKS \
     for (long b = blocks * thread / team, from = b * block, to; \
          b < blocks * (thread + 1) / team && (to = from + block < tokens ? from + block : tokens, 1); b++, from += block)
@@ -413,9 +421,15 @@ int64_t forward(const Model *model, int64_t tokens, const int64_t *ids, const fl
         float *layer_queries = queries;
         for (long i = 0; i < model->layer_count; i++) {
             if (watch->queries) layer_queries = watch->queries + i * tokens * model->query_stride;
-            MY_BLOCKS project(model, i, segments, from, to, x, layer_queries, &s);
+            MY_BLOCKS for (long t = from, stop; t < to; t = stop) {
+                stop = stretch(model, segments, t, to, &layers);
+                project(model, layers + i, i, segments, t, stop, x, layer_queries, &s);
+            }
 #pragma omp barrier
-            MY_BLOCKS attend_and_feed(model, i, segments, from, to, x, layer_queries, watch, tokens, &s);
+            MY_BLOCKS for (long t = from, stop; t < to; t = stop) {
+                stop = stretch(model, segments, t, to, &layers);
+                attend_and_feed(model, layers + i, i, segments, t, stop, x, layer_queries, watch, tokens, &s);
+            }
         }
         MY_BLOCKS {
             float *rows = x + from * model->hidden_size;

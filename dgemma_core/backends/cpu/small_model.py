@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from ctypes import Array, byref
+from ctypes import POINTER, Array, byref, cast
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -152,10 +152,10 @@ class SmallModel:
             sizes["conditioning_gate"] = self._panels(conditioning.gate_proj.weight)
             sizes["conditioning_up"] = self._panels(conditioning.up_proj.weight)
             sizes["conditioning_down"] = self._panels(conditioning.down_proj.weight)
-        self.models = {
-            causal: bindings.Model(layers=layers, **sizes)
-            for causal, layers in ((False, self.layers), (True, self.causal_layers))
-        }
+        places = (POINTER(bindings.Layer) * 2)(
+            *(cast(layers, POINTER(bindings.Layer)) for layers in (self.layers, self.causal_layers))
+        )
+        self.model = bindings.Model(layers=places, **sizes)
 
     def _layers(self, layers: Sequence[Layer], scalars: Sequence[float]) -> Array[bindings.Layer]:
         """Layers as C reads them. scalars: the causal mode's, one each."""
@@ -315,11 +315,10 @@ class SmallModel:
             watched.queries, watched.probabilities = queries.data_ptr(), probabilities.data_ptr()
             watched.weights, watched.chosen = weights.data_ptr(), chosen.data_ptr()
         threads = self._threads(tokens)
-        model = self.models[causal]
-        size = self.functions.scratch_size(byref(model), longest)
+        size = self.functions.scratch_size(byref(self.model), longest)
         scratch = torch.empty(threads * size)
         status = self.functions.forward(
-            byref(model), tokens, ids.data_ptr(), None if soft is None else soft.data_ptr(),
+            byref(self.model), tokens, ids.data_ptr(), None if soft is None else soft.data_ptr(),
             (bindings.Segment * len(segments))(*segments), x.data_ptr(), queries.data_ptr(), byref(watched), threads,
             scratch.data_ptr(), size,
         )  # fmt: skip

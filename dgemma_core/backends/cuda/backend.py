@@ -198,6 +198,9 @@ class CudaBackend:
     ) -> Tensor:
         if watch is not None:
             return self.model.run(ids, rows, lengths, causal=causal, soft=soft, watch=watch)
+        if any(canvas) and self.model.causal_layers is not None:
+            self.tell("a pass of both modes, which an adapter has parted, runs on the reference")
+            return self.model.run(ids, rows, lengths, causal=causal, canvas=canvas)
         with self.alone():
             held = self.reserve(rows, lengths, causal=causal, canvas=canvas)
             if any(canvas):

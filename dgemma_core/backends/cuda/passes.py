@@ -35,7 +35,7 @@ class Pass:
         self.model, self.causal = model, causal
         self.layers: Sequence[Layer] = list(model.typed_layers(causal))
         self.windows = [None if layer.full else text.sliding_window - 1 for layer in text.layers]
-        self.scalars = model.encoder_scalars() if causal else model.decoder_scalars()
+        self.scalars = model.layer_scalars(causal)
 
     def __call__(
         self,
@@ -58,7 +58,7 @@ class Pass:
             of_token = [[laid] for laid, n in zip(canvas, lengths, strict=True) for _ in range(n)]
             noisy = upload(torch.tensor(of_token), ids.device)  # (N, 1)
             x = torch.where(noisy, self.conditioned(x, None), x)
-            both = zip(self.model.decoder_scalars(), scalars, strict=True)
+            both = zip(self.model.layer_scalars(causal=False), scalars, strict=True)
             scalars = [torch.where(noisy, of_canvas, own) for of_canvas, own in both]
         rotations = self.rotations(held, lengths)
         # what a layer's output is normed for: the next layer, and at last the head

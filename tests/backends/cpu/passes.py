@@ -28,7 +28,7 @@ class Recorder:
 
 
 def passes(model: DiffusionGemma) -> list[Tensor]:
-    """Both modes over rows of unlike length, one more token each, and two denoising passes; and what is watched."""
+    """Both modes over rows of unlike length, by themselves and in one pass; and what is watched."""
     generator = torch.Generator().manual_seed(0)
     size, length = model.config.text.vocab_size, model.config.canvas_length
     rows = [torch.randint(0, size, (n,), generator=generator) for n in LENGTHS]
@@ -39,8 +39,9 @@ def passes(model: DiffusionGemma) -> list[Tensor]:
     recorder = Recorder()
     first = model.denoise(canvas, longer)
     second = model.denoise(canvas, longer, first, watch=recorder)
-    hidden = [made.hidden for made in (cache, longer, alone) if made.hidden is not None]
-    return [*hidden, first, second, *recorder.seen]
+    both = model.encode([[5], [6, 7], [8]], longer, canvas=[canvas[0], [], canvas[1, :3]])
+    hidden = [made.hidden for made in (cache, longer, alone, both) if made.hidden is not None]
+    return [*hidden, *both.canvas, first, second, *recorder.seen]
 
 
 def plain_passes(model: DiffusionGemma) -> list[Tensor]:

@@ -196,7 +196,7 @@ def test_attention_over_rows_of_a_table(
             def attend(q: Tensor, k: Tensor, v: Tensor, row: RowCache = row, i: int = i) -> Tensor:
                 if causal:
                     return attend_causal(q, *row.append(i, k, v), row.windows[i])
-                return attend_all(q, *row.append(i, k, v, canvas=len(k)))
+                return attend_all(q, *row.lay(i, k, v))
 
             expected = part(hidden[at], Rotation(rotate.cos[at], rotate.signed_sin[at]), attend)
             torch.testing.assert_close(mixed[at], expected, rtol=1e-4, atol=1e-5)

@@ -80,12 +80,12 @@ static void one_case(uint64_t seed) {
     };
     model.top_k = between(1, between(0, 3) && model.experts > 4 ? 4 : model.experts);
     long width = model.hidden_size, causal = between(0, 1), rows = between(1, ROWS), tokens = 0, longest = 0;
-    Layer layers[3];
+    Layer layers[3], of_causal[3];
     for (long i = 0; i < model.layer_count; i++) {
         layers[i] = random_layer(&model, how == ONE_ODD && between(0, 1) ? CALM : how);
         model.query_stride = larger_of(model.query_stride, model.heads * layers[i].head_dim);
     }
-    model.layers = layers;
+    model.layers[0] = model.layers[1] = layers;
     model.embedding = weights(model.vocab_size * width, how);
     model.final_norm = weights(width, how);
     model.conditioning_norm = weights(width, how);
@@ -93,16 +93,17 @@ static void one_case(uint64_t seed) {
     model.conditioning_up = weights(width * model.dense_width, how);
     model.conditioning_down = weights(width * model.dense_width, how);
 
-    Segment segments[ROWS];
+    Segment segments[2 * ROWS], *segment = segments;
     LayerCache caches[ROWS][3];
     for (long r = 0; r < rows; r++) {
-        long count = rows == 1 ? ONE_OF(1, 2, 63, 64, 65, 130, 257) : ONE_OF(1, 7, 33, 65);
-        segments[r] = (Segment){tokens, count, between(0, 40), causal, caches[r]};
+        long count = rows == 1 ? ONE_OF(1, 2, 63, 64, 65, 130, 257) : ONE_OF(1, 7, 33, 65), position = between(0, 40);
+        long canvas = causal && between(0, 1) ? between(0, count - 1) : 0; /* behind a causal row's tokens */
+        *segment++ = (Segment){tokens, count - canvas, position, causal, caches[r]};
+        if (canvas) *segment++ = (Segment){tokens + count - canvas, canvas, position + count - canvas, 0, caches[r]};
         tokens += count;
-        longest = larger_of(longest, segments[r].position + count);
+        longest = larger_of(longest, position + count);
         for (long i = 0; i < model.layer_count; i++) {
             const Layer *layer = layers + i;
-            long position = segments[r].position;
             long first = layer->window < 0 ? 0 : larger_of(0, position - layer->window);
             LayerCache *cache = caches[r] + i;
             cache->base = between(0, first);
@@ -114,7 +115,11 @@ static void one_case(uint64_t seed) {
     for (long i = 0; i < model.layer_count; i++) {
         layers[i].cos = floats(longest * layers[i].head_dim, CALM, 1);
         layers[i].sin = floats(longest * layers[i].head_dim, CALM, 1);
+        of_causal[i] = layers[i];
+        of_causal[i].dense_gate = weights(width * model.dense_width, how);
+        of_causal[i].query_norm = weights(layers[i].head_dim, how);
     }
+    if (between(0, 1)) model.layers[1] = of_causal; /* an adapter parts the modes */
     long threads = between(1, 3), outside = between(0, 9) ? -1 : between(0, tokens - 1);
     int64_t *ids = bytes((size_t)tokens * sizeof *ids);
     for (long t = 0; t < tokens; t++) ids[t] = between(0, model.vocab_size - 1);
