@@ -226,7 +226,7 @@ class DiffusionGemma(nn.Module):
             ):
                 clean = len(part) - n
                 outputs[row].append(output[:clean])
-                denoised[row] = output[clean:]
+                denoised[row] = output[clean:].clone()
                 rows[row].length += clean
                 rows[row].tokens += tuple(part[:clean])
         joined = [each[0] if len(each) == 1 else torch.cat(each) for each in outputs]

@@ -40,8 +40,8 @@ from dgemma_evals.saving import resumed, write_json
 from dgemma_evals.writers.counting import acceptance
 
 CANDIDATES = (
-    "adaptive", "adaptive:ahead=0", "adaptive:ahead=0.8", "adaptive:first=24", "adaptive:first=20,ahead=0.8",
-    "adaptive:first=24,least=12", "adaptive:first=24,margin=10", "adaptive:first=24,least_probability=0.2",
+    "adaptive", "adaptive:ahead=0", "adaptive:ahead=0.8", "adaptive:first=16", "adaptive:first=20,ahead=0.8",
+    "adaptive:least=12", "adaptive:margin=10", "adaptive:least_probability=0.2",
     "adaptive:first=32,least=16", "adaptive:steps=2",
     "paying", "paying:pass_tokens=32", "paying:pass_tokens=64",
     "fixed:positions=8", "fixed:positions=16", "fixed:positions=16,ahead=0.5", "fixed:positions=24", "fixed",

@@ -388,8 +388,10 @@ def test_speculation_against_the_causal_mode_by_command_line(
     assert len(table) == 2 * 4, "both sides and both points of the sweep"
     assert (table.groupby("doc_id").text.nunique() == 1).all()
     drafted = table[table["mode"] == "speculative"]
-    rounds = drafted.accepted.map(len)
-    assert len(drafted) == 6 and (drafted.passes == 1 + drafted.denoising_steps + rounds).all()
+    assert len(drafted) == 6
+    # each pass writes one token of its own, and what it accepts comes on top
+    assert (drafted.passes == drafted.kept_tokens - drafted.accepted.map(sum)).all()
+    assert (drafted.denoising_steps >= drafted.accepted.map(len)).all()
     side = json.loads((tmp_path / "results.json").read_text())["sides"][spec]
     assert side["tokens_per_forward"] == side["tokens_per_pass"] and side["rounds"] > 0
     assert "accepted a round" in (tmp_path / "report.html").read_text()

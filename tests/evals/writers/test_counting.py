@@ -50,7 +50,9 @@ def test_the_same_text_by_drafts():
     plain, _ = count([*words("12345678901"), tiny.TURN_END], mode="autoregressive")
     assert counts.mode == "speculative" and counts.kept_tokens == plain.kept_tokens == 12
     assert [kept for kept, _ in counts.milestones] == list(range(1, 13))
-    assert counts.passes == 1 + counts.denoising_steps + len(counts.accepted)
+    assert (
+        counts.passes == 1 + len(counts.accepted) == 1 + counts.denoising_steps
+    )  # the prompt's drafts, too
     # A round writes what it accepts and one token more; the last may be cut by the end.
     assert sum(counts.accepted) + len(counts.accepted) >= 11 > 0
     assert counts.tokens_per_forward == counts.tokens_per_pass == 12 / counts.passes
