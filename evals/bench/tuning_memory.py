@@ -39,12 +39,12 @@ SHAPES: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "adapter of a bfloat16 base": (
         {"vocab": 4096, "width": 384, "layers": 4, "experts": 4, "chosen": 2, "expert_width": 192, "heads": 4,
          "canvas": 128},
-        {"base": "bf16", "texts": 4, "length": 500, "rank": 16},
+        {"base": "bf16", "texts": 2, "length": 500, "rank": 16},
     ),
     "adapter of an int4 base, layers run again": (
         {"vocab": 4096, "width": 512, "layers": 4, "experts": 4, "chosen": 2, "expert_width": 256, "heads": 8,
-         "canvas": 256},
-        {"base": "int4", "texts": 4, "length": 700, "rank": 8, "recomputes": True},
+         "canvas": 128},
+        {"base": "int4", "texts": 2, "length": 450, "rank": 8, "recomputes": True},
     ),
     "all weights": (
         {"vocab": 8192, "width": 512, "layers": 6, "experts": 8, "chosen": 2, "expert_width": 256, "heads": 4,
