@@ -89,8 +89,9 @@ class DraftEvent:
     """One round of speculative decoding: the denoiser drafted `tokens`, the causal mode verified them.
 
     start: the answer position of tokens[0], which the causal mode had chosen already. probability: the denoiser's, of
-    each token. steps: denoising steps of the draft. verified: how many of the tokens the causal pass went over.
-    accepted: how many behind the first are the causal mode's own choice. replacement: its choice behind those.
+    each token. steps: denoising steps of the draft. verified: how many of the tokens the causal pass went over; 1 where
+    the denoiser had begun with another token and the draft was given up. accepted: how many behind the first are the
+    causal mode's own choice. replacement: its choice behind those.
     """
 
     request: Hashable

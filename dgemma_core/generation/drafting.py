@@ -13,37 +13,48 @@ from dgemma_core.errors import RequestError, finite_number, whole_number
 from dgemma_core.speculation import DraftPlan
 
 
-def _check(steps: int, **chances: float) -> None:
-    """Raises RequestError unless a rule's values are in range."""
-    whole_number("steps", steps, low=1)
-    for name, chance in chances.items():
-        if not 0 <= chance < 1:
-            raise RequestError(f"{name} must lie in 0 … 1, below 1, got {chance!r}")
+@dataclass(frozen=True, kw_only=True)
+class _Rule:
+    """What all rules say of a draft (`speculation.DraftPlan`)."""
+
+    steps: int = 1
+    least_probability: float = 0.0
+    ahead: float = 0.5
+
+    def __post_init__(self) -> None:
+        whole_number("steps", self.steps, low=1)
+        for name in ("least_probability", "ahead"):
+            if not 0 <= getattr(self, name) < 1:
+                raise RequestError(
+                    f"{name} must lie in 0 … 1, below 1, got {getattr(self, name)!r}"
+                )
+
+    def _of(self, positions: int, canvas_length: int) -> DraftPlan:
+        """A draft of so many positions, at most a canvas."""
+        most = min(positions, canvas_length)
+        return DraftPlan(most, self.steps, self.least_probability, self.ahead)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FixedDraft:
+class FixedDraft(_Rule):
     """The same draft every round. positions: None for a whole canvas."""
 
     positions: int | None = None
-    steps: int = 1
-    least_probability: float = 0.0
     ahead: float = 0.0
 
     name: ClassVar[str] = "fixed"
 
     def __post_init__(self) -> None:
-        _check(self.steps, least_probability=self.least_probability, ahead=self.ahead)
+        super().__post_init__()
         if self.positions is not None:
             whole_number("positions", self.positions, low=2)
 
     def plan(self, accepted: Sequence[int], canvas_length: int) -> DraftPlan:
-        positions = canvas_length if self.positions is None else min(self.positions, canvas_length)
-        return DraftPlan(positions, self.steps, self.least_probability, self.ahead)
+        return self._of(self.positions or canvas_length, canvas_length)
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaptiveDraft:
+class AdaptiveDraft(_Rule):
     """Drafts a little more than the last rounds accepted: wrong tokens cost time, too.
 
     A round drafts `margin` positions more than the largest acceptance of the last `memory` rounds, at least `least`;
@@ -54,14 +65,11 @@ class AdaptiveDraft:
     least: int = 8
     margin: int = 6
     memory: int = 2
-    steps: int = 1
-    least_probability: float = 0.0
-    ahead: float = 0.5
 
     name: ClassVar[str] = "adaptive"
 
     def __post_init__(self) -> None:
-        _check(self.steps, least_probability=self.least_probability, ahead=self.ahead)
+        super().__post_init__()
         for option in ("first", "least"):
             whole_number(option, getattr(self, option), low=2)
         for option in ("margin", "memory"):
@@ -71,11 +79,11 @@ class AdaptiveDraft:
         wanted = self.first
         if accepted:
             wanted = max(self.least, max(accepted[-self.memory :]) + self.margin)
-        return DraftPlan(min(wanted, canvas_length), self.steps, self.least_probability, self.ahead)
+        return self._of(wanted, canvas_length)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PayingDraft:
+class PayingDraft(_Rule):
     """Drafts the number of positions that promises most tokens for what a round's passes cost.
 
     If a drafted token is accepted after an accepted one with chance q, a round over k positions writes
@@ -88,14 +96,11 @@ class PayingDraft:
     pass_tokens: float = 16.0
     expected: float = 8.0
     memory: int = 4
-    steps: int = 1
-    least_probability: float = 0.0
-    ahead: float = 0.5
 
     name: ClassVar[str] = "paying"
 
     def __post_init__(self) -> None:
-        _check(self.steps, least_probability=self.least_probability, ahead=self.ahead)
+        super().__post_init__()
         whole_number("memory", self.memory, low=1)
         for option in ("pass_tokens", "expected"):
             finite_number(option, getattr(self, option))
@@ -108,9 +113,8 @@ class PayingDraft:
         def tokens_for_cost(positions: int) -> float:
             return (1 - chance**positions) / (self.pass_tokens + 2 * positions)
 
-        positions = max(range(2, max(3, canvas_length + 1)), key=tokens_for_cost)
-        return DraftPlan(
-            min(positions, canvas_length), self.steps, self.least_probability, self.ahead
+        return self._of(
+            max(range(2, max(3, canvas_length + 1)), key=tokens_for_cost), canvas_length
         )
 
 

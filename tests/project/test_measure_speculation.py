@@ -24,7 +24,7 @@ def test_rules_from_arguments() -> None:
     ("text", "says"),
     [
         ("bold", "choose one of fixed, adaptive"),
-        ("fixed:size=3", "fixed has positions, steps, least_probability, ahead$"),
+        ("fixed:size=3", "fixed has steps, least_probability, ahead, positions$"),
         ("fixed:positions", "expected OPTION=NUMBER"),
         ("fixed:positions=many", "expected OPTION=NUMBER"),
         ("fixed:positions=1", "at least 2"),
