@@ -110,7 +110,7 @@ results: $(VENV)/.test
 	$(BIN)/dgemma flips --dtype float32,bfloat16 --batch 1,3,8 --limit 8 --out results/flips
 	for table in steps write tokens start growth memory; do $(BIN)/dgemma bench $$table --out results/bench || exit 1; done
 	$(BIN)/python -m scripts.measure_nano
-	$(BIN)/python -m scripts.measure_speculation --candidates --count 60 --timed 5 --out results/speculation/candidates.json
+	$(BIN)/python -m scripts.measure_speculation --candidates --count 30 --timed 5 --out results/speculation/candidates.json
 	$(BIN)/python -m scripts.measure_speculation --split test --timed 200 --repeats 2 \
 	  --draft adaptive --draft fixed:positions=16 --draft fixed
 	$(BIN)/python -m scripts.prove_speculation --split test
