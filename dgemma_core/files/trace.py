@@ -138,7 +138,7 @@ class Trace:
     steps: int  # N of the schedule; 0 in autoregression
     stop_reason: str | None  # None: the record stops before the run did
     denoising_steps: int
-    passes: int  # prefill + denoising steps + commits or verifications
+    passes: int  # prefill + denoising steps + commits; a pass of speculation may verify and draft
     canvases: int  # of speculation: rounds
     prompt_seconds: float
     total_seconds: float

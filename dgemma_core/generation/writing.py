@@ -33,8 +33,8 @@ class Generation:
     """One written text and what it cost.
 
     Kept tokens count the end-of-sequence token (it cost a pass), not a stop string. seconds: from joining the batch to
-    the end. passes: prefill, denoising steps and commits, or prefill and tokens, or prefill, denoising steps and
-    verifications.
+    the end. passes: prefill, denoising steps and commits, or prefill and tokens, or those of speculation, each of
+    which may verify a draft and draft the next.
     """
 
     text: str

@@ -2,8 +2,8 @@
 
 The rules (they are those of the loops): the end-of-sequence token is kept, for it cost a pass; a
 stop string, what follows the end, and what exceeds the limit are not. passes = prefill + denoising
-steps + commits, or prefill + further tokens, or prefill + denoising steps + verifications. A thought
-is kept: it was written, and paid for.
+steps + commits, or prefill + further tokens; one of speculation may verify a draft and take the next one's
+first denoising step. A thought is kept: it was written, and paid for.
 """
 
 from __future__ import annotations

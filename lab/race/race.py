@@ -5,7 +5,7 @@
 
 A lane shows what was written when: tokens are *kept* once their canvas is committed (elsewhere one by one);
 what is accepted on a canvas under way is shaded in the chart, the rest of the draft dotted in the text. Passes count
-as in a trace: prefill, denoising steps and commits, or prefill and tokens, or prefill, drafts and verifications.
+as in a trace: prefill, denoising steps and commits, or prefill and tokens; one of speculation may verify and draft.
 
 Times are measured more than once, the modes in turn, so that a verdict does not hang on one moment of the machine. A
 lane replays the run of median time; `metadata["measured"]` of its trace holds all times, and what else ran meanwhile.
