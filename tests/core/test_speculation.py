@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -162,6 +163,25 @@ def test_a_doubtful_draft_has_none_behind_it(nano: Loaded) -> None:
     assert steps[0] < steps[1] and passes[0] > passes[1]
     with pytest.raises(RequestError, match="ahead must lie in"):
         FixedDraft(ahead=1.0)
+
+
+def test_an_adapter_of_the_denoiser_changes_drafts_and_no_text() -> None:
+    """Modes that an adapter parts share a pass, each with layers of its own."""
+    loaded = load("nano", device="cpu", dtype="float32")
+    model = loaded.model
+    model.causal_layers = copy.deepcopy(model.layers)
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.self_attn.o_proj.weight.mul_(-1)
+    model.use("cpu")
+    asked = problems(loaded, 1)[:6]
+    plain, ours = both(loaded, asked, 3, FixedDraft(positions=8))
+    assert {n: e.ids for n, e in finished(ours).items()} == {
+        n: e.ids for n, e in finished(plain).items()
+    }
+    _, better = both(load("nano", device="cpu", dtype="float32"), asked, 3, FixedDraft(positions=8))
+    passes = [sum(end.passes for end in finished(events).values()) for events in (ours, better)]
+    assert passes[0] > passes[1], "these drafts are worse"
 
 
 def test_a_round_tells_what_was_drafted_and_kept(nano: Loaded) -> None:
