@@ -189,9 +189,8 @@ class _SpeculativeLoop:
         """Encodes the prompts of new rows, together, and drafts behind them; chooses each one's first token."""
         fresh = [row.request for row in joining if row.request.state is None]
         laid = [self._lay(request, request.seed, 0) for request in fresh]
-        yield from start_tokens(
-            self.model, joining, [canvas.noise if canvas else () for canvas in laid]
-        )
+        noise = [canvas.noise if canvas else () for canvas in laid]
+        yield from start_tokens(self.model, joining, noise)
         states = [row.state for row in joining if isinstance(row.state, TokenState)]
         hidden = torch.stack([state.hidden for state in states]).unsqueeze(1)  # (B, 1, D)
         choices = self._choose(hidden, [row.request for row in joining], states, [()] * len(states))
@@ -222,11 +221,10 @@ class _SpeculativeLoop:
             for row in rows
             for end in [len(row.state.committed) + row.draft.verified]
         ]
+        noise = [canvas.noise if canvas else () for canvas in laid]
         with memory_advice():
             caches = PrefixCache.join([row.state.cache for row in rows])
-            cache = self.model.encode(
-                verified, caches, canvas=[canvas.noise if canvas else () for canvas in laid]
-            )
+            cache = self.model.encode(verified, caches, canvas=noise)
         assert cache.hidden is not None
         choices = self._choose(cache.hidden, requests, [row.state for row in rows], verified)
         going_on, continued = [], []
@@ -301,6 +299,7 @@ class _SpeculativeLoop:
         noise = self.draws.first_canvas(keys, positions, config.text.vocab_size)[0]
         return _Canvas(plan, noise.tolist())
 
+    @memory_advice()
     @torch.inference_mode()
     def _draft(self, rows: Sequence[_Row], laid: Sequence[_Canvas | None]) -> None:
         """Reads what the last pass drafted on the canvases behind rows, and denoises it further as their plans say."""
@@ -308,7 +307,9 @@ class _SpeculativeLoop:
         if not planned:
             return
         model, states = self.model, [row.state for row, _ in planned]
-        hidden = pad_sequence([state.cache.canvas[0] for state in states], batch_first=True)
+        limit = model.config.text.max_position_embeddings
+        room = min(limit - state.cache.lengths[0] for state in states)
+        hidden = pad_sequence([s.cache.canvas[0] for s in states], batch_first=True)[:, :room]
         steps = max(plan.steps for _, plan in planned)
         chosen = upload(torch.tensor([[row.choice.token] for row, _ in planned]), model.device)
         pins = [{len(row.state.committed): row.choice.token} for row, _ in planned]

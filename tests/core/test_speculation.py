@@ -377,6 +377,16 @@ def test_what_a_pass_costs_follows_from_the_model_and_its_device(nano: Loaded) -
     assert SpeculativeSettings(draft=mine).resolved(nano).draft == mine
 
 
+def test_rows_at_unlike_places_near_the_end_of_the_models_positions(model: DiffusionGemma) -> None:
+    """A second denoising step goes over canvases of one length, which every row must have the positions for."""
+    limit = model.config.text.max_position_embeddings
+    requests = [Request((2,) * (limit - 5), max_new_tokens=5), Request((3, 4), max_new_tokens=20)]
+    plain = finished(list(decode_tokens(model, requests, eos=())))
+    rule = FixedDraft(steps=2)
+    ours = finished(list(decode_speculative(model, requests, draft=rule, batch_size=2, eos=())))
+    assert {n: end.ids for n, end in ours.items()} == {n: end.ids for n, end in plain.items()}
+
+
 def test_a_draft_at_the_end_of_the_models_positions(model: DiffusionGemma) -> None:
     limit = model.config.text.max_position_embeddings
     ids = tuple(
