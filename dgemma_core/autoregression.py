@@ -52,7 +52,7 @@ def decode_tokens(
     """
     temperature = causal_temperature(temperature, filters, observe)
     stops = checked_eos(model, eos)
-    size = whole_number("batch_size", batch_size, low=1)
+    size = whole_number("batch_size", batch_size, low=1, high=2**31 - 1)
     how = (temperature, filters, draws or CounterDraws(), observe)
     return _decode_tokens(model, requests, size, stops, decode, *how)
 

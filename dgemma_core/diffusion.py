@@ -74,7 +74,7 @@ def denoise_canvases(
     ends = checked_eos(model, eos)
     sampler, draws = sampler or EntropyBound(), draws or CounterDraws()
     loop = _CanvasLoop(model, sampler, steps, stop_rule, ends, decode, draws, observe, soft_top_k)
-    return loop.run(requests, whole_number("batch_size", batch_size, low=1))
+    return loop.run(requests, whole_number("batch_size", batch_size, low=1, high=2**31 - 1))
 
 
 @dataclass

@@ -154,7 +154,7 @@ def decode_speculative(
         draws or CounterDraws(),
         observe,
     )
-    return loop.run(requests, whole_number("batch_size", batch_size, low=1))
+    return loop.run(requests, whole_number("batch_size", batch_size, low=1, high=2**31 - 1))
 
 
 @dataclass

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dgemma_core.errors import CheckpointError, DgemmaError
-from dgemma_core.files.reading import read_json, read_text, shown
+from dgemma_core.files.reading import plain, read_json, read_text, shown
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -102,7 +102,7 @@ def library_errors(kind: type[DgemmaError], what: str, advice: str) -> Iterator[
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        reason = " ".join(str(error).split())[:200]
+        reason = plain(" ".join(str(error).split())[:160])  # it may quote the file
         raise kind(f"{what} ({reason}); {advice}") from error
 
 

@@ -735,7 +735,8 @@ def test_bad_options(model: DiffusionGemma) -> None:
     for options, words in (
         ({"steps": 0}, "steps must be at least 1"),
         ({"steps": 2, "sampler": DiscreteDDIM(corrector_steps=1)}, "no room"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1 and at most 2147483647, got 0"),
+        ({"batch_size": 2**64 - 1}, "batch_size must be at least 1 and at most"),
         ({"soft_top_k": 0}, "soft_top_k must be at least 1 and at most 48"),
         ({"soft_top_k": 49}, "soft_top_k must be at least 1 and at most 48"),
         ({"observe": Observe(attention_positions=(8,))}, "position 8: the canvas has 0 … 7"),
