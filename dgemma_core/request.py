@@ -78,7 +78,7 @@ def stop_strings(stop: Any) -> tuple[str, ...]:
     if isinstance(stop, str):
         return (stop,)
     try:
-        strings = tuple(stop or ())
+        strings = () if stop is None else tuple(stop)
     except (TypeError, ValueError):
         strings = (stop,)
     if not all(isinstance(string, str) for string in strings):

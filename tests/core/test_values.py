@@ -55,7 +55,7 @@ def test_whole_numbers_of_any_library_are_ints(changes: dict[str, Any]) -> None:
         {"seed": None}, {"seed": 1.5}, {"seed": "3"}, {"seed": -1}, {"seed": 2**64},
         {"seed": True}, {"max_new_tokens": None}, {"max_new_tokens": 8.0},
         {"max_new_tokens": 10**5000}, {"pins": [1]}, {"pins": {"1": 4}},
-        {"pins": {1: None}}, {"pins": {1: 4.0}}, {"stop": 5}, {"stop": [5]},
+        {"pins": {1: None}}, {"pins": {1: 4.0}}, {"stop": 5}, {"stop": [5]}, {"stop": torch.ones(2)},
         {"prefix": 5}, {"state": 5},
     ],
 )  # fmt: skip
