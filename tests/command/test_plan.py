@@ -46,6 +46,7 @@ def test_the_released_shape_is_the_checkpoints() -> None:
     assert CONFIGS[DIFFUSION_26B] == read_model_config(released_config())
 
 
+@pytest.mark.slow
 def test_what_fits_18_gb() -> None:
     plan = make_plan(DIFFUSION_26B, parse_memory("18GB"))
     assert sum(plan.parameters.values()) == TEXT_PARAMETERS

@@ -139,6 +139,7 @@ def test_sliding_layers_do_not_keep_the_whole_prefix(model: DiffusionGemma) -> N
 # --- values
 
 
+@pytest.mark.slow
 def test_branches_do_not_disturb_each_other(model: DiffusionGemma) -> None:
     """Every view of a row means what it meant when it was made, bit for bit, in any order of use."""
     root = model.encode([random_ids(9)])

@@ -84,6 +84,7 @@ row_keys = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, derandomize=True, max_examples=40)
 @given(st.lists(st.tuples(row_keys, st.integers(0, 60)), min_size=1, max_size=5), st.data())
 def test_a_row_draws_the_same_in_every_batch(rows, data):

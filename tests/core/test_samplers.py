@@ -460,6 +460,7 @@ def test_a_step_is_pure_and_leaves_pins_alone(situation):
     assert torch.equal(after.pinned, state.pinned)
 
 
+@pytest.mark.slow
 @settings(LAWS, max_examples=80)
 @given(situations())
 def test_a_row_steps_the_same_in_every_batch(situation):

@@ -151,6 +151,7 @@ def test_a_canvas_that_begins_with_another_token_is_given_up() -> None:
     assert rounds and all((r.verified, r.accepted) == (1, 0) for r in rounds)
 
 
+@pytest.mark.slow
 def test_a_doubtful_draft_has_none_behind_it(nano: Loaded) -> None:
     """`ahead`: only behind what is likely accepted whole is the next one drafted in the same pass."""
     asked = problems(nano, 1)[:6]
@@ -165,6 +166,7 @@ def test_a_doubtful_draft_has_none_behind_it(nano: Loaded) -> None:
         FixedDraft(ahead=1.0)
 
 
+@pytest.mark.slow
 def test_an_adapter_of_the_denoiser_changes_drafts_and_no_text() -> None:
     """Modes that an adapter parts share a pass, each with layers of its own."""
     loaded = load("nano", device="cpu", dtype="float32")

@@ -171,6 +171,7 @@ def passes(model: DiffusionGemma) -> tuple[Tensor, Tensor]:
     return cache.hidden, model.denoise(canvas, cache)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_other_mode_stays_bit_for_bit(base: Path, tmp_path: Path, backend: str) -> None:
     plain = load_model(base, dtype="float32", backend=backend)

@@ -415,6 +415,7 @@ def test_a_dtype_that_is_none(dtype: Any, tmp_path: Path) -> None:
         load_model(tmp_path, dtype=dtype, device="cpu")
 
 
+@pytest.mark.slow
 def test_too_little_memory_says_how_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path)
     count = sum(parameter.numel() for parameter in random_model().parameters())

@@ -443,6 +443,7 @@ def test_weights_that_are_no_numbers(bad: float, name: str, tmp_path: Path) -> N
         load_model(tmp_path, device="cpu", quantize=name)
 
 
+@pytest.mark.slow
 def test_the_command_line_hands_it_on() -> None:
     def invoke(*more: str):  # type: ignore[no-untyped-def]
         return CliRunner().invoke(cli.app, ["generate", "Spell backward:\nSTEP", *more])

@@ -77,6 +77,7 @@ def test_a_run_is_deterministic(uninterrupted: Trainer, tmp_path: Path) -> None:
     assert not equal(weights(other), weights(uninterrupted))
 
 
+@pytest.mark.slow
 def test_workers_change_no_number(uninterrupted: Trainer, tmp_path: Path) -> None:
     model = DiffusionGemma(COPYING)
     initialise(model, RECIPE.seed)
@@ -186,6 +187,7 @@ def test_a_run_stops_when_asked(tmp_path: Path) -> None:
     assert again.resume() and again.progress.step == 4
 
 
+@pytest.mark.slow
 def test_validation_is_part_of_the_run(tmp_path: Path) -> None:
     """Every so many steps and at the end, with the weights of that step; its figures stand in a CSV and survive."""
     seen: list[float] = []

@@ -41,7 +41,7 @@ def passes(model: DiffusionGemma) -> list[Tensor]:
     second = model.denoise(canvas, longer, first, watch=recorder)
     both = model.encode([[5], [6, 7], [8]], longer, canvas=[canvas[0], [], canvas[1, :3]])
     hidden = [made.hidden for made in (cache, longer, alone, both) if made.hidden is not None]
-    return [*hidden, *both.canvas, first, second, *recorder.seen]
+    return [*hidden, *filter(len, both.canvas), first, second, *recorder.seen]
 
 
 def plain_passes(model: DiffusionGemma) -> list[Tensor]:
