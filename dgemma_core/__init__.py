@@ -19,9 +19,7 @@ _HOMES = {
     "diffusion": ("denoise_canvases",),
     "draws": ("CounterDraws",),
     "errors": ("CheckpointError", "DeviceError", "DgemmaError", "RequestError"),
-    "events": tuple(
-        f"{kind}Event" for kind in ("Canvas", "Draft", "Finish", "Prompt", "Step", "Token")
-    ),
+    "events": ("CanvasEvent", "DraftEvent", "FinishEvent", "PromptEvent", "StepEvent", "TokenEvent"),
     "files.checkpoint": ("Loaded", "load", "load_model"),
     "files.finding": ("read_config",),
     "files.saving": ("save_model",),
@@ -34,10 +32,8 @@ _HOMES = {
     "request": ("DecodeState", "Request", "TokenState"),
     "speculation": ("DraftPlan", "DraftRule", "decode_speculative"),
     "samplers": ("BlockRefinement", "DiscreteDDIM", "EntropyBound", "StopRule", "sampler_from"),
-    "generation.settings": tuple(
-        f"{mode}Settings" for mode in ("Autoregressive", "Diffusion", "", "Speculative")
-    ),
-}
+    "generation.settings": ("AutoregressiveSettings", "DiffusionSettings", "Settings", "SpeculativeSettings"),
+}  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = sorted(_HOME)

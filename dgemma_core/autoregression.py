@@ -13,13 +13,13 @@ import torch
 from dgemma_core.cache import PrefixCache
 from dgemma_core.constraints.conditions import conditions
 from dgemma_core.draws import CounterDraws, Draws, Filters, RowKey
-from dgemma_core.errors import whole_number
 from dgemma_core.events import Event
 from dgemma_core.head import Prediction
 from dgemma_core.loop import (
     Decode,
     Row,
     causal_temperature,
+    checked_batch_size,
     checked_eos,
     join,
     keep_token,
@@ -52,7 +52,7 @@ def decode_tokens(
     """
     temperature = causal_temperature(temperature, filters, observe)
     stops = checked_eos(model, eos)
-    size = whole_number("batch_size", batch_size, low=1, high=2**31 - 1)
+    size = checked_batch_size(batch_size)
     how = (temperature, filters, draws or CounterDraws(), observe)
     return _decode_tokens(model, requests, size, stops, decode, *how)
 

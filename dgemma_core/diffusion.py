@@ -27,6 +27,7 @@ from dgemma_core.head import Prediction, not_finite
 from dgemma_core.loop import (
     Decode,
     Row,
+    checked_batch_size,
     checked_eos,
     cut,
     encode_prompts,
@@ -74,7 +75,7 @@ def denoise_canvases(
     ends = checked_eos(model, eos)
     sampler, draws = sampler or EntropyBound(), draws or CounterDraws()
     loop = _CanvasLoop(model, sampler, steps, stop_rule, ends, decode, draws, observe, soft_top_k)
-    return loop.run(requests, whole_number("batch_size", batch_size, low=1, high=2**31 - 1))
+    return loop.run(requests, checked_batch_size(batch_size))
 
 
 @dataclass

@@ -14,12 +14,7 @@ import torch
 from dgemma_core.cache import PrefixCache
 from dgemma_core.constraints.checks import check
 from dgemma_core.draws import Filters
-from dgemma_core.errors import (
-    DeviceError,
-    RequestError,
-    shown,
-    temperature_number,
-)
+from dgemma_core.errors import DeviceError, RequestError, shown, temperature_number, whole_number
 from dgemma_core.events import Event, FinishEvent, PromptEvent, StopReason, TokenEvent
 from dgemma_core.head import Prediction, not_finite
 from dgemma_core.model import DiffusionGemma
@@ -42,6 +37,10 @@ class Row:
     @property
     def seconds(self) -> float:
         return time.perf_counter() - self.started
+
+
+def checked_batch_size(batch_size: int) -> int:
+    return whole_number("batch_size", batch_size, low=1, high=2**31 - 1)
 
 
 def checked_eos(model: DiffusionGemma, eos: Sequence[int] | None) -> frozenset[int]:

@@ -31,7 +31,6 @@ from dgemma_core.cache import PrefixCache
 from dgemma_core.checks import check_denoiser
 from dgemma_core.constraints.conditions import conditions, conditions_each
 from dgemma_core.draws import CounterDraws, Draws, Filters, RowKey, upload
-from dgemma_core.errors import whole_number
 from dgemma_core.events import DraftEvent, Event
 from dgemma_core.head import Prediction
 from dgemma_core.loop import (
@@ -39,6 +38,7 @@ from dgemma_core.loop import (
     Decode,
     Row,
     causal_temperature,
+    checked_batch_size,
     checked_eos,
     join,
     keep_token,
@@ -154,7 +154,7 @@ def decode_speculative(
         draws or CounterDraws(),
         observe,
     )
-    return loop.run(requests, whole_number("batch_size", batch_size, low=1, high=2**31 - 1))
+    return loop.run(requests, checked_batch_size(batch_size))
 
 
 @dataclass
@@ -201,7 +201,7 @@ class _SpeculativeLoop:
         begun = [row for row in rows if row.row.request.state is None]
         for row, canvas in zip(begun, laid, strict=True):
             row.denoising_steps += canvas is not None
-        self._draft(begun, laid)
+        self._draft(begun, laid, [row.state.cache.canvas[0] for row in begun])
         return rows
 
     def _keep(self, row: _Row, state: TokenState, choice: Choice) -> Generator[Event, None, bool]:
@@ -227,7 +227,7 @@ class _SpeculativeLoop:
             cache = self.model.encode(verified, caches, canvas=noise)
         assert cache.hidden is not None
         choices = self._choose(cache.hidden, requests, [row.state for row in rows], verified)
-        going_on, continued = [], []
+        going_on, continued, denoised = [], [], []
         for i, (row, canvas) in enumerate(zip(rows, laid, strict=True)):
             chosen, before, draft = choices[i], row.state, row.draft
             pairs = zip(draft.tokens[1 : draft.verified], chosen, strict=False)
@@ -261,9 +261,7 @@ class _SpeculativeLoop:
             ]
             known.truncate(length + accepted + 1)
             row.choice, row.draft = chosen[accepted], _only(chosen[accepted])
-            row.state = replace(
-                states[-1], cache=PrefixCache([known], canvas=cache.canvas[i : i + 1])
-            )
+            row.state = replace(states[-1], cache=PrefixCache([known]))
             row.denoising_steps += canvas is not None
             for state, choice in zip(states[:-1], chosen, strict=False):
                 if (yield from self._keep(row, state, choice)):
@@ -271,7 +269,8 @@ class _SpeculativeLoop:
             else:
                 going_on.append(row)
                 continued.append(canvas if accepted + 1 == draft.verified else None)
-        self._draft(going_on, continued)
+                denoised.append(cache.canvas[i])
+        self._draft(going_on, continued, denoised)
         return going_on
 
     # --- drafting
@@ -301,19 +300,22 @@ class _SpeculativeLoop:
 
     @memory_advice()
     @torch.inference_mode()
-    def _draft(self, rows: Sequence[_Row], laid: Sequence[_Canvas | None]) -> None:
-        """Reads what the last pass drafted on the canvases behind rows, and denoises it further as their plans say."""
-        planned = [(row, canvas.plan) for row, canvas in zip(rows, laid, strict=True) if canvas]
+    def _draft(
+        self, rows: Sequence[_Row], laid: Sequence[_Canvas | None], denoised: Sequence[Tensor]
+    ) -> None:
+        """Reads the canvases behind rows, denoised once (C, D), and denoises them further as their plans say."""
+        every = zip(rows, laid, denoised, strict=True)
+        planned = [(row, canvas.plan, hidden) for row, canvas, hidden in every if canvas]
         if not planned:
             return
-        model, states = self.model, [row.state for row, _ in planned]
+        model, states = self.model, [row.state for row, _, _ in planned]
         limit = model.config.text.max_position_embeddings
         room = min(limit - state.cache.lengths[0] for state in states)
-        hidden = pad_sequence([s.cache.canvas[0] for s in states], batch_first=True)[:, :room]
-        steps = max(plan.steps for _, plan in planned)
-        chosen = upload(torch.tensor([[row.choice.token] for row, _ in planned]), model.device)
-        pins = [{len(row.state.committed): row.choice.token} for row, _ in planned]
-        given = conditions([row.row.request for row, _ in planned], states, pins)
+        hidden = pad_sequence([each for _, _, each in planned], batch_first=True)[:, :room]
+        steps = max(plan.steps for _, plan, _ in planned)
+        chosen = upload(torch.tensor([[row.choice.token] for row, _, _ in planned]), model.device)
+        pins = [{len(row.state.committed): row.choice.token} for row, _, _ in planned]
+        given = conditions([row.row.request for row, _, _ in planned], states, pins)
         prediction = self._predict(hidden, states, after=0, soft=steps > 1, **given)
         cache = PrefixCache.join([state.cache for state in states])
         for step in range(1, steps):
@@ -321,7 +323,7 @@ class _SpeculativeLoop:
             hidden = model.denoise(canvas, cache, prediction.soft_embedding)
             prediction = self._predict(hidden, states, after=0, soft=step + 1 < steps, **given)
         tokens, probabilities = prediction.sample.tolist(), prediction.sample_probability.tolist()
-        for i, (row, plan) in enumerate(planned):
+        for i, (row, plan, _) in enumerate(planned):
             row.state = replace(row.state, passes=row.state.passes + steps - 1)
             row.denoising_steps += steps - 1
             drafted = (row.choice.token, *tokens[i][1 : plan.positions])

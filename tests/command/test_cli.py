@@ -194,7 +194,7 @@ def test_other_samplers_run_as_the_core_runs_them(folder: Path, loaded: Loaded) 
         (["generate", "x", "--seed", "-1"], "--seed"),
         (["generate", "x", "--steps", "0"], "steps"),
         (["generate", "x", "--soft-top-k", "0"], "--soft-top-k"),
-        (["generate", "x", "--soft-top-k", "2000"], "at most 1024"),
+        (["generate", "x", "--soft-top-k", "2000"], "at least 1 and at most 1024"),
         (["generate", "x", "--mode", "autoregressive", "--soft-top-k", "8"], "soft_top_k"),
         (["generate", "x", "--max-new-tokens", "0"], "max_new_tokens"),
         (["generate", "x", "--sampler", "magic"], "entropy_bound, block_refinement, discrete_ddim"),
