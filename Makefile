@@ -41,7 +41,7 @@ test: lint tools $(AXE)
 	[ -z "$$failed" ]
 
 quick: $(VENV)/.test
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not (slow or browser or subprocess)" --durations=20 $(PYTEST_FLAGS) tests
+	$(BIN)/pytest -p no:nbval -n 2 --dist loadfile --no-loadscope-reorder -m "not (slow or browser or subprocess)" --durations=20 $(PYTEST_FLAGS) tests --ignore tests/browser
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -216,8 +217,18 @@ class _CanvasLoop:
             prediction = self._pin(prediction, pinned, tokens)
         after, accepted = self.sampler.step(batch, prediction, draws)
         history, finished = self._stop(states, prediction, pinned, correct)
-        events = []
+        soft, events = prediction.soft_embedding, []
         for i, (row, state) in enumerate(zip(rows, states, strict=True)):
+            said: dict[str, Any] = {}
+            if not correct:
+                said = {
+                    "soft_embedding": None if soft is None else soft[i],
+                    "history": None if history is None else history[i],
+                    "argmax": prediction.argmax[i],
+                    "probability": prediction.argmax_probability[i],
+                    "entropy": prediction.entropy[i],
+                    "finished": finished[i],
+                }
             stepped = replace(
                 state,
                 step=state.step + 1,
@@ -225,18 +236,8 @@ class _CanvasLoop:
                 accepted=after.accepted[i],
                 denoising_steps=state.denoising_steps + 1,
                 passes=state.passes + 1,
+                **said,
             )
-            if not correct:
-                soft = prediction.soft_embedding
-                stepped = replace(
-                    stepped,
-                    soft_embedding=None if soft is None else soft[i],
-                    history=None if history is None else history[i],
-                    argmax=prediction.argmax[i],
-                    probability=prediction.argmax_probability[i],
-                    entropy=prediction.entropy[i],
-                    finished=finished[i],
-                )
             row.state = stepped
             events.append(
                 StepEvent(

@@ -7,11 +7,12 @@ Philox: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
 Axes: B rows, C canvas positions, V vocabulary, K routes, k chosen positions, R of B·C positions.
 """
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -149,6 +150,18 @@ def filtered(logits: Tensor, filters: Filters) -> Tensor:
     return logits
 
 
+class _Philox(threading.local):
+    """A thread's generator: setting its state takes a third of the time of making another."""
+
+    def __init__(self) -> None:
+        self.bits = np.random.Philox(key=0)
+        self.state: Any = self.bits.state
+        self.random = np.random.Generator(self.bits).random
+
+
+_PHILOX = _Philox()
+
+
 @dataclass(frozen=True)
 class CounterDraws:
     """Draws addressed by (seed, canvas, step, stream, position): the same whatever the batch."""
@@ -180,13 +193,14 @@ class CounterStep:
 
     def numbers(self, stream: Stream) -> Tensor:
         """(B, C) float64 in [0, 1), 53 random bits each."""
-        blocks = []
-        for row, step in zip(self.rows, self.steps, strict=True):
+        found = np.empty((len(self.rows), self.canvas_length))
+        for line, row, step in zip(found, self.rows, self.steps, strict=True):
             # four 64-bit words, the lowest first; that one counts positions, four to a block
             counter = np.array([0, stream, step + 1, row.canvas], dtype=np.uint64)
-            philox = np.random.Philox(key=row.seed, counter=counter)
-            blocks.append(np.random.Generator(philox).random(self.canvas_length))
-        return upload(torch.from_numpy(np.stack(blocks)), self.device)
+            words = {"counter": counter, "key": np.array([row.seed, 0], dtype=np.uint64)}
+            _PHILOX.bits.state = _PHILOX.state | {"state": words}
+            _PHILOX.random(out=line)
+        return upload(torch.from_numpy(found), self.device)
 
     @cached_property
     def uniform(self) -> Tensor:

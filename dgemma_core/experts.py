@@ -63,7 +63,7 @@ class Experts(nn.Module):
         order = pairs.argsort(stable=True)
         counts = torch.bincount(pairs, minlength=self.count).tolist()
         slices = flat[order // k].split(counts)
-        outputs = torch.cat([self.expert(e, rows) for e, rows in enumerate(slices) if len(rows)])
+        outputs = torch.cat([self.expert(e, slices[e]) for e, n in enumerate(counts) if n])
         placed = torch.empty_like(outputs).index_copy(0, order, outputs)  # by token again
         weighted = placed.view(-1, k, x.shape[-1]) * weights.reshape(-1, k, 1).to(x.dtype)
         return weighted.sum(dim=1).view_as(x)

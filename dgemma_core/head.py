@@ -180,26 +180,6 @@ class VocabularyHead:
         return soft_capped(products, self.soft_cap)
 
     @torch.inference_mode()
-    def token_logprob(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """hidden (…, D), tokens (…) → log-probabilities (…), float32, under softmax of the raw logits.
-
-        Raises RequestError for ids outside the vocabulary.
-        """
-        if ((tokens < 0) | (tokens >= self.vocab_size)).any():
-            raise RequestError(
-                f"log-probabilities asked of ids outside the vocabulary, 0 … {self.vocab_size - 1}"
-            )
-        flat, ids = hidden.reshape(-1, hidden.shape[-1]), tokens.reshape(-1)
-        softmax = OnlineSoftmax(len(flat), flat.device)
-        asked = torch.empty(len(flat), device=flat.device)
-        for start, weight in self.slices(len(flat)):
-            z = soft_capped(F.linear(flat, dense(weight, flat.dtype)), self.soft_cap)
-            here = ((ids >= start) & (ids < start + len(weight))).nonzero().squeeze(1)
-            asked[here] = z[here, ids[here] - start]
-            softmax.add(z, start)
-        return (asked - softmax.logsumexp.squeeze(1)).view(tokens.shape)
-
-    @torch.inference_mode()
     def predict(
         self,
         hidden: Tensor,
@@ -255,8 +235,10 @@ class VocabularyHead:
             found = fields.pop(name, None)
             if top_k and found is not None:
                 fields[name] = found[:, :top_k]
-        shaped = {name: value.unflatten(0, (batch, length)) for name, value in fields.items()}
-        shaped = {"soft_embedding": None, **shaped}
+        shaped: dict[str, Any] = {"soft_embedding": None}
+        shaped |= {
+            key: value.view(batch, length, *value.shape[1:]) for key, value in fields.items()
+        }
         return Prediction(**shaped, hidden=hidden, head=self, posterior=posterior)
 
     def _sampling(

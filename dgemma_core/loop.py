@@ -248,8 +248,8 @@ def read_choices(prediction: Prediction) -> list[list[Choice]]:
 
     Raises RequestError where the numbers are not finite. This is where the host waits for the device: once a step.
     """
-    fields = prediction.sample, prediction.sample_logprob.exp(), prediction.entropy
-    rows = torch.stack([field.double() for field in fields], dim=-1).tolist()  # (B, T, 3)
+    fields = prediction.sample.double(), prediction.sample_logprob.exp(), prediction.entropy
+    rows = torch.stack(fields, dim=-1).tolist()  # (B, T, 3), all in float64
     if not all(math.isfinite(probability) for row in rows for _, probability, _ in row):
         raise not_finite()
     return [

@@ -225,8 +225,9 @@ class DiffusionGemma(nn.Module):
                 active, parts, laid, hidden.split(lengths), strict=True
             ):
                 clean = len(part) - n
-                outputs[row].append(output[:clean])
-                denoised[row] = output[clean:].clone()
+                outputs[row].append(output[:clean] if n else output)
+                if n:
+                    denoised[row] = output[clean:].clone()
                 rows[row].length += clean
                 rows[row].tokens += tuple(part[:clean])
         joined = [each[0] if len(each) == 1 else torch.cat(each) for each in outputs]

@@ -77,6 +77,15 @@ class Work:
         return max(self.bytes / bytes_per_second, self.operations / operations_per_second)
 
 
+def weights_of(model: DiffusionGemma) -> dict[str, tuple[int, int]]:
+    """Numbers of each part's weights, those of `PARTS`, and the bytes in which they lie in memory."""
+    parts = dict.fromkeys(PARTS, (0, 0))
+    for name, (numbers, held) in held_sizes(model).items():
+        before = parts[part_of(name)]
+        parts[part_of(name)] = before[0] + numbers, before[1] + held
+    return parts
+
+
 def work(
     model: DiffusionGemma,
     *,
@@ -85,6 +94,7 @@ def work(
     batch: int = 1,
     touched: float | None = None,
     denoises: bool | None = None,
+    weights: Mapping[str, tuple[int, int]] | None = None,
 ) -> Work:
     """A denoising step of `batch` rows (tokens: of a canvas), or an autoregressive one (1), behind `prefix` tokens.
 
@@ -93,13 +103,13 @@ def work(
     a weight is two operations a token, of the tied embedding four on a canvas: logits and soft embedding.
     denoises: whether the pass conditions on a prediction and makes one, as a denoising step does; None: if it is of
     several tokens. Verifying a draft is a pass of several tokens that does not.
+    weights: `weights_of(model)`, from who asks for many passes of one model.
     """
     text, count = model.config.text, batch * tokens
     denoises = tokens > 1 if denoises is None else denoises
     touched = experts_touched(text, count) if touched is None else touched
     read, computed = (dict.fromkeys((*PARTS, "prefix"), 0.0) for _ in range(2))
-    for name, (numbers, held) in held_sizes(model).items():
-        part = part_of(name)
+    for part, (numbers, held) in (weights or weights_of(model)).items():
         if part == "self-conditioning" and not denoises:
             continue
         experts = part == "experts"

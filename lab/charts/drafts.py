@@ -22,7 +22,7 @@ import torch
 
 from dgemma_core.config import ModelConfig
 from dgemma_core.errors import RequestError
-from dgemma_core.facts.cost import Work, work
+from dgemma_core.facts.cost import Work, weights_of, work
 from dgemma_core.facts.published import CONFIGS, DIFFUSION_26B
 from dgemma_core.generation.drafting import AdaptiveDraft
 from dgemma_core.model import DiffusionGemma
@@ -40,8 +40,14 @@ def _in_bfloat16(config: ModelConfig) -> DiffusionGemma:
 
 
 @cache
+def _weights(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    return weights_of(_in_bfloat16(config))
+
+
+@cache
 def _work(config: ModelConfig, prefix: int, tokens: int, denoises: bool) -> Work:
-    return work(_in_bfloat16(config), prefix=prefix, tokens=tokens, denoises=denoises)
+    model, weights = _in_bfloat16(config), _weights(config)
+    return work(model, prefix=prefix, tokens=tokens, denoises=denoises, weights=weights)
 
 
 @dataclass(frozen=True)

@@ -394,21 +394,18 @@ def test_the_streamed_path_allocates_slices_only(reference: Any, temperature: fl
         head.predict(hidden, temperature, draws, reference=reference, soft_top_k=8)
     assert rows * size <= largest.elements < 2 * rows * size
     with torch.inference_mode(), Largest(weight) as largest:
-        head.token_logprob(hidden, torch.randint(vocab, (2, rows // 2)))
         head.token_logit(hidden, torch.randint(vocab, (2, rows // 2)))
-    assert rows * size <= largest.elements < 2 * rows * size
+    assert largest.elements < rows * size
     with torch.inference_mode(), Largest(weight) as largest:
         head.logits(hidden)
     assert largest.elements == rows * vocab, "the measure sees whole rows"
 
 
 @pytest.mark.parametrize("number", range(20))
-def test_token_logprob_and_rows(number: int) -> None:
+def test_token_logit_and_rows(number: int) -> None:
     case = draw_case(number)
     logits = case.logits()
     tokens = torch.randint(len(case.weight), case.hidden.shape[:2])
-    expected = logits.log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)
-    close(case.head.token_logprob(case.hidden, tokens), expected, 1e-4)
     ours = case.predict()
     close(ours.token_logit(tokens), logits.gather(-1, tokens[..., None]).squeeze(-1), 1e-5)
     rows = ours.rows(0, torch.tensor([0]))
@@ -467,12 +464,6 @@ def test_refusals(arguments: tuple[Any, ...], options: dict[str, Any], words: st
 def test_filters_that_leave_nothing(filters: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match=f"{next(iter(filters))} must"):
         Filters(**filters)
-
-
-@pytest.mark.parametrize("token", [-100, -1, 6])
-def test_logprob_of_no_token_is_refused(token: int) -> None:
-    with pytest.raises(RequestError, match="0 … 5"):
-        Head(WEIGHT, 30.0, 4).token_logprob(torch.randn(2, 4), torch.tensor([0, token]))
 
 
 def test_few_rows_take_larger_slices() -> None:

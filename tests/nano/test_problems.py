@@ -69,6 +69,7 @@ def test_english_is_known_by_its_words(english: Known) -> None:
     assert english.strange("Tell me a stroy about a cat") == ""  # a slip of the fingers
 
 
+@pytest.mark.slow
 def test_the_list_is_written_and_read_back(english: Known, tmp_path: Path) -> None:
     write(tmp_path, english)
     assert known(tmp_path) == english

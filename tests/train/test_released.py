@@ -151,6 +151,7 @@ def of_peft(experts: torch.nn.Module, lora: LowRank, x: Tensor, upstream: Tensor
     return [a.grad, b.grad]
 
 
+@pytest.mark.slow
 def test_the_recipe_names_the_memory_that_is_planned() -> None:
     found = yaml.safe_load((RECIPES / "sudoku_26b.yaml").read_text())
     assert found["dtype"] == "bfloat16" and found["recompute"] and found["modes"] == "both"

@@ -32,7 +32,7 @@ def make(model: DiffusionGemma) -> Backend:
 
 
 class Modules:
-    """Runs the model's own modules with faster functions, and the head with statistics by C."""
+    """Runs the model's own modules, with faster functions where they pay, and the head with statistics by C."""
 
     name = "cpu"
 
@@ -42,18 +42,18 @@ class Modules:
     def forward(
         self, ids: Tensor, rows: Sequence[RowCache], lengths: Sequence[int], **options: Any
     ) -> Tensor:
-        from dgemma_core.backends.cpu.functions import FasterFunctions
+        from dgemma_core.backends.cpu.functions import faster_functions
 
-        with FasterFunctions():
+        with faster_functions():
             return self.model.run(ids, rows, lengths, **options)
 
     def predict(self, hidden: Tensor, *arguments: Any, **options: Any) -> Prediction:
-        from dgemma_core.backends.cpu.functions import FasterFunctions
+        from dgemma_core.backends.cpu.functions import faster_functions
         from dgemma_core.backends.cpu.head import CpuHead
 
         text = self.model.config.text
         head = CpuHead(self.model.embed_tokens.weight, text.final_logit_softcapping)
-        with FasterFunctions():
+        with faster_functions():
             return head.predict(hidden, *arguments, **options)
 
     def refresh(self) -> None:

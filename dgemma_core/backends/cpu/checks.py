@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from dgemma_core.cache import RowCache
-from dgemma_core.checks import check_row
 from dgemma_core.config import TextConfig
 from dgemma_core.errors import RequestError
 
@@ -78,29 +77,24 @@ def positions(config: TextConfig, rows: Sequence[RowCache], sizes: Sequence[int]
     return longest
 
 
-def row_caches(
-    config: TextConfig, windows: tuple[int | None, ...], rows: Sequence[RowCache], like: Tensor
-) -> None:
-    """Refuses rows whose keys and values are not those of this model, in the dtype and on the device of `like`.
+def positions_held(windows: tuple[int | None, ...], row: RowCache) -> None:
+    """Refuses a row whose buffers do not hold all that its next token can see, or more than they have space for.
 
-    windows: positions that each layer keeps. `check_row` looks at a row's tensors once; positions are looked at by
-    every call.
+    windows: positions that each layer keeps. Shapes are looked at by `check_row`.
     """
-    for row in rows:
-        check_row(row, config, like)
-        length = row.length
-        fits = row.windows == windows and length >= 0
-        for window, buffer in zip(windows, row.buffers, strict=True):
-            if buffer is None:
-                fits &= not length
-            else:
-                first = 0 if window is None else max(0, length - window)
-                end = buffer.base + buffer.keys.shape[1]
-                fits &= 0 <= buffer.base <= first and length <= buffer.filled <= end
-        if not fits:
-            raise RequestError(
-                "the prefix cache is of another model, dtype or device: encode the prompt with this model"
-            )
+    length = row.length
+    fits = row.windows == windows and length >= 0
+    for window, buffer in zip(windows, row.buffers, strict=True):
+        if buffer is None:
+            fits &= not length
+        else:
+            first = 0 if window is None else max(0, length - window)
+            end = buffer.base + buffer.keys.shape[1]
+            fits &= 0 <= buffer.base <= first and length <= buffer.filled <= end
+    if not fits:
+        raise RequestError(
+            "the prefix cache is of another model, dtype or device: encode the prompt with this model"
+        )
 
 
 def capped_scale(cap: float, temperatures: Tensor | float) -> Tensor:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from ctypes import POINTER, Array, byref, cast
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from dgemma_core.backends.cpu import bindings, checks
 from dgemma_core.backends.cpu.online_softmax import row_top
 from dgemma_core.cache import Buffer, RowCache
+from dgemma_core.checks import check_row
 from dgemma_core.config import ModelConfig
 from dgemma_core.draws import filtered, inverse_cdf
 from dgemma_core.errors import RequestError
@@ -98,6 +100,33 @@ def _form(module: nn.Module) -> list[tuple[str, type, dict[str, torch.Size]]]:
 def _plain(weight: Tensor) -> bool:
     """Whether C can read the numbers as they stand."""
     return weight.dtype == torch.float32 and weight.device.type == "cpu" and weight.is_contiguous()
+
+
+class Layout:
+    """Where C finds a row's keys and values (`RowCache.layout`): a step that finds them as they were reads them there.
+
+    places: of the buffers, by identity. The row must be at least `start` long, and at most `end` with what is added.
+    """
+
+    def __init__(self, buffers: list[Buffer], windows: tuple[int | None, ...]) -> None:
+        self.buffers, self.windows = buffers, windows
+        self.places = tuple(map(id, buffers))
+        kept = zip(buffers, windows, strict=True)
+        self.start = max(b.base + window if b.base and window else 0 for b, window in kept)
+        self.end = min(b.base + b.keys.shape[1] for b in buffers)
+        self.table = np.array(
+            [(b.keys.data_ptr(), b.values.data_ptr(), b.keys.shape[1], b.base) for b in buffers]
+        )
+        self.address = self.table.ctypes.data
+
+    def holds(self, row: RowCache, size: int) -> bool:
+        """Whether the row still has these buffers, filled by nobody else, with space for so many tokens behind it."""
+        return (
+            self.start <= row.length <= self.end - size
+            and row.windows == self.windows
+            and all(map(is_, row.buffers, self.buffers))
+            and all(buffer.filled == row.length for buffer in self.buffers)
+        )
 
 
 class SmallModel:
@@ -280,34 +309,24 @@ class SmallModel:
             return torch.empty(0, self.width)
         if soft is not None:
             soft = checks.floats("the soft embedding", soft, (tokens, self.width))
-        checks.row_caches(text, self.windows, rows, self.likes[0])
         longest = checks.positions(text, rows, sizes)
         self._grow_rotations(longest)
         canvas = canvas or ([0] * len(rows) if causal else sizes)
         checks.canvases(sizes, canvas)
-        buffers = self._buffers(rows, sizes, canvas)
-        tables = [
-            np.array(
-                [
-                    (b.keys.data_ptr(), b.values.data_ptr(), b.keys.shape[1], b.base)
-                    for b in of_layers
-                ]
-            )
-            for of_layers in buffers
-        ]
+        layouts = self._layouts(rows, sizes, canvas)
         segments, first = [], 0
-        for row, size, laid, table in zip(rows, sizes, canvas, tables, strict=True):
-            position = row.length
-            for count, of_canvas in ((size - laid, False), (laid, True)):
-                if count:
-                    place = table.ctypes.data
-                    segments.append(bindings.Segment(first, count, position, not of_canvas, place))
-                first, position = first + count, position + count
+        for row, size, laid, layout in zip(rows, sizes, canvas, layouts, strict=True):
+            position, clean = row.length, size - laid
+            if clean:
+                segments.append(bindings.Segment(first, clean, position, True, layout.address))
+            if laid:
+                place = first + clean, laid, position + clean
+                segments.append(bindings.Segment(*place, False, layout.address))
+            first += size
         x = torch.empty(tokens, self.width)
         layers = len(self.layers)
         queries = torch.empty(layers if watch is not None else 1, tokens, self.row)
         watched = bindings.Watch()
-        probabilities = weights = chosen = torch.empty(0)
         if watch is not None:
             probabilities = torch.empty(layers, tokens, text.num_experts)
             weights = torch.empty(layers, tokens, text.top_k_experts)
@@ -333,26 +352,41 @@ class SmallModel:
                 parts = turned.unflatten(1, (-1, layer.head_dim)).split(list(sizes))
                 for j, (row, part) in enumerate(zip(rows, parts, strict=True)):
                     seen = row.first(i, row.length), row.length + len(part)
-                    watch.attention(i, j, part, buffers[j][i].slice(*seen)[0])
+                    watch.attention(i, j, part, layouts[j].buffers[i].slice(*seen)[0])
                 watch.router(i, Routing(weights[i], chosen[i], probabilities[i]))
         return x
 
-    def _buffers(
+    def _layouts(
         self, rows: Sequence[RowCache], sizes: Sequence[int], canvas: Sequence[int]
-    ) -> list[list[Buffer]]:
-        """Where the keys and values of each row go, a buffer a layer; no two rows write to the same one."""
-        found, taken = [], set()
+    ) -> list[Layout]:
+        """Where the keys and values of each row go, with space for its new tokens; no two rows write to one place."""
+        found: list[Layout] = []
+        taken: set[int] = set()
         for row, size, laid in zip(rows, sizes, canvas, strict=True):
-            of_layers = []
-            for i, like in enumerate(self.likes):
-                buffer = row.reserve(i, size, like)
-                if id(buffer) in taken:  # a branch of a row before it
-                    buffer = row.reallocate(i, size, like)
-                taken.add(id(buffer))
-                buffer.filled = row.length + size - laid
-                of_layers.append(buffer)
-            found.append(of_layers)
+            check_row(row, self.config.text, self.likes[0])
+            layout = row.layout
+            if not (
+                isinstance(layout, Layout)
+                and layout.holds(row, size)
+                and taken.isdisjoint(layout.places)
+            ):
+                checks.positions_held(self.windows, row)
+                layout = row.layout = self._layout(row, size, taken)
+            taken.update(layout.places)
+            end = row.length + size - laid
+            for buffer in layout.buffers:
+                buffer.filled = end
+            found.append(layout)
         return found
+
+    def _layout(self, row: RowCache, size: int, taken: set[int]) -> Layout:
+        buffers = []
+        for i, like in enumerate(self.likes):
+            buffer = row.reserve(i, size, like)
+            if id(buffer) in taken:  # a branch of a row before it
+                buffer = row.reallocate(i, size, like)
+            buffers.append(buffer)
+        return Layout(buffers, row.windows)
 
     def predict(self, hidden: Tensor, *arguments: Any, **options: Any) -> Prediction:
         return SmallHead(self).predict(hidden, *arguments, **options)

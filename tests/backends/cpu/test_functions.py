@@ -92,7 +92,8 @@ def test_rms_norm(shape: tuple[int, ...], eps: float | None) -> None:
 
 
 def test_c_serves_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bfloat16 model's norms and GELUs go to C on "cpu", none on "torch"; the numbers are alike."""
+    """Where oneDNN leads, a bfloat16 model's norms and GELUs go to C on "cpu", none on "torch"; the numbers are alike.
+    Elsewhere none does."""
     called: list[str] = []
 
     def counted(name: str) -> Callable[..., Tensor | None]:
@@ -105,6 +106,9 @@ def test_c_serves_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     ids = [[1, 2, 3] * 100]
     plain = model.use("torch").encode(ids).hidden
     assert not called and plain is not None
+    monkeypatch.setattr(functions, "onednn_leads", lambda: False)
+    assert torch.equal(plain, model.use("cpu").encode(ids).hidden) and not called
+    monkeypatch.setattr(functions, "onednn_leads", lambda: True)
     found = model.use("cpu").encode(ids).hidden
     assert found is not None and {"gelu", "rms_norm"} == set(called)
     assert (found - plain).abs().float().mean() < 0.05
