@@ -94,6 +94,7 @@ class _CanvasLoop:
     def __post_init__(self) -> None:
         self.plan = self.sampler.plan(self.steps)
         self.length = self.model.config.canvas_length
+        self.vocabulary = self.model.config.text.vocab_size
 
     def run(self, requests: Iterable[Request], batch_size: int) -> Iterator[Event]:
         self.model.backend.refresh()
@@ -163,8 +164,7 @@ class _CanvasLoop:
 
     def _noise(self, keys: Sequence[RowKey]) -> Tensor:
         """(B, C): the noise that the named canvases start from."""
-        vocabulary = self.model.config.text.vocab_size
-        return self.draws.first_canvas(keys, self.length, vocabulary, self.model.device)
+        return self.draws.first_canvas(keys, self.length, self.vocabulary, self.model.device)
 
     def _history(self) -> Tensor | None:
         """(stability, C) of the stop rule at the start of a canvas; None without a rule."""
@@ -187,23 +187,22 @@ class _CanvasLoop:
         states = [self._state(row) for row in rows]
         plan = tuple(self.plan[state.step] for state in states)
         correct = plan[0].kind == "correct"
-        canvas = torch.stack([state.canvas for state in states])  # (B, C)
-        pinned = torch.stack([state.pinned for state in states])
-        accepted = torch.stack([state.accepted for state in states])
-        vocabulary = self.model.config.text.vocab_size
-        batch = CanvasBatch(canvas, accepted, pinned, plan, len(self.plan), vocabulary)
+        canvas = _stacked([state.canvas for state in states])  # (B, C)
+        pinned = _stacked([state.pinned for state in states])
+        accepted = _stacked([state.accepted for state in states])
+        batch = CanvasBatch(canvas, accepted, pinned, plan, len(self.plan), self.vocabulary)
         cache = PrefixCache.join([state.cache for state in states])
-        watcher = None
-        if self.observe is not None:
-            watcher = Watcher(self.observe, cache.lengths, self.length)
+        seen = self.observe
+        watcher = None if seen is None else Watcher(seen, cache.lengths, self.length)
         hidden = self.model.denoise(canvas, cache, self._soft(states), watch=watcher)
         keys = [RowKey(state.seed, state.canvas_index) for state in states]
         steps = [state.step for state in states]
         draws = self.draws.step(keys, steps, self.length, self.model.device)
-        asked = 0 if self.observe is None else self.observe.top_k
+        asked = 0 if seen is None else seen.top_k
+        temperatures = [step.temperature for step in plan]
         prediction = self.model.predict(
             hidden,
-            torch.tensor([step.temperature for step in plan]),
+            temperatures[0] if len(set(temperatures)) == 1 else torch.tensor(temperatures),
             draws,
             reference=self.sampler.reference,
             filters=self.sampler.filters,
@@ -270,7 +269,7 @@ class _CanvasLoop:
         known = next((soft for soft in softs if soft is not None), None)
         if known is None:
             return None
-        return torch.stack([torch.zeros_like(known) if soft is None else soft for soft in softs])
+        return _stacked([torch.zeros_like(known) if soft is None else soft for soft in softs])
 
     def _pin(self, prediction: Prediction, pinned: Tensor, tokens: Tensor) -> Prediction:
         """Clamps sample, argmax (with probability 1: a pin is given) and soft embedding to the pins."""
@@ -295,7 +294,7 @@ class _CanvasLoop:
         """
         history, converged = None, torch.zeros(len(states), dtype=torch.bool, device=pinned.device)
         if self.stop_rule is not None and not correct:
-            history = torch.stack([state.history for state in states if state.history is not None])
+            history = _stacked([state.history for state in states if state.history is not None])
             history, converged = self.stop_rule.update(
                 history, prediction.argmax, prediction.entropy, pinned
             )
@@ -351,3 +350,8 @@ class _CanvasLoop:
         noise = self._noise([RowKey(state.seed, state.canvas_index + 1) for state in states])
         for i, (row, tokens, state) in enumerate(zip(rows, canvases, states, strict=True)):
             row.state = state.next_canvas(tokens, cache[i], noise[i], self._history())
+
+
+def _stacked(rows: Sequence[Tensor]) -> Tensor:
+    """(B, …); a single row is not copied."""
+    return rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(tuple(rows))
