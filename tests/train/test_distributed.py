@@ -116,6 +116,17 @@ def test_divided_weights_resume_to_the_bit(two: Path) -> None:
 
 
 @pytest.mark.subprocess
+def test_another_number_of_processes_takes_a_run_up(one: Path, tmp_path: Path) -> None:
+    made(tmp_path, [{"out": "handed over", "minutes": 1e-9, "shard": True}], 2)
+    assert 0 < progress(tmp_path / "handed over")["step"] < 6
+    made(tmp_path, [{"out": "handed over", "resume": True}], 1)
+    a, b = progress(one / "adapter"), progress(tmp_path / "handed over")
+    assert a["step"] == b["step"] == 6
+    for name, total in a["sums"].items():
+        assert b["sums"][name] == pytest.approx(total, rel=1e-4), name
+
+
+@pytest.mark.subprocess
 def test_all_weights_in_bfloat16_are_written_so(one: Path) -> None:
     assert {n.dtype for n in written(one / "half").values()} == {torch.bfloat16}
     assert {n.dtype for n in written(one / "all").values()} == {torch.float32}
