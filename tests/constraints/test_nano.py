@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import permutations
-
 import pytest
 
 from dgemma_core import Constraint, generate
 from dgemma_core.constraints.examples import examined
 from dgemma_core.files.checkpoint import Loaded, load
 from dgemma_core.nano import families
-
-ROW = "|".join(" ".join(row) for row in permutations("1234"))
-FACT = "|".join((
-    '"name": "[A-Z][a-z]+"', '"city": "[A-Z][a-z]+( [A-Z][a-z]+)?"', '"age": [1-9][0-9]?', '"job": "[a-z]+"',
-    r'"pet": \\{"kind": "[a-z]+", "colour": "[a-z]+"\\}', r'"likes": \\["[a-z]+"(, "[a-z]+"){0,2}\\]',
-)).replace("\\\\", "\\")  # fmt: skip
-GRAMMARS = {
-    "mini_sudoku": "\\n".join([f"({ROW})"] * 4),
-    "json": rf"\{{({FACT})(, ({FACT})){{1,4}}\}}",
-    "number_sorting": r"\[-?[0-9]+(\.[0-9]+)?(,-?[0-9]+(\.[0-9]+)?)*\]",
-}
+from dgemma_core.nano.grammars import GRAMMARS
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +16,23 @@ def nano() -> Loaded:
     return load("nano")
 
 
+def test_every_family_has_a_grammar() -> None:
+    assert list(GRAMMARS) == list(families.TASKS)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", GRAMMARS)
+def test_right_answers_belong_to_the_grammar_and_others_do_not(nano: Loaded, name: str) -> None:
+    problems = families.examples(name, "validation", 60)
+    constraint = Constraint.regex(GRAMMARS[name])
+    for verdict in examined(constraint, [problem.answer for problem in problems], nano):
+        assert verdict.accepted and verdict.spelled, verdict.reason
+    wrong = [problem.answer + "\n\n, x" for problem in problems]
+    assert not any(verdict.accepted for verdict in examined(constraint, wrong))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ("mini_sudoku", "json", "number_sorting"))
 def test_a_grammar_costs_no_accuracy(nano: Loaded, name: str) -> None:
     constraint = Constraint.regex(GRAMMARS[name])
     family = families.family(name)
