@@ -141,7 +141,7 @@ class RowCache:
 
     def copy(self) -> RowCache:
         """The same row in memory of its own, bit for bit."""
-        copied = self.view()
+        copied = RowCache(self.length, list(self.buffers), self.windows, self.tokens)
         for layer, buffer in enumerate(copied.buffers):
             if buffer is not None:
                 span = slice(0, self.length - buffer.base)

@@ -6,6 +6,7 @@ that are not finite, inputs of another dtype, shape or model.
 
 from __future__ import annotations
 
+import copy
 import gc
 import warnings
 from collections.abc import Callable, Iterator
@@ -221,6 +222,37 @@ def test_a_prefix_cache_of_another_dtype_is_refused(of: str, name: str) -> None:
         model.encode([[5]], cache)
     with pytest.raises(RequestError, match="prefix cache is of another model, dtype or device"):
         model.denoise(canvas, cache)
+
+
+def test_a_deep_copy_of_a_prefix_cache_has_memory_of_its_own(name: str) -> None:
+    model = nano(name).model
+    cache = model.encode([[7]], model.encode([LONG[:40]]))
+    wanted = model.encode([[5, 6]], model.encode([[*LONG[:40], 7]])).hidden
+    copied = copy.deepcopy(cache)
+    with torch.inference_mode():
+        for buffer in cache.rows[0].buffers:
+            assert buffer is not None
+            buffer.keys.fill_(torch.nan)
+    del cache
+    found = model.encode([[5, 6]], copied).hidden
+    assert found is not None and wanted is not None
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["C"])
+def test_another_tensor_in_a_prefix_cache_is_noticed(name: str) -> None:
+    model = nano(name).model
+    cache = model.encode([[7]], model.encode([LONG[:40]]))
+    before = model.encode([[5]], cache).hidden
+    buffer = cache.rows[0].buffers[0]
+    assert buffer is not None and before is not None
+    buffer.filled = cache.rows[0].length
+    buffer.keys, plain = -buffer.keys, buffer.keys
+    assert not torch.equal(model.encode([[5]], cache).hidden, before)
+    buffer.filled = cache.rows[0].length
+    buffer.keys = plain.bfloat16()
+    with pytest.raises(RequestError, match="prefix cache is of another model, dtype or device"):
+        model.encode([[5]], cache)
 
 
 def test_a_prefix_cache_of_another_model_is_refused(name: str) -> None:

@@ -110,6 +110,7 @@ class Layout:
 
     def __init__(self, buffers: list[Buffer], windows: tuple[int | None, ...]) -> None:
         self.buffers, self.windows = buffers, windows
+        self.tensors = [(b.keys, b.values) for b in buffers]  # whose memory the table names
         self.places = tuple(map(id, buffers))
         kept = zip(buffers, windows, strict=True)
         self.start = max(b.base + window if b.base and window else 0 for b, window in kept)
@@ -125,8 +126,15 @@ class Layout:
             self.start <= row.length <= self.end - size
             and row.windows == self.windows
             and all(map(is_, row.buffers, self.buffers))
-            and all(buffer.filled == row.length for buffer in self.buffers)
+            and all(
+                held.filled == row.length and held.keys is keys and held.values is values
+                for held, (keys, values) in zip(self.buffers, self.tensors, strict=True)
+            )
         )
+
+    def __reduce__(self) -> tuple[type[Layout], tuple[object, ...]]:
+        """A copy's tensors are elsewhere: it is made from them anew."""
+        return Layout, (self.buffers, self.windows)
 
 
 class SmallModel:
@@ -370,6 +378,8 @@ class SmallModel:
                 and layout.holds(row, size)
                 and taken.isdisjoint(layout.places)
             ):
+                row.checked = None  # its tensors may not be those that were looked at
+                check_row(row, self.config.text, self.likes[0])
                 checks.positions_held(self.windows, row)
                 layout = row.layout = self._layout(row, size, taken)
             taken.update(layout.places)

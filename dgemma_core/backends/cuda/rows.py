@@ -12,7 +12,7 @@ Axes: L layers, G key/value heads, d head dimension, T new tokens of a row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter, is_
 
@@ -51,6 +51,10 @@ class Layout:
             )
             end = min(end, buffer.base + capacity)
         return cls(buffers, np.array(addresses, dtype=np.int64), end)
+
+    def __reduce__(self) -> tuple[Callable[[list[Buffer]], Layout], tuple[list[Buffer]]]:
+        """A copy's tensors are elsewhere: it is made from them anew."""
+        return Layout.of, (self.buffers,)
 
 
 @dataclass(frozen=True)
