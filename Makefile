@@ -36,7 +36,7 @@ lab: $(VENV)/.lab
 test: lint tools $(AXE)
 	$(if $(JS_TESTS),node --test $(JS_TESTS))
 	failed=; \
-	$(BIN)/pytest --durations=10 $(PYTEST_FLAGS) tests/browser || [ $$? = 5 ] || failed=1; \
+	$(BIN)/pytest -p no:nbval --durations=10 $(PYTEST_FLAGS) tests/browser || [ $$? = 5 ] || failed=1; \
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --nbval-lax --nbval-current-env --nbval-cell-timeout=180 --durations=20 $(PYTEST_FLAGS) $(NOTEBOOKS) tests --ignore tests/browser || [ $$? = 5 ] || failed=1; \
 	[ -z "$$failed" ]
 
