@@ -119,6 +119,13 @@ results: $(VENV)/.test
 	  $(BIN)/python -m scripts.prove_speculation --$$format --count 25 --sampled 0 --backends torch \
 	    --out results/speculation/$${format#* }.json || exit 1; done
 	$(BIN)/python -m scripts.measure_minds --split test
+	$(BIN)/python -m scripts.measure_grammars --count 500
+	$(BIN)/python -m scripts.measure_slots --task nano --count 50 --out results/slots/nano
+	$(BIN)/python -m scripts.measure_slots --task hellaswag --out results/slots/hellaswag
+	$(BIN)/python scripts/make_tuning_data.py --out runs/data
+	$(BIN)/python scripts/measure_tuning.py --data runs/data --out results/tuning
+	$(BIN)/python scripts/measure_tuning.py --data runs/data --out results/tuning --tasks binary_matrix --part examples
+	$(BIN)/python scripts/measure_draft_adapter.py
 	$(BIN)/dgemma bench index --out results
 	rm -f results/*/report.html results/*/bench.html   # index.html holds them all, and plotly.js once
 
