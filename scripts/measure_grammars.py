@@ -36,12 +36,11 @@ def measured(loaded: dg.Loaded, name: str, count: int, mode: str, batch: int) ->
     ]
     if turned_down:
         raise RequestError(f"the grammar of {name} turns right answers down: {turned_down[0]}")
-    ways = {}
-    for way, held in (("free", None), ("held", constraint)):
-        texts = dg.generate(
-            loaded, [p.prompt for p in problems], mode=mode, batch_size=batch, constraint=held
-        )
-        ways[way] = texts
+    prompts = [p.prompt for p in problems]
+    ways = {
+        way: dg.generate(loaded, prompts, mode=mode, batch_size=batch, constraint=held)
+        for way, held in (("free", None), ("held", constraint))
+    }
     solved = {
         way: [bool(own.solved(p.entry, t.text)) for p, t in zip(problems, texts, strict=True)]
         for way, texts in ways.items()
@@ -53,7 +52,9 @@ def measured(loaded: dg.Loaded, name: str, count: int, mode: str, batch: int) ->
         "valid_free": sum(valid) / len(valid),
         "solved": {way: sum(verdicts) / len(verdicts) for way, verdicts in solved.items()},
         "change": [change.estimate, change.low, change.high],
-        "passes_a_text": {way: sum(t.passes for t in t_s) / len(t_s) for way, t_s in ways.items()},
+        "passes_a_text": {
+            way: sum(t.passes for t in texts) / len(texts) for way, texts in ways.items()
+        },
         "steps_a_canvas": {
             way: sum(t.denoising_steps for t in texts) / sum(t.canvases for t in texts)
             for way, texts in ways.items()

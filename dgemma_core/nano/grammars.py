@@ -10,6 +10,7 @@ from itertools import permutations
 
 _NUMBER = r"-?[0-9]+(\.[0-9]+)?"
 _WORD = r"[^,\n ]+"
+_WORDS = rf"{_WORD}(, {_WORD})*"
 _ROW = "|".join(" ".join(row) for row in permutations("1234"))
 _FACT = "|".join(
     (
@@ -23,16 +24,17 @@ _FACT = "|".join(
 )
 _COMPARED = r"[1-4]( [ <>] [1-4]){3}"
 _SUM = r"-?[0-9]+ [+\-*/] [0-9]+ = -?[0-9]+"
+_SUMS = rf"{_SUM}(\n{_SUM})*"
 
 GRAMMARS = {
     "mini_sudoku": rf"({_ROW})(\n({_ROW})){{3}}",
     "futoshiki": rf"{_COMPARED}(\n[ ∧∨]*\n{_COMPARED}){{3}}",
-    "chain_sum": rf"{_SUM}(\n{_SUM})*",
-    "word_sum": rf"{_SUM}(\n{_SUM})*",
+    "chain_sum": _SUMS,
+    "word_sum": _SUMS,
     "number_sorting": rf"\[{_NUMBER}(,{_NUMBER})*\]",
-    "word_sorting": rf"{_WORD}(, {_WORD})*",
+    "word_sorting": _WORDS,
     "spell_backward": r"[^\n ]+",
-    "word_sequence_reversal": rf"{_WORD}(, {_WORD})*",
+    "word_sequence_reversal": _WORDS,
     "letter_counting": r"[0-9]+( [0-9]+)* = [0-9]+",
     "number_filtering": rf"\[('{_NUMBER}'(, '{_NUMBER}')*)?\]",
     "rotate_matrix": r"[0-9]( [0-9])*(\n[0-9]( [0-9])*)*",

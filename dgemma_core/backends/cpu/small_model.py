@@ -371,17 +371,19 @@ class SmallModel:
         found: list[Layout] = []
         taken: set[int] = set()
         for row, size, laid in zip(rows, sizes, canvas, strict=True):
-            check_row(row, self.config.text, self.likes[0])
             layout = row.layout
-            if not (
+            known = (
                 isinstance(layout, Layout)
                 and layout.holds(row, size)
                 and taken.isdisjoint(layout.places)
-            ):
+            )
+            if not known:
                 row.checked = None  # its tensors may not be those that were looked at
-                check_row(row, self.config.text, self.likes[0])
+            check_row(row, self.config.text, self.likes[0])
+            if not known:
                 checks.positions_held(self.windows, row)
                 layout = row.layout = self._layout(row, size, taken)
+            assert isinstance(layout, Layout)
             taken.update(layout.places)
             end = row.length + size - laid
             for buffer in layout.buffers:
