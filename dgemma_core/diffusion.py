@@ -313,29 +313,18 @@ class _CanvasLoop:
         remaining = request.max_new_tokens - len(state.committed)
         end = cut(state.committed, canvas, remaining, self.eos, request.stop, self.decode)
         yield CanvasEvent(
-            request=request.id,
-            canvas=state.canvas_index,
-            ids=tuple(canvas),
-            kept=max(0, len(end.ids) - len(state.committed)),
-            converged=state.finished,
-            probability=state.probability,
-            entropy=state.entropy,
+            request=request.id, canvas=state.canvas_index, ids=tuple(canvas), converged=state.finished,
+            kept=max(0, len(end.ids) - len(state.committed)), probability=state.probability, entropy=state.entropy,
             seconds=row.seconds,
-        )
+        )  # fmt: skip
         if end.reason is None:
             return False
         row.ended = True
         yield FinishEvent(
-            request=request.id,
-            ids=end.ids,
-            text=end.text,
-            stop_reason=end.reason,
-            denoising_steps=state.denoising_steps,
-            passes=state.passes,
-            canvases=state.canvas_index + 1,
-            seconds=row.seconds,
+            request=request.id, ids=end.ids, text=end.text, stop_reason=end.reason, passes=state.passes,
+            denoising_steps=state.denoising_steps, canvases=state.canvas_index + 1, seconds=row.seconds,
             cache=state.cache,
-        )
+        )  # fmt: skip
         return True
 
     def _commit(self, rows: Sequence[Row]) -> None:

@@ -6,10 +6,10 @@ Axes: N tokens, D hidden size, E experts, K experts a token, w expert width.
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgemma_core.config import TextConfig
+from dgemma_core.functions import functions
 
 
 class Routing(NamedTuple):
@@ -35,8 +35,7 @@ class Router(nn.Module):
 
     def forward(self, x: Tensor) -> Routing:
         """x (…, D), the residual → the routing of every token."""
-        normed = F.rms_norm(x.float(), x.shape[-1:], None, self.eps).to(x.dtype)
-        scores = self.proj(normed * self.scale * x.shape[-1] ** -0.5)
+        scores = self.proj(functions().rms_norm(x, self.eps) * self.scale * x.shape[-1] ** -0.5)
         probabilities = scores.softmax(dim=-1, dtype=torch.float32)  # (…, E)
         weights, chosen = probabilities.topk(self.top_k, dim=-1)  # (…, K)
         weights = weights / weights.sum(dim=-1, keepdim=True)
@@ -71,8 +70,8 @@ class Experts(nn.Module):
     def expert(self, index: int, x: Tensor) -> Tensor:
         """One expert: x (n, D) → (n, D)."""
         gate, up = self.product("gate_up_proj", index, x).chunk(2, dim=-1)
-        return self.product("down_proj", index, F.gelu(gate, approximate="tanh") * up)
+        return self.product("down_proj", index, functions().gated_gelu(gate, up))
 
     def product(self, name: str, index: int, x: Tensor) -> Tensor:
         """x (n, inputs) times the matrix of one expert in the stack `name` → (n, outputs)."""
-        return F.linear(x, getattr(self, name)[index])
+        return functions().linear(x, getattr(self, name)[index])

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from dgemma_core.draws import Filters, filtered, found_in, inverse_cdf, upload
 from dgemma_core.errors import RequestError
+from dgemma_core.functions import functions
 from dgemma_core.layers import rounded
 from dgemma_core.prediction import Asked, Prediction, Reference, SampleDraws
 
@@ -169,7 +170,9 @@ class VocabularyHead:
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (…, D) → (…, V) float32."""
         flat = hidden.reshape(-1, hidden.shape[-1])
-        parts = [F.linear(flat, dense(part, flat.dtype)) for _, part in self.slices(len(flat))]
+        parts = [
+            functions().linear(flat, dense(part, flat.dtype)) for _, part in self.slices(len(flat))
+        ]
         return soft_capped(torch.cat(parts, dim=-1), self.soft_cap).view(*hidden.shape[:-1], -1)
 
     @torch.inference_mode()
@@ -294,7 +297,7 @@ class VocabularyHead:
         for start, part in self.slices(rows):
             weight = dense(part, hidden.dtype)
             # The product comes out in the weights' dtype; float32 starts after it (spec §3).
-            capped = soft_capped(F.linear(hidden, weight), self.soft_cap)
+            capped = soft_capped(functions().linear(hidden, weight), self.soft_cap)
             weights, shrink = softmax.add(capped / reference, start)
             if asked.soft:
                 summed = summed * shrink + weights.to(hidden.dtype) @ weight

@@ -16,33 +16,20 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgemma_core.config import LayerConfig, TextConfig
 from dgemma_core.experts import Experts, Router, Routing
+from dgemma_core.functions import functions
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(q (…, H, d), k (…, G, d), v (…, G, d)) → (…, H, d), over whatever keys the caller holds."""
-
-
-def working_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of x, or the one that autocast (in training) works in."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 @cache
 def rounded(number: float, dtype: torch.dtype) -> float:
     """The number of `dtype` nearest to `number`."""
     return torch.tensor(number, dtype=dtype).item()
-
-
-def rms_norm(x: Tensor, eps: float, weight: Tensor | None = None) -> Tensor:
-    """Root-mean-square norm over the last axis, computed in float32, returned in the working dtype."""
-    wide = x.float()
-    normed = F.rms_norm(wide, wide.shape[-1:], None if weight is None else weight.float(), eps)
-    return normed.to(working_dtype(x))
 
 
 class RMSNorm(nn.Module):
@@ -54,7 +41,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.eps, self.weight)
+        return functions().rms_norm(x, self.eps, self.weight)
 
 
 class Linear(nn.Linear):
@@ -62,6 +49,9 @@ class Linear(nn.Linear):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functions().linear(x, self.weight)
 
 
 class GatedMLP(nn.Module):
@@ -74,8 +64,7 @@ class GatedMLP(nn.Module):
         self.down_proj = Linear(width, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = F.gelu(self.gate_proj(x), approximate="tanh")
-        return self.down_proj(gate * self.up_proj(x))
+        return self.down_proj(functions().gated_gelu(self.gate_proj(x), self.up_proj(x)))
 
 
 class SelfConditioning(GatedMLP):
@@ -93,7 +82,7 @@ class SelfConditioning(GatedMLP):
         """
         if soft_embedding is not None:
             embedded = embedded + super().forward(self.pre_norm(soft_embedding))
-        return rms_norm(embedded, self.eps)
+        return functions().rms_norm(embedded, self.eps)
 
 
 @dataclass(frozen=True)
@@ -150,7 +139,8 @@ class Attention(nn.Module):
         if self.v_proj is not None:
             values = self.v_proj(x).unflatten(-1, (self.groups, self.head_dim))
         queries, keys = rotate(self.q_norm(queries)), rotate(self.k_norm(keys))
-        return self.o_proj(attend(queries, keys, rms_norm(values, self.eps)).flatten(-2))
+        values = functions().rms_norm(values, self.eps)
+        return self.o_proj(attend(queries, keys, values).flatten(-2))
 
 
 class Layer(nn.Module):

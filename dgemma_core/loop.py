@@ -282,28 +282,15 @@ def keep_token(
     remaining = request.max_new_tokens - index
     end = cut(state.committed, [choice.token], remaining, eos, request.stop, decode)
     yield TokenEvent(
-        request=request.id,
-        index=index,
-        token=choice.token,
-        probability=choice.probability,
-        entropy=choice.entropy,
-        seconds=row.seconds,
-        observed=choice.observed,
-        state=state,
-    )
+        request=request.id, index=index, token=choice.token, probability=choice.probability, entropy=choice.entropy,
+        seconds=row.seconds, observed=choice.observed, state=state,
+    )  # fmt: skip
     if end.reason is None:
         return False
     yield FinishEvent(
-        request=request.id,
-        ids=end.ids,
-        text=end.text,
-        stop_reason=end.reason,
-        denoising_steps=denoising_steps,
-        passes=state.passes,
-        canvases=rounds,
-        seconds=row.seconds,
-        cache=state.cache,
-    )
+        request=request.id, ids=end.ids, text=end.text, stop_reason=end.reason, denoising_steps=denoising_steps,
+        passes=state.passes, canvases=rounds, seconds=row.seconds, cache=state.cache,
+    )  # fmt: skip
     return True
 
 

@@ -282,8 +282,6 @@ class DiffusionGemma(nn.Module):
         """hidden (B, C, D) → what the head says of every position; options as in `VocabularyHead.predict`."""
         return self.backend.predict(hidden, temperature, draws, **options)
 
-    # --- checks
-
 
 class _Stream:
     """Tokens of one mode on their way through the layers: x (N, D)."""

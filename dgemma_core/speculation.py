@@ -144,16 +144,8 @@ def decode_speculative(
     """
     check_denoiser(model.config)
     temperature = causal_temperature(temperature, filters, observe)
-    loop = _SpeculativeLoop(
-        model,
-        draft,
-        temperature,
-        filters,
-        checked_eos(model, eos),
-        decode,
-        draws or CounterDraws(),
-        observe,
-    )
+    ends, draws = checked_eos(model, eos), draws or CounterDraws()
+    loop = _SpeculativeLoop(model, draft, temperature, filters, ends, decode, draws, observe)
     return loop.run(requests, checked_batch_size(batch_size))
 
 
@@ -235,17 +227,10 @@ class _SpeculativeLoop:
             if draft.steps:
                 row.accepted.append(accepted)
                 yield DraftEvent(
-                    request=row.row.request.id,
-                    round=len(row.accepted) - 1,
-                    start=len(before.committed),
-                    tokens=draft.tokens,
-                    probability=draft.probability,
-                    steps=draft.steps,
-                    verified=draft.verified,
-                    accepted=accepted,
-                    replacement=chosen[accepted].token,
-                    seconds=row.row.seconds,
-                )
+                    request=row.row.request.id, round=len(row.accepted) - 1, start=len(before.committed),
+                    tokens=draft.tokens, probability=draft.probability, steps=draft.steps, verified=draft.verified,
+                    accepted=accepted, replacement=chosen[accepted].token, seconds=row.row.seconds,
+                )  # fmt: skip
             known = cache.rows[i]
             length = known.length - draft.verified
             states = [

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from dgemma_core.experts import Router, Routing
-from dgemma_core.layers import Attend, GatedMLP, Layer, Rotation, working_dtype
+from dgemma_core.functions import working_dtype
+from dgemma_core.layers import Attend, GatedMLP, Layer, Rotation
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.train.adapted import gate_and_up
 from dgemma_core.train.attention import mask_bias, plain_attention

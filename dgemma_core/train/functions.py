@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dgemma_core.backends.cpu import bindings
+from dgemma_core.functions import TORCH, working_dtype
 from dgemma_core.head import soft_capped
-from dgemma_core.layers import rms_norm, working_dtype
 
 VECTOR = 16
 """Numbers that C may take at once."""
@@ -26,7 +26,7 @@ def norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     """x (…, D), weight (D,) or None → x / √(mean x² + eps) · weight, (…, D) in the working dtype."""
     functions = in_c(x, x.shape[-1])
     if functions is None or not (weight is None or weight.dtype is torch.float32):
-        return rms_norm(x, eps, weight)
+        return TORCH.rms_norm(x, eps, weight)
     return cast(Tensor, _Norm.apply(x, weight, eps, working_dtype(x), functions))
 
 
@@ -37,7 +37,7 @@ def added_norm(
     None."""
     functions = in_c(x, x.shape[-1])
     if functions is None or in_c(y, y.shape[-1]) is None or weight.dtype is not torch.float32:
-        added = x + rms_norm(y, eps, weight)
+        added = x + TORCH.rms_norm(y, eps, weight)
         return added if scale is None else added * scale.unsqueeze(-1).to(added.dtype)
     return cast(Tensor, _AddedNorm.apply(x, y, weight, eps, scale, functions))
 
@@ -69,8 +69,7 @@ def gated_gelu(gate_up: Tensor) -> Tensor:
     """gate_up (…, 2w), the gate first → gelu(gate) · up, (…, w)."""
     functions = in_c(gate_up, gate_up.shape[-1] // 2)
     if functions is None:
-        gate, up = gate_up.chunk(2, dim=-1)
-        return F.gelu(gate, approximate="tanh") * up
+        return TORCH.gated_gelu(*gate_up.chunk(2, dim=-1))
     return cast(Tensor, _Gated.apply(gate_up, functions))
 
 

@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache
 
-from dgemma_core import GenerationDefaults, layers, load
+from dgemma_core import GenerationDefaults, load
 from dgemma_core import model as model_module
 from dgemma_core.cache import attend_causal
 from dgemma_core.experts import Experts, Router, Routing
 from dgemma_core.files.checkpoint import load_model
 from dgemma_core.files.finding import read_config
 from dgemma_core.files.saving import save_model
+from dgemma_core.functions import TORCH
 from dgemma_core.layers import Attention, GatedMLP, Layer, Linear, RMSNorm, SelfConditioning
 from dgemma_core.model import DiffusionGemma
 from tests.backends.conftest import OracleCase, OracleCases
@@ -297,12 +298,13 @@ def _exact_gelu(model: DiffusionGemma, patch: pytest.MonkeyPatch) -> None:
 
 
 def _values_keep_their_length(model: DiffusionGemma, patch: pytest.MonkeyPatch) -> None:
-    norm = layers.rms_norm
+    norm = TORCH.rms_norm
 
     def unweighted_left_out(x: torch.Tensor, eps: float, weight: torch.Tensor | None = None):
         return x if weight is None else norm(x, eps, weight)
 
-    patch.setattr(layers, "rms_norm", unweighted_left_out)
+    model.use("torch")
+    patch.setattr(TORCH, "rms_norm", unweighted_left_out)
 
 
 def _embedding_unscaled(model: DiffusionGemma, patch: pytest.MonkeyPatch) -> None:

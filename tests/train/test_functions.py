@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dgemma_core.backends.cpu import bindings
+from dgemma_core.functions import TORCH
 from dgemma_core.head import soft_capped
-from dgemma_core.layers import rms_norm
 from dgemma_core.train import functions
 from dgemma_core.train.functions import (
     added_norm,
@@ -51,7 +51,7 @@ def test_the_norm(dtype: torch.dtype, weighted: bool) -> None:
     x = drawn(3, 5, 48, dtype=dtype)
     weight = drawn(48, seed=1) if weighted else None
     inputs = [x] if weight is None else [x, weight]
-    compare(norm(x, weight, 1e-6), rms_norm(x, 1e-6, weight), inputs, dtype)
+    compare(norm(x, weight, 1e-6), TORCH.rms_norm(x, 1e-6, weight), inputs, dtype)
     assert type(norm(x, weight, 1e-6).grad_fn).__name__ == "_NormBackward"
 
 
@@ -62,7 +62,7 @@ def test_the_norm_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         ours, theirs = (
             norm(x.transpose(0, 1), weight, 1e-6),
-            rms_norm(x.transpose(0, 1), 1e-6, weight),
+            TORCH.rms_norm(x.transpose(0, 1), 1e-6, weight),
         )
     assert ours.dtype is torch.bfloat16
     compare(ours, theirs, [x, weight], torch.bfloat16)
@@ -82,7 +82,7 @@ def test_the_added_norm(residual: torch.dtype, dtype: torch.dtype, scaled: bool)
         scale = drawn(3, 5, seed=3)
         inputs.append(scale)
     ours = added_norm(x, y, weight, 1e-6, scale)
-    theirs = x.float() + rms_norm(y.float(), 1e-6, weight)
+    theirs = x.float() + TORCH.rms_norm(y.float(), 1e-6, weight)
     if scale is not None:
         theirs = theirs * scale.unsqueeze(-1)
     assert type(ours.grad_fn).__name__ == "_AddedNormBackward"
@@ -117,14 +117,14 @@ def test_the_gate(dtype: torch.dtype) -> None:
 
 def test_other_widths_and_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch's operations serve them."""
-    assert torch.equal(norm(drawn(2, 6), None, 1e-6), rms_norm(drawn(2, 6), 1e-6))
+    assert torch.equal(norm(drawn(2, 6), None, 1e-6), TORCH.rms_norm(drawn(2, 6), 1e-6))
     monkeypatch.setattr(functions.bindings, "gradients", lambda: None)
-    assert torch.equal(norm(drawn(2, 32), None, 1e-6), rms_norm(drawn(2, 32), 1e-6))
+    assert torch.equal(norm(drawn(2, 32), None, 1e-6), TORCH.rms_norm(drawn(2, 32), 1e-6))
     gate_up = drawn(2, 64)
     gate, up = gate_up.chunk(2, dim=-1)
     assert torch.equal(gated_gelu(gate_up), F.gelu(gate, approximate="tanh") * up)
     x, y, weight = drawn(2, 32), drawn(2, 32, seed=1), drawn(32, seed=2)
-    assert torch.equal(added_norm(x, y, weight, 1e-6), x + rms_norm(y, 1e-6, weight))
+    assert torch.equal(added_norm(x, y, weight, 1e-6), x + TORCH.rms_norm(y, 1e-6, weight))
     hidden, head = drawn(3, 8), drawn(32, 8, seed=1)
     targets = torch.tensor([3, -100, 9])
     expected = F.cross_entropy(soft_capped(F.linear(hidden, head), 5.0)[[0, 2]], targets[[0, 2]])

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from dgemma_core.errors import DeviceError
+from dgemma_core.functions import using
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,18 +43,18 @@ class Modules:
     def forward(
         self, ids: Tensor, rows: Sequence[RowCache], lengths: Sequence[int], **options: Any
     ) -> Tensor:
-        from dgemma_core.backends.cpu.functions import faster_functions
+        from dgemma_core.backends.cpu.functions import Faster
 
-        with faster_functions():
+        with using(Faster()):
             return self.model.run(ids, rows, lengths, **options)
 
     def predict(self, hidden: Tensor, *arguments: Any, **options: Any) -> Prediction:
-        from dgemma_core.backends.cpu.functions import faster_functions
+        from dgemma_core.backends.cpu.functions import Faster
         from dgemma_core.backends.cpu.head import CpuHead
 
         text = self.model.config.text
         head = CpuHead(self.model.embed_tokens.weight, text.final_logit_softcapping)
-        with faster_functions():
+        with using(Faster()):
             return head.predict(hidden, *arguments, **options)
 
     def refresh(self) -> None:

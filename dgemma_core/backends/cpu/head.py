@@ -6,10 +6,10 @@ Axes: N rows, D hidden size, V vocabulary, S tokens of a slice.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dgemma_core.backends.cpu.online_softmax import COnlineSoftmax, sample_in_group, serves
+from dgemma_core.functions import functions
 from dgemma_core.head import (
     GROUP,
     Asked,
@@ -51,7 +51,7 @@ class CpuHead(VocabularyHead):
                     buffer = hidden.new_empty(rows, len(weight))
                 products = torch.mm(hidden, weight.mT, out=buffer)
             else:
-                products = F.linear(hidden, weight)
+                products = functions().linear(hidden, weight)
             if sampling is not softmax:
                 sampling.add(products.clone(), start, keep=False)
             added = softmax.add(products, start, keep=asked.soft)
@@ -61,7 +61,7 @@ class CpuHead(VocabularyHead):
             if bool((added.mass <= NEGLIGIBLE * softmax.mass).all()):
                 summed.mul_(added.shrink)
             else:
-                summed = softmax.blend(summed, F.linear(added.weights, weight.mT), added)
+                summed = softmax.blend(summed, functions().linear(added.weights, weight.mT), added)
         soft = times_root((summed / softmax.mass).to(hidden.dtype)) if asked.soft else None
         return Sums(softmax, sampling, soft)  # type: ignore[arg-type]
 

@@ -30,8 +30,8 @@ void rms_norm(int64_t rows, int64_t width, const void *x, int64_t bf16, const vo
     }
 }
 
-/* out (N, D) = gelu(gate), its tanh form, times up, which may be null; all bfloat16 if `bf16`. Rows of gate and up
- * start every gate_row and up_row numbers. Rounds the GELU before the product, as two operations do. */
+/* out (N, D) = gelu(gate), its tanh form, times up; all bfloat16 if `bf16`. Rows of gate and up start every gate_row
+ * and up_row numbers. Rounds the GELU before the product, as two operations do. */
 void gated_gelu(int64_t rows, int64_t width, const void *gate, int64_t gate_row, const void *up, int64_t up_row,
                 int64_t bf16, void *out, int64_t threads) {
     threads = threads < 1 ? 1 : threads;
@@ -39,14 +39,11 @@ void gated_gelu(int64_t rows, int64_t width, const void *gate, int64_t gate_row,
     for (long r = 0; r < rows; r++)
         for (long i = 0; i < width; i += VEC) {
             vec value = gelu(load_as_float(gate, r * gate_row + i, bf16));
-            if (up) {
-                if (bf16) {
-                    uint16_t rounded[VEC];
-                    store_bf16(rounded, value);
-                    value = load_bf16(rounded);
-                }
-                value = value * load_as_float(up, r * up_row + i, bf16);
+            if (bf16) {
+                uint16_t rounded[VEC];
+                store_bf16(rounded, value);
+                value = load_bf16(rounded);
             }
-            store_as(out, r * width + i, bf16, value);
+            store_as(out, r * width + i, bf16, value * load_as_float(up, r * up_row + i, bf16));
         }
 }

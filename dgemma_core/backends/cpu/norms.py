@@ -41,35 +41,19 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor | None:
     return out
 
 
-def gelu(x: Tensor) -> Tensor | None:
-    """x (…, D) → its GELU, tanh form, in the dtype of x."""
-    if not x.is_contiguous():
-        return None
-    flat = x.view(-1, x.shape[-1]) if x.dim() > 1 else x.view(1, -1)
-    found = _gated(flat, None)
-    return None if found is None else found.view_as(x)
-
-
 def gated_gelu(gate: Tensor, up: Tensor) -> Tensor | None:
     """gate and up (N, D), whose rows may be parts of longer rows → gelu(gate) · up, contiguous.
 
     In bfloat16 the GELU is rounded before the product, as torch's two operations do.
     """
-    if gate.shape != up.shape or gate.dtype is not up.dtype or not _plain(up):
-        return None
-    return _gated(gate, up)
-
-
-def _gated(gate: Tensor, up: Tensor | None) -> Tensor | None:
-    if gate.dim() != 2:
+    if gate.dim() != 2 or gate.shape != up.shape or gate.dtype is not up.dtype or not _plain(up):
         return None
     functions = _functions(gate, gate.shape[1])
-    if functions is None or any(x.stride(1) != 1 for x in (gate, up) if x is not None):
+    if functions is None or gate.stride(1) != 1 or up.stride(1) != 1:
         return None
-    (rows, width), row = gate.shape, 0 if up is None else up.stride(0)
-    out = gate.new_empty(rows, width)
+    (rows, width), out = gate.shape, gate.new_empty(gate.shape)
     functions.gated_gelu(
-        rows, width, gate.data_ptr(), gate.stride(0), None if up is None else up.data_ptr(), row,
+        rows, width, gate.data_ptr(), gate.stride(0), up.data_ptr(), up.stride(0),
         gate.dtype is torch.bfloat16, out.data_ptr(), _threads(gate.numel()),
     )  # fmt: skip
     return out

@@ -1,8 +1,9 @@
-"""Faster forms of torch's functions: float32 all the way, whichever library computes."""
+"""What "cpu" puts in the place of torch's functions: float32 all the way, whichever library computes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -10,9 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dgemma_core.backends.cpu import functions, norms
-from dgemma_core.backends.cpu.functions import FasterFunctions, linear
+from dgemma_core.functions import TORCH, using
+from dgemma_core.functions import functions as current
+from dgemma_core.layers import Linear
 from tests.core import tiny
 
+FASTER = functions.Faster()
 needs_onednn = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN"
 )
@@ -45,7 +49,7 @@ def test_as_exact_as_float32(rows: int, layout: str, library: bool) -> None:
         x = numbers(rows, 2, 192)
     exact = x.double() @ weight.double().mT
     with torch.no_grad():
-        found = linear(x, weight)
+        found = FASTER.linear(x, weight)
         assert found.shape == exact.shape and found.dtype == torch.float32
         assert worst(found, exact) <= 6e-5 and worst(F.linear(x, weight), exact) <= 6e-5
 
@@ -58,57 +62,71 @@ def test_reduced_precision_would_be_noticed() -> None:
 
 def test_no_rows(library: bool) -> None:
     with torch.no_grad():
-        assert linear(numbers(0, 16), numbers(4, 16)).shape == (0, 4)
+        assert FASTER.linear(numbers(0, 16), numbers(4, 16)).shape == (0, 4)
 
 
 def test_gradients_and_bfloat16_go_the_usual_way(library: bool) -> None:
-    projection = torch.nn.Linear(16, 4, bias=False)
+    projection = Linear(16, 4)
     x = numbers(9, 16).requires_grad_()
-    with FasterFunctions():
+    with using(FASTER):
         projection(x).sum().backward()
     assert x.grad is not None and projection.weight.grad is not None
     torch.testing.assert_close(x.grad, projection.weight.detach().sum(0).expand(9, -1))
     a, b = numbers(9, 16).bfloat16(), numbers(4, 16).bfloat16()
     with torch.no_grad():
-        assert torch.equal(linear(a, b), F.linear(a, b))
+        assert torch.equal(FASTER.linear(a, b), F.linear(a, b))
 
 
 @pytest.mark.parametrize("rows", (1, 80))
-@pytest.mark.parametrize("approximate", ("tanh", "none"))
-def test_gelu(rows: int, approximate: str) -> None:
-    x = 4 * numbers(rows, 192)
-    exact = F.gelu(x.double(), approximate=approximate)
-    with torch.no_grad(), FasterFunctions():
-        assert worst(F.gelu(x, approximate=approximate), exact) <= 3e-6
+def test_gated_gelu(rows: int) -> None:
+    gate, up = 4 * numbers(rows, 192), numbers(rows, 192, seed=1)
+    exact = F.gelu(gate.double(), approximate="tanh") * up.double()
+    with torch.no_grad():
+        assert worst(FASTER.gated_gelu(gate, up), exact) <= 8e-6
+        assert worst(TORCH.gated_gelu(gate, up), exact) <= 8e-6
 
 
-@pytest.mark.parametrize("shape", ((192,), (80, 192)))
-@pytest.mark.parametrize("eps", (1e-6, None))
-def test_rms_norm(shape: tuple[int, ...], eps: float | None) -> None:
-    x, weight = numbers(3, 80, 192), numbers(*shape, seed=1)
-    exact = F.rms_norm(x.double(), shape, weight.double(), eps)
-    with torch.no_grad(), FasterFunctions():
-        assert worst(F.rms_norm(x, shape, weight, eps), exact) <= 3e-6
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("weighted", (True, False))
+@pytest.mark.parametrize("width", (192, 100))
+def test_rms_norm(dtype: torch.dtype, weighted: bool, width: int) -> None:
+    """100 is no multiple that C serves."""
+    x, weight = numbers(3, 80, width).to(dtype), numbers(width, seed=1).to(dtype)
+    scale = weight if weighted else None
+    exact = F.rms_norm(x.double(), (width,), None if scale is None else scale.double(), 1e-6)
+    with torch.no_grad():
+        for these in (FASTER, TORCH):
+            found = these.rms_norm(x, 1e-6, scale)
+            assert found.dtype is dtype
+            torch.testing.assert_close(
+                found.double(), exact, rtol=2.0**-8 if dtype is torch.bfloat16 else 1e-6, atol=3e-6
+            )
+
+
+def test_others_run_while_the_context_lasts_and_in_this_thread_alone() -> None:
+    assert current() is TORCH
+    with pytest.raises(ValueError, match="stop"), using(FASTER):
+        assert current() is FASTER
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(current).result() is TORCH
+        raise ValueError("stop")
+    assert current() is TORCH
 
 
 def test_c_serves_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where oneDNN leads, a bfloat16 model's norms and GELUs go to C on "cpu", none on "torch"; the numbers are alike.
-    Elsewhere none does."""
+    """A bfloat16 model's norms and GELUs go to C on "cpu", none on "torch"; the numbers are alike."""
     called: list[str] = []
 
     def counted(name: str) -> Callable[..., Tensor | None]:
         plain = getattr(norms, name)
         return lambda *arguments: (called.append(name), plain(*arguments))[1]
 
-    for name in ("gelu", "rms_norm"):
+    for name in ("gated_gelu", "rms_norm"):
         monkeypatch.setattr(norms, name, counted(name))
     model = tiny.model(hidden_size=64, intermediate_size=96, moe_intermediate_size=32).bfloat16()
     ids = [[1, 2, 3] * 100]
     plain = model.use("torch").encode(ids).hidden
     assert not called and plain is not None
-    monkeypatch.setattr(functions, "onednn_leads", lambda: False)
-    assert torch.equal(plain, model.use("cpu").encode(ids).hidden) and not called
-    monkeypatch.setattr(functions, "onednn_leads", lambda: True)
     found = model.use("cpu").encode(ids).hidden
-    assert found is not None and {"gelu", "rms_norm"} == set(called)
+    assert found is not None and {"gated_gelu", "rms_norm"} == set(called)
     assert (found - plain).abs().float().mean() < 0.05
