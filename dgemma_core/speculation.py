@@ -300,7 +300,7 @@ class _SpeculativeLoop:
         steps = max(plan.steps for _, plan, _ in planned)
         chosen = upload(torch.tensor([[row.choice.token] for row, _, _ in planned]), model.device)
         pins = [{len(row.state.committed): row.choice.token} for row, _, _ in planned]
-        given = conditions([row.row.request for row, _, _ in planned], states, pins)
+        given = conditions([row.row.request for row, _, _ in planned], states, pins, joint=True)
         prediction = self._predict(hidden, states, after=0, soft=steps > 1, **given)
         cache = PrefixCache.join([state.cache for state in states])
         for step in range(1, steps):

@@ -66,6 +66,8 @@ class TokenAutomaton:
     """Tokens that end a text."""
     pad: int
     """What stands behind a text's end."""
+    joint: bool = False
+    """`Constraint.joint`."""
     memory: dict[Any, Any] = field(default_factory=dict, repr=False)
     """What was derived from it: the states of texts, and what others keep here."""
 

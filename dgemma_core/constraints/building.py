@@ -14,6 +14,7 @@ import tempfile
 import weakref
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,7 +81,9 @@ def built(constraint: Constraint, loaded: Loaded) -> TokenAutomaton:
         _built[key] = kept(key, size, eos, pad) or _keep(
             key, indexed(compiled(pattern), tokens, eos=eos, pad=pad)
         )
-    return _built[key]
+    if not constraint.joint:
+        return _built[key]
+    return _built.setdefault(f"{key} joint", replace(_built[key], joint=True))
 
 
 # --- on disk

@@ -17,13 +17,15 @@ def conditions(
     requests: Sequence[Request],
     states: Sequence[DecodeState | TokenState],
     pins: Sequence[Mapping[int, int]] | None = None,
+    joint: bool = False,
 ) -> dict[str, Conditions]:
     """What `predict` is told of the positions behind the rows' committed tokens: nothing where no request has a
-    constraint. pins: answer position → token, of each row; those of the states if None."""
+    constraint. pins: answer position → token, of each row; those of the states if None. joint: samples are one text
+    even where the constraint does not ask for it."""
     if pins is None:
         pins = [getattr(state, "pins", {}) for state in states]
     found = [
-        condition(request, state.committed, given)
+        condition(request, state.committed, given, joint)
         for request, state, given in zip(requests, states, pins, strict=True)
     ]
     return {"conditions": Conditions(found)} if any(found) else {}
@@ -45,7 +47,7 @@ def conditions_each(
 
 
 def condition(
-    request: Request, written: Sequence[int], pins: Mapping[int, int]
+    request: Request, written: Sequence[int], pins: Mapping[int, int], joint: bool = False
 ) -> Condition | None:
     """Behind the answer tokens `written`. None without a constraint, where these begin no text of its language, or
     where no token is left."""
@@ -55,4 +57,4 @@ def condition(
     if (state := automaton.after(written)) == NOWHERE:
         return None
     here = {place - len(written): token for place, token in pins.items() if place >= len(written)}
-    return Condition(automaton, state, remaining, here)
+    return Condition(automaton, state, remaining, here, joint or automaton.joint)

@@ -28,6 +28,9 @@ class Constraint:
     """The regular expression; or the JSON Schema or the list of choices, as JSON."""
     whitespace: str | None = None
     """JSON Schema: a regular expression of what may stand between tokens of JSON; None: one blank or none."""
+    joint: bool = False
+    """A canvas's samples are one text of the language, drawn exactly, instead of one token a position out of those that
+    the language holds there. The committed text is in the language in any case."""
     name: ClassVar[str] = "constraint"
 
     @classmethod

@@ -2,12 +2,16 @@
 
 Rows of one automaton go through the head together, rows without a constraint as they always do.
 
-- The argmax canvas is the most probable text (Viterbi), PAD behind its end; a sample is an exact joint draw along the
-  canvas. Behind the end stands an end-of-sequence token or PAD, as the model says.
-- Probabilities, entropy, soft embedding and top tokens are of the model's distribution at each position, restricted to
-  the tokens that some text of the language holds there. The exact posterior, `RowPosterior.exact`, is surer than that,
-  and too sure to decide by: it takes what the positions say as independent evidence. On 40 JSON problems of nano,
-  decisions by it solved 31 in 3.8 steps a canvas, by the restricted ones 40 in 3.8; without a grammar 38 in 4.8.
+- The argmax canvas is the most probable text (Viterbi), PAD behind its end. Behind the end stands an end-of-sequence
+  token or PAD, as the model says.
+- Probabilities, soft embedding and top tokens are of the model's distribution at each position, restricted to the
+  tokens that some text of the language holds there; samples, too, unless the constraint asks for exact joint draws.
+  The exact posterior, `RowPosterior.exact`, is surer than that, and too sure to decide by: it takes what the positions
+  say as independent evidence. On 40 JSON problems of nano, decisions by it solved 31 in 3.8 steps a canvas, by the
+  restricted ones 40 in 3.8; without a grammar 38 in 4.8. Joint draws follow it: of 1,000 lists to sort, which nano
+  solves to 56.9 % freely, 53.6 % were right with them, 55.7 % with draws position by position.
+- Entropy is of the restricted distribution, and at least the surprise of the argmax and of the sample: where the most
+  probable text has an unlikely token, positions contradict each other, and nothing is settled yet.
 - Positions beyond the limit of new tokens are not part of the text: their samples are free, their entropy is 0.
 
 Axes: B rows, C positions, N = B·C, K classes and the symbol K, V vocabulary.
@@ -37,13 +41,14 @@ class Condition:
     """What the next positions of one row must satisfy.
 
     state: after the text so far. remaining: tokens that the text may still take. pins: place, from the first of these
-    positions on → the token that stands there.
+    positions on → the token that stands there. joint: samples are one text (`Constraint.joint`).
     """
 
     automaton: TokenAutomaton
     state: int
     remaining: int
     pins: Mapping[int, int] = field(default_factory=dict)
+    joint: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,9 +128,10 @@ class Conditions:
     ) -> tuple[dict[str, Tensor], Posterior]:
         """hidden (N, D) → the fields of a `Prediction` given the conditions, (N, …) each, and the posterior."""
         length = len(hidden) // len(self.rows)
-        groups: dict[int, list[int]] = {}
+        groups: dict[tuple[int, bool], list[int]] = {}
         for i, row in enumerate(self.rows):
-            groups.setdefault(0 if row is None else id(row.automaton), []).append(i)
+            kind = (0, False) if row is None else (id(row.automaton), row.joint)
+            groups.setdefault(kind, []).append(i)
         merged: dict[str, Tensor] = {}
         posteriors: list[RowPosterior | None] = [None] * len(self.rows)
         for members in groups.values():
@@ -152,7 +158,8 @@ class Conditions:
 
 
 class _Group:
-    """Rows of one automaton: their pass over the vocabulary, and the chains of their reference distributions."""
+    """Rows of one automaton, whose samples are all drawn in one way: their pass over the vocabulary, and the chains of
+    their reference distributions."""
 
     def __init__(
         self, head: VocabularyHead, hidden: Tensor, asked: Asked, rows: Sequence[Condition]
@@ -220,7 +227,6 @@ class _Group:
         fields = {
             "argmax": torch.where(self._upload(after), self.automaton.pad, choice),
             "argmax_probability": self._upload(np.exp(likely)).float().clamp(0, 1),
-            "entropy": self._entropy(),
             "logsumexp": self.total,
         }
         if self.asked.soft:
@@ -237,13 +243,16 @@ class _Group:
                 "sample": torch.where(self._upload(after), own, choice),
                 "sample_probability": fields["argmax_probability"],
                 "sample_logprob": fields["argmax_probability"].log(),
+                "entropy": self._entropy(fields["argmax_probability"].log()),
             }
         sample, probability = (
             self._filtered() if self.asked.filters is not None else self._sampled()
         )
         restricted = self._upload(np.where(self.outside, 0.0, self.restricted))
         logprob = (sums.logit_of(sample) - self.total).double() - restricted
+        least = torch.minimum(logprob.float(), fields["argmax_probability"].log())
         return fields | {
+            "entropy": self._entropy(least),
             "sample": sample,
             "sample_probability": probability.float().clamp(0, 1),
             "sample_logprob": logprob.float(),
@@ -254,38 +263,49 @@ class _Group:
         """(N, K) log-factors of the restricted distributions."""
         return np.where(self.allowed, -self.restricted[:, None], -np.inf)
 
-    def _entropy(self) -> Tensor:
-        """(N,) of the restricted distributions; 0 where the text has ended for certain."""
+    def _entropy(self, least: Tensor) -> Tensor:
+        """(N,) of the restricted distributions; 0 where the text has ended for certain. least: (N,) log-probability of
+        the argmax, or of the sample where that is less; a token of probability 0 is no surprise, but underflow."""
         shares = self._upload(
             np.where(self.allowed, np.exp(self.mass - self.restricted[:, None]), 0.0)
         )
         entropy = torch.special.entr(shares).sum(dim=1) + (shares * self.sums.entropy).sum(dim=1)
         over = self.outside | (self.marginals[:, :-1].sum(axis=1) == 0)
-        return torch.where(self._upload(over), 0.0, entropy).float().clamp_min(0)
+        surprise = torch.where(least.isfinite(), -least, 0.0)
+        entropy = torch.maximum(entropy.float(), surprise).clamp_min(0)
+        return entropy.masked_fill(self._upload(over), 0.0)
 
     def _sampled(self) -> tuple[Tensor, Tensor]:
-        """The joint samples and their restricted probabilities under the sampling distribution, (N,) both."""
+        """The samples and their restricted probabilities under the sampling distribution, (N,) both."""
         assert self.asked.uniform is not None
-        uniform, k = self._host(self.asked.uniform), self.automaton.class_count
-        mass, chains, total = self.mass, self.chains, self.total
+        uniform, mass, total = self._host(self.asked.uniform), self.mass, self.total
         if self.sums.two:
             total = self.sums.sampling.logsumexp(dim=1)
             mass = self._host(self.sums.sampling - total.unsqueeze(1))
-            chains = self._chains(mass)
+        restricted = self._restricted(mass)
+        if self.rows[0].joint:
+            symbols, inside = self._joint(uniform, mass)
+        else:
+            shares = np.exp(np.where(self.allowed, mass - restricted[:, None], -np.inf))
+            symbols, inside = _found(shares, uniform)
+        every = torch.arange(len(self.hidden), device=self.device)
+        tokens, logits = self.sums.tokens(every, self._upload(symbols), self._upload(inside))
+        return tokens, ((logits - total).double() - self._upload(restricted)).exp()
+
+    def _joint(self, uniform: Floats, mass: Floats) -> tuple[NDArray[np.int64], Floats]:
+        """uniform (N,), mass (N, K) of the sampling distribution → classes of exact joint draws, and how far into their
+        masses the numbers fall, (N,) both."""
+        chains = self._chains(mass) if self.sums.two else self.chains
         drawn = [
             chain.sample(uniform[span]) for chain, span in zip(chains, self.spans, strict=True)
         ]
         symbols, inside = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
-        after = symbols == k
+        after = symbols == self.automaton.class_count
         if after.any():
             likely = np.exp(mass[after])
             likely[~self.outside[after], :-2] = 0.0
-            own, deeper = found_in(torch.from_numpy(likely), torch.from_numpy(inside[after, None]))
-            symbols[after], inside[after] = own.squeeze(1).numpy(), deeper.squeeze(1).numpy()
-        every = torch.arange(len(self.hidden), device=self.device)
-        tokens, logits = self.sums.tokens(every, self._upload(symbols), self._upload(inside))
-        restricted = self._upload(self._restricted(mass))
-        return tokens, ((logits - total).double() - restricted).exp()
+            symbols[after], inside[after] = _found(likely, inside[after])
+        return symbols, inside
 
     def _filtered(self) -> tuple[Tensor, Tensor]:
         """Samples that filters cut: at each position from what its state allows, from left to right; by whole rows."""
@@ -324,6 +344,12 @@ class _Group:
             )
             for chain, span in zip(self.chains, self.spans, strict=True)
         ]
+
+
+def _found(masses: Floats, target: Floats) -> tuple[NDArray[np.int64], Floats]:
+    """As `found_in`: masses (R, K), target (R,)."""
+    place, inside = found_in(torch.from_numpy(masses), torch.from_numpy(target[:, None]))
+    return place.squeeze(1).numpy(), inside.squeeze(1).numpy()
 
 
 def after_mass(mass: Floats) -> Floats:

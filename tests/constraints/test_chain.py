@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -62,10 +63,6 @@ def test_posterior_equals_the_enumeration(chunk: int) -> None:
         p[inside] /= p[inside].sum(axis=1, keepdims=True)
         posterior = prediction.rows(0, torch.arange(length)).softmax(dim=-1).numpy()
         np.testing.assert_allclose(posterior[inside], p[inside], atol=2e-6)
-        over = [all(text[place] is ENDED for text in texts) for place in range(length)]
-        for place in inside:
-            entropy = 0.0 if over[place] else -math.fsum(q * math.log(q) for q in p[place] if q)
-            assert float(prediction.entropy[0, place]) == pytest.approx(entropy, abs=1e-5)
         assert prediction.soft_embedding is not None
         soft = prediction.soft_embedding[0].numpy() / vocab**0.5
         np.testing.assert_allclose(soft[inside], p[inside], atol=2e-6)
@@ -82,6 +79,11 @@ def test_posterior_equals_the_enumeration(chunk: int) -> None:
             symbol = chosen[place]
             likely = p[place, [EOS, PAD]].sum() if symbol is ENDED else p[place, symbol]
             assert float(prediction.argmax_probability[0, place]) == pytest.approx(likely, abs=1e-5)
+            # an unlikely token of the most probable text is a doubt
+            entropy = max(-math.log(likely), -math.fsum(q * math.log(q) for q in p[place] if q))
+            if all(text[place] is ENDED for text in texts):
+                entropy = 0.0
+            assert float(prediction.entropy[0, place]) == pytest.approx(entropy, abs=1e-5)
             held = toy.probabilities()[place][marginal[place] == 0].sum()
             assert row.forbidden[place] == pytest.approx(held, abs=1e-5)
 
@@ -132,12 +134,14 @@ def test_joint_samples_have_the_posterior_distribution(chunk: int) -> None:
 
 
 @pytest.mark.slow
-def test_tokens_of_samples_have_the_posterior_distribution() -> None:
-    """χ² of tokens, those behind the end included, and their probabilities as told; raw and tempered."""
+@pytest.mark.parametrize("joint", (False, True))
+def test_tokens_of_samples_have_their_distribution(joint: bool) -> None:
+    """χ² of tokens, those behind the end included, and their probabilities as told; raw and tempered. Of joint draws it
+    is the posterior; else the model's own, restricted to what the language holds at each position."""
     toy = toys.drawn(7)
     length, vocab = toy.logits.shape
     count, temperature = 3000, 0.7
-    condition = toy.condition
+    condition = replace(toy.condition, joint=joint)
     tempered = Toy(toy.leads, toy.accepting, 0, toy.logits / temperature, toy.remaining)
     marginal = np.zeros((length, vocab))
     for canvas, _, mass in tempered.canvases():
@@ -152,11 +156,14 @@ def test_tokens_of_samples_have_the_posterior_distribution() -> None:
         )  # fmt: skip
         for place in range(length):
             seen = prediction.sample[:, place].bincount(minlength=vocab).numpy()
-            p = marginal[place]
+            own = np.where(marginal[place] > 0, tempered.probabilities()[place], 0.0)
+            own /= own.sum()
+            p = marginal[place] if joint else own
             assert seen[p == 0].sum() == 0
             told = prediction.sample_probability[:, place].numpy()
-            own = np.where(p > 0, tempered.probabilities()[place], 0.0)
-            own /= own.sum()
+            surprise = -prediction.sample_logprob[:, place]
+            if any(text[place] is not ENDED for _, text, _ in toy.canvases()):
+                assert (prediction.entropy[:, place] >= surprise - 1e-5).all()
             np.testing.assert_allclose(told, own[prediction.sample[:, place].numpy()], atol=1e-5)
             wanted = p[p * count >= 5] * count
             statistic = ((seen[p * count >= 5] - wanted) ** 2 / wanted).sum()

@@ -55,6 +55,26 @@ def test_every_way_of_writing_keeps_to_the_language(
         assert found.kept_tokens <= 24
 
 
+def test_joint_draws_are_texts_of_the_language(loaded: Loaded) -> None:
+    """Asked for, every step's samples are a text from the first canvas to the last; else one token a position."""
+    assert loaded.tokenizer is not None
+    decode, ends = loaded.tokenizer.decode, {*loaded.generation.eos_token_ids, 0}
+    whole = {}
+    for joint in (False, True):
+        automaton = replace(LISTED, joint=joint).compile(loaded)
+        assert automaton is replace(LISTED, joint=joint).compile(loaded)
+        drawn = []
+        for seed in range(6):
+            request = Request(PROMPT, seed=seed, constraint=automaton, max_new_tokens=8)
+            for event in canvases(loaded, request)[0]:
+                if isinstance(event, StepEvent):
+                    ids = event.sample.tolist()
+                    kept = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+                    drawn.append(PATTERN.fullmatch(decode(ids[:kept])) is not None)
+        whole[joint] = drawn
+    assert all(whole[True]) and not all(whole[False])
+
+
 @pytest.mark.parametrize("limit", range(3, 12))
 def test_texts_end_within_any_limit(loaded: Loaded, limit: int) -> None:
     """Also where the limit falls on the middle or the edge of a canvas of 8."""

@@ -116,7 +116,7 @@ def test_c_and_torch_agree(half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, wanted in reference.items():
         off, plain_off = (float((each[name].float() - wanted).norm()) for each in (found, plain))
         size = float(wanted.norm())
-        allowed = max(2 * plain_off, 0.05 * size) if half else 1e-4 * size
+        allowed = max(3 * plain_off, 0.05 * size) if half else 1e-4 * size
         assert off <= allowed + 1e-4 * scale, (name, off, plain_off, size)
 
 
