@@ -240,27 +240,15 @@ class _CanvasLoop:
             row.state = stepped
             events.append(
                 StepEvent(
-                    request=row.request.id,
-                    canvas=state.canvas_index,
-                    step=state.step,
-                    steps=len(self.plan),
-                    kind=plan[i].kind,
-                    temperature=plan[i].temperature,
-                    tokens_in=canvas[i],
-                    tokens_out=after.canvas[i],
-                    sample=prediction.sample[i],
-                    argmax=prediction.argmax[i],
-                    accepted=accepted[i],
-                    pinned=pinned[i],
+                    request=row.request.id, canvas=state.canvas_index, step=state.step, steps=len(self.plan),
+                    kind=plan[i].kind, temperature=plan[i].temperature, tokens_in=canvas[i], pinned=pinned[i],
+                    tokens_out=after.canvas[i], accepted=accepted[i], sample=prediction.sample[i],
+                    argmax=prediction.argmax[i], entropy=prediction.entropy[i], finished=stepped.finished,
                     sample_probability=prediction.sample_probability[i],
-                    argmax_probability=prediction.argmax_probability[i],
-                    entropy=prediction.entropy[i],
-                    finished=stepped.finished,
-                    seconds=row.seconds,
+                    argmax_probability=prediction.argmax_probability[i], seconds=row.seconds, state=stepped,
                     observed=None if watcher is None else watcher.observed(i, prediction),
-                    state=stepped,
                 )
-            )
+            )  # fmt: skip
         return events
 
     def _soft(self, states: Sequence[DecodeState]) -> Tensor | None:
@@ -295,9 +283,7 @@ class _CanvasLoop:
         history, converged = None, torch.zeros(len(states), dtype=torch.bool, device=pinned.device)
         if self.stop_rule is not None and not correct:
             history = _stacked([state.history for state in states if state.history is not None])
-            history, converged = self.stop_rule.update(
-                history, prediction.argmax, prediction.entropy, pinned
-            )
+            history, converged = self.stop_rule.update(history, *prediction.settling, pinned)
         if pinned.device.type == "cpu":  # where the head has looked
             return history, converged.tolist()
         finite = prediction.logsumexp.isfinite().all(dim=1)

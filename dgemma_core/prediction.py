@@ -87,6 +87,16 @@ class Prediction:
             return None
         return (self.top_logits - self.logsumexp.unsqueeze(-1)).exp()
 
+    @property
+    def settling(self) -> tuple[Tensor, Tensor]:
+        """Argmax and entropy, (B, C) both, for a stop rule. Where a constrained text has a token that is not the
+        likeliest at its position, positions contradict each other: no token yet, -1, and its surprise."""
+        if self.posterior is None:
+            return self.argmax, self.entropy
+        surprise = -self.argmax_probability.log()
+        torn = surprise > self.entropy + 1e-4
+        return self.argmax.masked_fill(torn, -1), torch.maximum(self.entropy, surprise)
+
     def rows(self, row: int, positions: Tensor) -> Tensor:
         """Raw soft-capped logits (k, V), float64, of a few positions of one row, computed again; conditioned, if so."""
         assert self.head is not None

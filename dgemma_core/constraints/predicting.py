@@ -9,9 +9,10 @@ Rows of one automaton go through the head together, rows without a constraint as
   The exact posterior, `RowPosterior.exact`, is surer than that, and too sure to decide by: it takes what the positions
   say as independent evidence. On 40 JSON problems of nano, decisions by it solved 31 in 3.8 steps a canvas, by the
   restricted ones 40 in 3.8; without a grammar 38 in 4.8. Joint draws follow it: of 1,000 lists to sort, which nano
-  solves to 56.9 % freely, 53.6 % were right with them, 55.7 % with draws position by position.
-- Entropy is of the restricted distribution, and at least the surprise of the argmax: where the most probable text has
-  an unlikely token, positions contradict each other, and nothing is settled yet.
+  solves to 56.9 % freely, 53.6 % were right with them, 58.0 % with draws position by position.
+- Entropy is of that distribution, and of the question whether the language holds the model's token: what is ruled out
+  was doubt. Without that part more positions are accepted than in a free canvas, and mistakes with them. Where the most
+  probable text has an unlikely token, positions contradict each other; a stop rule waits (`Prediction.settling`).
 - Positions beyond the limit of new tokens are not part of the text: their samples are free, their entropy is 0.
 
 Axes: B rows, C positions, N = B·C, K classes and the symbol K, V vocabulary.
@@ -227,7 +228,7 @@ class _Group:
         fields = {
             "argmax": torch.where(self._upload(after), self.automaton.pad, choice),
             "argmax_probability": self._upload(np.exp(likely)).float().clamp(0, 1),
-            "entropy": self._entropy(likely),
+            "entropy": self._entropy(),
             "logsumexp": self.total,
         }
         if self.asked.soft:
@@ -261,16 +262,17 @@ class _Group:
         """(N, K) log-factors of the restricted distributions."""
         return np.where(self.allowed, -self.restricted[:, None], -np.inf)
 
-    def _entropy(self, likely: Floats) -> Tensor:
-        """(N,) of the restricted distributions, or the surprise of the argmax, of log-probability `likely` (N,), where
-        that is more: never where it is the most probable token. 0 where the text has ended for certain."""
+    def _entropy(self) -> Tensor:
+        """(N,) of the restricted distributions, and of the question whether the language holds a token at all; 0 where
+        the text has ended for certain."""
         shares = self._upload(
             np.where(self.allowed, np.exp(self.mass - self.restricted[:, None]), 0.0)
         )
         entropy = torch.special.entr(shares).sum(dim=1) + (shares * self.sums.entropy).sum(dim=1)
+        held = self._upload(np.exp(np.minimum(self.restricted, 0.0)))
+        entropy += torch.special.entr(held) + torch.special.entr(1 - held)
         over = self.outside | (self.marginals[:, :-1].sum(axis=1) == 0)
-        entropy = torch.maximum(entropy, self._upload(-likely)).clamp_min(0)
-        return entropy.float().masked_fill(self._upload(over), 0.0)
+        return torch.where(self._upload(over), 0.0, entropy).float().clamp_min(0)
 
     def _sampled(self) -> tuple[Tensor, Tensor]:
         """The samples and their restricted probabilities under the sampling distribution, (N,) both."""

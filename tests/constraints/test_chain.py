@@ -79,13 +79,19 @@ def test_posterior_equals_the_enumeration(chunk: int) -> None:
             symbol = chosen[place]
             likely = p[place, [EOS, PAD]].sum() if symbol is ENDED else p[place, symbol]
             assert float(prediction.argmax_probability[0, place]) == pytest.approx(likely, abs=1e-5)
-            # an unlikely token of the most probable text is a doubt
-            entropy = max(-math.log(likely), -math.fsum(q * math.log(q) for q in p[place] if q))
+            held = toy.probabilities()[place][marginal[place] > 0].sum()
+            assert row.forbidden[place] == pytest.approx(1 - held, abs=1e-5)
+            # the entropy of what is held, and of whether it is
+            shares = (*p[place], held, 1 - held)
+            entropy = -math.fsum(q * math.log(q) for q in shares if q > 1e-12)
             if all(text[place] is ENDED for text in texts):
                 entropy = 0.0
-            assert float(prediction.entropy[0, place]) == pytest.approx(entropy, abs=1e-5)
-            held = toy.probabilities()[place][marginal[place] == 0].sum()
-            assert row.forbidden[place] == pytest.approx(held, abs=1e-5)
+            assert float(prediction.entropy[0, place]) == pytest.approx(entropy, abs=2e-5)
+            # an unlikely token of the most probable text is no token yet
+            token, doubt = (each[0, place] for each in prediction.settling)
+            torn = -math.log(likely) > entropy + 1e-4
+            assert int(token) == (-1 if torn else argmax[place])
+            assert float(doubt) == pytest.approx(max(entropy, -math.log(likely)), abs=2e-5)
 
 
 @pytest.mark.slow
