@@ -61,6 +61,7 @@ class RowCache:
         self.windows = windows
         self.checked: object = None  # what `check_row` found it to fit
         self.layout: object = None  # what a backend knows of where the buffers are
+        self.config: TextConfig | None = None  # of the model that fills them
 
     def first(self, layer: int, position: int) -> int:
         """The first position that a token at `position` can see on this layer."""
@@ -123,7 +124,7 @@ class RowCache:
     def view(self) -> RowCache:
         """The same row as another object, which can be lengthened without changing this one."""
         seen = RowCache(self.length, list(self.buffers), self.windows, self.tokens)
-        seen.checked, seen.layout = self.checked, self.layout
+        seen.checked, seen.layout, seen.config = self.checked, self.layout, self.config
         return seen
 
     def first_tokens(self, count: int) -> RowCache:
@@ -142,6 +143,7 @@ class RowCache:
     def copy(self) -> RowCache:
         """The same row in memory of its own, bit for bit."""
         copied = RowCache(self.length, list(self.buffers), self.windows, self.tokens)
+        copied.config = self.config
         for layer, buffer in enumerate(copied.buffers):
             if buffer is not None:
                 span = slice(0, self.length - buffer.base)
@@ -177,7 +179,10 @@ class PrefixCache:
         windows = tuple(
             None if layer.full else config.sliding_window - 1 for layer in config.layers
         )
-        return cls([RowCache(0, [None] * len(windows), windows) for _ in range(batch)])
+        rows = [RowCache(0, [None] * len(windows), windows) for _ in range(batch)]
+        for row in rows:
+            row.config = config
+        return cls(rows)
 
     @classmethod
     def join(cls, caches: Sequence[PrefixCache]) -> PrefixCache:

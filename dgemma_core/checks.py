@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dgemma_core.cache import PrefixCache, RowCache
 from dgemma_core.config import ModelConfig, TextConfig
-from dgemma_core.errors import RequestError
+from dgemma_core.errors import RequestError, shown
 
 Rows = Tensor | Sequence[Sequence[int]] | Sequence[Tensor]
 """Token ids: a (B, P) tensor, or a list of rows of different length."""
@@ -32,8 +32,8 @@ def check_denoiser(config: ModelConfig) -> None:
 
 def checked_ids(ids: Tensor, config: ModelConfig, device: torch.device) -> Tensor:
     """Token ids as int64 on the model's device."""
-    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise RequestError(f"token ids are whole numbers, got a tensor of {ids.dtype}")
+    if ids.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+        raise RequestError(f"token ids are whole numbers (int64), got a tensor of {ids.dtype}")
     if ids.is_cuda:  # what a step made on the card; asking the card would make the host wait
         return ids.long()
     low, high = map(int, torch.aminmax(ids))
@@ -43,16 +43,17 @@ def checked_ids(ids: Tensor, config: ModelConfig, device: torch.device) -> Tenso
 
 def checked_rows(ids: Rows, config: ModelConfig, least: int = 1) -> list[list[int]]:
     """Rows of at least so many token ids, on the host."""
-    rows = []
-    for i, row in enumerate(ids):
-        try:
-            found = row.tolist() if hasattr(row, "tolist") else row
-            rows.append([index(id) for id in found])
-        except TypeError as error:
-            raise RequestError(f"row {i} must be a list of token ids ({error})") from error
-        if len(rows[-1]) < least:
+    try:
+        found = [row.tolist() if hasattr(row, "tolist") else row for row in ids]
+        rows = [[index(id) for id in row] for row in found]
+    except (TypeError, NotImplementedError) as error:
+        raise RequestError(
+            f"each row must be a list of token ids, as in [[2, 7, 9]] ({error})"
+        ) from error
+    for i, row in enumerate(rows):
+        if len(row) < least:
             raise RequestError(f"row {i} must hold at least one token id")
-        _check_range(min(rows[-1], default=0), max(rows[-1], default=0), config)
+        _check_range(min(row, default=0), max(row, default=0), config)
     if not rows:
         raise RequestError("no rows of tokens to encode")
     return rows
@@ -62,9 +63,9 @@ def checked_canvases(canvas: Rows | None, rows: int, config: ModelConfig) -> lis
     """A canvas for each of so many rows, an empty one where there is none."""
     if canvas is None:
         return [[]] * rows
-    if len(canvas) != rows:
-        raise RequestError(f"{len(canvas)} canvases for {rows} rows: give each row one, or []")
     found = checked_rows(canvas, config, least=0)
+    if len(found) != rows:
+        raise RequestError(f"{len(found)} canvases for {rows} rows: give each row one, or []")
     if any(found):
         check_denoiser(config)
     return found
@@ -82,6 +83,10 @@ def checked_cache(
     cache: PrefixCache, lengths: Sequence[int], config: ModelConfig, like: Tensor
 ) -> list[RowCache]:
     """The cache's rows, each of which has space for so many new tokens. like: a weight of the model."""
+    if not isinstance(cache, PrefixCache):
+        raise RequestError(
+            f"the prefix must be a PrefixCache, got {shown(cache)}: make it by encode"
+        )
     if len(cache) != len(lengths):
         raise RequestError(
             f"{len(lengths)} rows of tokens for a prefix cache of {len(cache)} rows: they must be as many"
@@ -97,11 +102,11 @@ def checked_cache(
 
 
 def check_row(row: RowCache, config: TextConfig, like: Tensor) -> None:
-    """Raises RequestError unless the row's keys and values are of this shape, and of the dtype and device of `like`."""
+    """Raises RequestError unless the row is of such a model, in its shapes, and of the dtype and device of `like`."""
     kind = (config, like.dtype, like.device)
     if row.checked == kind:
         return
-    fits = len(row.buffers) == len(config.layers)
+    fits = len(row.buffers) == len(config.layers) and row.config in (None, config)
     for buffer, layer in zip(row.buffers, config.layers, strict=False):
         if buffer is not None:
             shape = (layer.num_key_value_heads, *buffer.keys.shape[1:2], layer.head_dim)

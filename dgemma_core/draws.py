@@ -44,10 +44,8 @@ class RowKey:
     canvas: int
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**64:
-            raise RequestError(f"seed {self.seed} is out of range: give one from 0 to 2**64 - 1")
-        if not 0 <= self.canvas < 2**64:
-            raise RequestError(f"canvas {self.canvas} is out of range: canvases count from 0")
+        for name, number in (("seed", self.seed), ("canvas", self.canvas)):
+            whole_number(name, number)
 
 
 class StepDraws(Protocol):

@@ -251,9 +251,10 @@ class DiffusionGemma(nn.Module):
         not changed. Raises RequestError if the checkpoint cannot denoise, or a shape, a dtype or an id does not fit.
         """
         check_denoiser(self.config)
-        if canvas.dim() != 2 or not canvas.numel():
+        if not isinstance(canvas, Tensor) or canvas.dim() != 2 or not canvas.numel():
+            what = tuple(canvas.shape) if isinstance(canvas, Tensor) else type(canvas).__name__
             raise RequestError(
-                f"a canvas is (rows, positions), each at least 1, got shape {tuple(canvas.shape)}"
+                f"a canvas is (rows, positions), a tensor, at least 1 each, got {what}"
             )
         canvas = checked_ids(canvas, self.config, self.device)
         batch, length = canvas.shape

@@ -6,9 +6,11 @@ it and asks two questions.
 Before every pass (some microseconds):
 - is a module or a parameter another object, or a parameter changed in place (torch counts that: `_version`)? Then the
   copies are stale;
-- does somebody listen to a module by a hook, or does autocast run? Then the modules must be called.
+- does somebody listen to a module by a hook, or has it a `forward` of its own, does autocast run, or are gradients of
+  weights asked for? Then the modules must be called.
 Before a loop begins to write, and before a prompt that is encoded by itself, too:
-- is a module added, a parameter moved or converted, or changed through `.data`, which torch does not count?
+- is a module added, one of its numbers another (a router's top_k), a parameter moved or converted, or changed through
+  `.data`, which torch does not count?
 
 Stale copies go: from then on passes run on "torch", with one warning that says why, until `model.use` chooses anew.
 Hooks and autocast hand over a pass at a time: the fast backend goes on when they are gone.
@@ -18,7 +20,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
-from operator import attrgetter, is_
+from itertools import repeat
+from operator import attrgetter, contains, is_
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -70,6 +73,9 @@ class Snapshot:
         self.counted = [weight for weight in self.weights if not weight.is_inference()]
         self.versions = list(map(_version, self.counted))
         self.places = _places(self.weights)
+        self.forwards = [(kind, kind.forward) for kind in {type(part) for part in self.modules}]
+        self.attributes = [vars(part) for part in self.modules]
+        self.numbers = list(map(_numbers, self.attributes))
 
     @property
     def embedding_changed(self) -> bool:
@@ -92,14 +98,26 @@ class Snapshot:
         """Whether a module was added, or a parameter moved or converted."""
         now = list(self.model.modules())
         same = len(now) == len(self.modules) and all(map(is_, now, self.modules))
-        return not same or _places(self.weights) != self.places
+        numbers = list(map(_numbers, self.attributes))
+        return not same or numbers != self.numbers or _places(self.weights) != self.places
 
     @property
     def observed(self) -> bool:
-        """Whether somebody listens to a module, or autocast is on."""
+        """Whether somebody listens to a module or has given it another `forward`, autocast is on, or gradients are
+        asked for."""
         if module_hooks._global_forward_hooks or module_hooks._global_forward_pre_hooks:
             return True
-        return any(self.hooks) or torch.is_autocast_enabled("cpu")
+        if torch.is_grad_enabled() and any(weight.requires_grad for weight in self.weights):
+            return True
+        if any(kind.forward is not forward for kind, forward in self.forwards):
+            return True
+        own = any(map(contains, self.attributes, repeat("forward")))
+        return own or any(self.hooks) or torch.is_autocast_enabled("cpu")
+
+
+def _numbers(attributes: dict[str, Any]) -> list[tuple[str, Any]]:
+    """A module's settings that are plain numbers."""
+    return [(name, x) for name, x in attributes.items() if type(x) in (int, float)]
 
 
 def _places(weights: Iterable[Tensor]) -> list[tuple[int, torch.dtype]]:
@@ -137,7 +155,10 @@ class Guarded:
             return self._give_up("its weights were changed or replaced")
         if self.snapshot.observed:
             if not self.warned:
-                self._warn("a module has a hook, or autocast is on", "while that lasts")
+                self._warn(
+                    "a module has a hook or a forward of its own, autocast is on, or gradients are asked for",
+                    "while that lasts",
+                )
                 self.warned = True
             return self.reference
         return self.fast

@@ -3,10 +3,16 @@
 outlines-core makes an index of a vocabulary; given the 256 bytes as its vocabulary, that is the automaton over bytes.
 It searches like Perl: of `a|ab`, only `a` is found. A mark behind the expression, a character that stands for nothing
 (U+10FFFF), makes it go on to the end of the text.
+
+A short expression may need more states than there is memory, and the library knows no bound. So it works in a process
+of its own, which has a limit of time and of memory; starting it takes some 0.1 s.
 """
 
 from __future__ import annotations
 
+import io
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +24,21 @@ from dgemma_core.errors import RequestError
 MARK = "\U0010ffff"
 STATES = 20_000
 """Most states of an automaton over bytes."""
+SECONDS = 20
+"""Most time that the library may take for one expression."""
+_WORK = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33))
+import numpy as np
+from outlines_core import Index, Vocabulary
+try:
+    index = Index(sys.stdin.buffer.read().decode(), Vocabulary(256, {bytes([byte]): [byte] for byte in range(256)}))
+except ValueError as error:
+    sys.exit(f"refused: {error}")
+ways = [(state, byte, to) for state, each in index.get_transitions().items() for byte, to in each.items()]
+np.savez(sys.stdout.buffer, ways=np.array(ways, np.int64).reshape(-1, 3), start=index.get_initial_state(),
+         final=np.array(sorted(index.get_final_states()), np.int64))
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,30 +64,32 @@ def compiled(pattern: str) -> ByteAutomaton:
 
     Raises RequestError for one that is none, or whose language is empty or needs too many states.
     """
-    from outlines_core import Index, Vocabulary
-
     if MARK in pattern:
         raise RequestError("a regular expression cannot hold the character U+10FFFF: leave it out")
-    bytes_alone = Vocabulary(256, {bytes([byte]): [byte] for byte in range(256)})
     try:
-        index = Index(f"(?:{pattern}){MARK}", bytes_alone)
-    except ValueError as error:
-        raise RequestError(_reason(pattern, str(error))) from error
-    transitions = index.get_transitions()
-    if len(transitions) > STATES:
-        raise RequestError(
-            f"this constraint needs {len(transitions)} states, more than {STATES}: shorten counted repetitions"
-        )
-    names = {state: place for place, state in enumerate(sorted(transitions))}
+        written = f"(?:{pattern}){MARK}".encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(_reason(pattern, f"error: it is no valid text, {error}")) from error
+    many = f"this constraint needs too many states, more than {STATES}: shorten counted repetitions"
+    command = [sys.executable, "-c", _WORK]
+    try:
+        done = subprocess.run(command, input=written, capture_output=True, timeout=SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise RequestError(many) from error
+    said = done.stderr.decode(errors="replace")
+    if done.returncode:
+        raise RequestError(_reason(pattern, said[9:]) if said.startswith("refused: ") else many)
+    found = np.load(io.BytesIO(done.stdout), allow_pickle=False)
+    source, byte, to = found["ways"].T
+    names = np.unique(np.concatenate((source, to)))
+    if len(names) > STATES:
+        raise RequestError(many)
     delta = np.full((len(names), 256), NOWHERE, np.int32)
-    for state, ways in transitions.items():
-        for byte, to in ways.items():
-            if byte < 256:
-                delta[names[state], byte] = names[to]
-    final = np.zeros(len(names), bool)
-    final[[names[state] for state in index.get_final_states()]] = True
+    known = byte < 256
+    delta[np.searchsorted(names, source[known]), byte[known]] = np.searchsorted(names, to[known])
+    final = np.isin(names, found["final"])
     accepting = _marked(delta, final)
-    start = names[index.get_initial_state()]
+    start = int(np.searchsorted(names, found["start"]))
     kept = _passed(delta, start, accepting)
     if not kept[start]:
         raise RequestError("no text satisfies this constraint: its language is empty")

@@ -120,6 +120,16 @@ def _check_parts(path: Path, content: Mapping[str, Any]) -> None:
                 f"{path}: model.continuing_subword_prefix: expected a text with which the second part"
                 f" of every merge begins, found {shown(prefix)}; fetch it anew"
             )
+    growth = 1
+    for part in _parts(content.get("post_processor")):
+        pieces = [
+            part[name] for name in ("single", "pair") if isinstance(part.get(name), list | str)
+        ]
+        growth *= max([1, *map(len, pieces)])
+        if growth > _MOST_GROWTH:
+            raise CheckpointError(
+                f"{path}: post_processor: makes more than {_MOST_GROWTH} parts of a text; fetch it anew"
+            )
     for section in ("normalizer", "decoder"):
         growth = 1
         for part in _parts(content.get(section)):

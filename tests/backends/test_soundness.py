@@ -10,6 +10,7 @@ import copy
 import gc
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +27,8 @@ from dgemma_core.model import DiffusionGemma
 from dgemma_core.request import Request
 from dgemma_core.samplers import EntropyBound
 from tests.backends.serving import SERVED, put
+from tests.backends.test_serving import ALIGNED, of_kind
+from tests.core import tiny
 
 PROMPT = "sort ascending: 4 1 3"
 LONG = [(7 * i) % 400 + 20 for i in range(188)]
@@ -186,6 +189,49 @@ def test_a_hook_fires_until_it_is_removed(when: str, name: str) -> None:
     assert loaded.model.backend.name == backend
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("of", ("module", "layer", "class"))
+def test_another_forward_runs_until_it_is_gone(of: str, name: str) -> None:
+    loaded = nano(name)
+    expected, calls = written(loaded), []
+    layer = loaded.model.layers[0]
+    part = {"module": layer.self_attn.q_proj, "layer": layer, "class": type(layer.mlp)}[of]
+    plain = part.forward
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        return plain(*arguments, **options)
+
+    part.forward = counted
+    try:
+        assert written(loaded) == expected and calls
+    finally:
+        if of == "class":
+            part.forward = plain
+        else:
+            del part.forward
+    seen = len(calls)
+    assert written(loaded) == expected and len(calls) == seen
+
+
+@pytest.mark.slow
+def test_another_number_of_experts_is_seen(name: str) -> None:
+    loaded = nano(name)
+    written(loaded)
+    for layer in loaded.model.layers:
+        layer.router.top_k = 1
+    found = loaded.model.encode([LONG]).hidden
+    theirs = loaded.model.use("torch").encode([LONG]).hidden
+    torch.testing.assert_close(found, theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_gradients_of_weights_are_not_lost(name: str) -> None:
+    model = nano(name).model
+    model.requires_grad_(True)
+    rows, ids = PrefixCache.empty(model.config.text, 1).rows, torch.tensor([5, 3, 2])
+    assert model.backend.forward(ids, rows, [3], causal=True).requires_grad
+
+
 # ---- what results keep ---------------------------------------------------------------------------
 
 
@@ -256,7 +302,6 @@ def test_another_tensor_in_a_prefix_cache_is_noticed(name: str) -> None:
 
 
 def test_a_prefix_cache_of_another_model_is_refused(name: str) -> None:
-    from tests.backends.test_serving import of_kind
 
     model = nano(name).model
     canvas = torch.zeros(1, LENGTH, dtype=torch.long)
@@ -268,6 +313,55 @@ def test_a_prefix_cache_of_another_model_is_refused(name: str) -> None:
         ):
             with pytest.raises(RequestError, match="prefix cache is of another model"):
                 use()
+
+
+OTHER_CONFIGS = (
+    {"sliding_window": 9}, {"vocab_size": 128}, {"hidden_size": 64}, {"num_experts": 5},
+    {"max_position_embeddings": 900}, {"rms_norm_eps": 1e-5},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("other", OTHER_CONFIGS, ids=str)
+def test_a_prefix_cache_of_another_configuration_is_refused(
+    other: dict[str, Any], name: str
+) -> None:
+    """Also where keys and values have the same shapes, and another backend has filled them."""
+    model = tiny.model(**ALIGNED)
+    put(model, name)
+    canvas = torch.ones(1, 4, dtype=torch.long)
+    cache = model.encode([[5, 3, 2]])
+    model.denoise(canvas, cache)
+    for backend in ("torch", name):
+        foreign = tiny.model(**(ALIGNED | other))
+        put(foreign, backend)
+        held = foreign.encode([[5, 3, 2] * 20])
+        for given in (held, held.copy(), PrefixCache.join([held]), held[0]):
+            with pytest.raises(RequestError, match="prefix cache is of another model"):
+                model.denoise(canvas, given)
+            with pytest.raises(RequestError, match="prefix cache is of another model"):
+                model.encode([[5]], given)
+    same = tiny.model(**ALIGNED)  # another object of the same configuration: that cannot be told
+    put(same, name)
+    assert torch.equal(same.denoise(canvas, cache), model.denoise(canvas, cache))
+
+
+@pytest.mark.parametrize("wrong", (None, 5, torch.tensor(3), "ab", [5], [["a"]], [[1.5]]), ids=str)
+def test_prompts_and_canvases_that_are_none(wrong: Any, name: str) -> None:
+    model = nano(name).model
+    cache = model.encode([[5, 3, 2]])
+    with pytest.raises(RequestError):
+        model.encode(wrong)
+    with pytest.raises(RequestError):
+        model.denoise(wrong, cache)
+    if wrong is not None:
+        with pytest.raises(RequestError):
+            model.encode([[5]], canvas=wrong)
+        with pytest.raises(RequestError, match="PrefixCache"):
+            model.encode([[5]], wrong)
+    with pytest.raises(RequestError, match="PrefixCache"):
+        model.denoise(torch.ones(1, 4, dtype=torch.long), wrong)
+    with pytest.raises(RequestError, match="whole numbers"):
+        model.denoise(torch.ones(1, 4, dtype=torch.uint16), cache)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dgemma_core import Constraint, RequestError
-from dgemma_core.constraints import building
+from dgemma_core.constraints import building, patterns
 from dgemma_core.constraints.examples import examined
 from dgemma_core.constraints.language import listed, read_constraint
 from dgemma_core.constraints.patterns import compiled
@@ -104,3 +104,18 @@ def test_options_name_one_constraint(tmp_path: Path) -> None:
         read_constraint(None, tmp_path / "none.json", None)
     with pytest.raises(RequestError, match="no JSON"):
         Constraint.json_schema("{")
+
+
+@pytest.mark.subprocess
+@pytest.mark.parametrize("pattern", ("(a{1000}){1000}", "(.{1,200}x){5}", "(a|b)*a" + 22 * "(a|b)"))
+def test_an_expression_without_measure_is_refused_in_time(
+    pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patterns, "SECONDS", 2)
+    with pytest.raises(RequestError, match="too many states, more than 20000: shorten"):
+        patterns.compiled(pattern)
+
+
+def test_an_expression_that_is_no_text_is_refused() -> None:
+    with pytest.raises(RequestError, match="no valid text"):
+        patterns.compiled("\ud800")

@@ -268,6 +268,12 @@ def test_a_tokenizer_neither_cuts_nor_pads_nor_rolls_dice(nano, tmp_path):
     assert load_tokenizer(tmp_path).encode(text) == nano.encode(text)
 
 
+TEMPLATE = {
+    "type": "TemplateProcessing",
+    "single": [{"Sequence": {"id": "A", "type_id": 0}}] * 2,
+    "pair": [],
+    "special_tokens": {},
+}
 REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
 
 
@@ -282,6 +288,8 @@ REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
         ({"normalizer": {"type": "Sequence", "normalizers": [REPLACE] * 50}}, "by more than 4096"),
         ({"normalizer": {**REPLACE, "content": "a" * 10**6}}, "by more than 4096"),
         ({"decoder": {"type": "Sequence", "decoders": [REPLACE] * 50}}, "by more than 4096"),
+        ({"post_processor": {**TEMPLATE, "single": TEMPLATE["single"] * 10**4}}, "more than 4096"),
+        ({"post_processor": {"type": "Sequence", "processors": [TEMPLATE] * 20}}, "more than 4096"),
         ({"prefix": "##"}, "continuing_subword_prefix"),
         ({"prefix": 5}, "continuing_subword_prefix"),
         ({"model": None}, "with a model"),
