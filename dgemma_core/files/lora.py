@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dgemma_core.errors import CheckpointError
 from dgemma_core.experts import Experts
 from dgemma_core.files.quantised import Holder
 from dgemma_core.model import DiffusionGemma
@@ -182,7 +183,8 @@ def adapted(root: nn.Module) -> Iterator[tuple[str, LoraLinear | LoraExperts]]:
 
 @torch.no_grad()
 def merge(model: DiffusionGemma) -> None:
-    """Puts plain modules with merged matrices in the place of adapted ones whose base is not quantised."""
+    """Puts plain modules with merged matrices in the place of adapted ones whose base is not quantised. Raises
+    CheckpointError where a merged matrix is not finite."""
     merged: dict[tuple[LowRank, ...], nn.Module] = {}  # a module that both modes share stays shared
     for path, module in list(adapted(model)):
         if isinstance(module.base, Holder):
@@ -190,11 +192,11 @@ def merge(model: DiffusionGemma) -> None:
         loras = (module.lora,) if isinstance(module, LoraLinear) else tuple(module.loras.values())
         key = cast(tuple[LowRank, ...], loras)
         if key not in merged:
-            merged[key] = _merged(module)
+            merged[key] = _merged(path, module)
         model.set_submodule(path, merged[key], strict=True)
 
 
-def _merged(module: LoraLinear | LoraExperts) -> nn.Module:
+def _merged(path: str, module: LoraLinear | LoraExperts) -> nn.Module:
     plain = copy.copy(module.base)  # another object: the other mode may keep the base
     plain._parameters = dict(plain._parameters)
     if isinstance(module, LoraLinear):
@@ -204,5 +206,12 @@ def _merged(module: LoraLinear | LoraExperts) -> nn.Module:
         changed = {name: cast(LowRank, lora) for name, lora in module.loras.items()}
     for name, lora in changed.items():
         weight = lora.added_to(cast(Tensor, plain._parameters[name]))
+        low, high = torch.aminmax(weight)  # a NaN makes both extremes NaN
+        if not bool(low.isfinite() & high.isfinite()):
+            kind = str(weight.dtype).removeprefix("torch.")
+            raise CheckpointError(
+                f"{path}.{name}: expected finite numbers as {kind} after its adapter is merged, found NaN or infinite"
+                " ones; tune the adapter again with a lower rate or alpha"
+            )
         setattr(plain, name, nn.Parameter(weight, requires_grad=False))
     return plain

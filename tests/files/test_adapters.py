@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import DiffusionGemmaForBlockDiffusion
 
 import dgemma_core as dg
 from dgemma_core.backends.guard import Guarded
@@ -32,7 +33,7 @@ from dgemma_core.model import DiffusionGemma
 from dgemma_core.train.tuning import TuneRecipe, new_adapter
 from tests.core import tiny
 from tests.oracle import adapters
-from tests.oracle.build import aligned, diffusion_oracle, draw, gemma4_oracle, save
+from tests.oracle.build import aligned, diffusion_oracle, draw, gemma4_oracle, reloaded, save
 from tests.oracle.passes import Passes, Tokens, oracle_passes, our_passes
 
 BACKENDS = ("torch", "cpu", "cuda")
@@ -53,6 +54,19 @@ def random_adapter(model: DiffusionGemma, modes: Any = "both", rank: int = 2) ->
         for lora in adapter.modules().values():
             lora.lora_B.normal_(0, 0.1, generator=generator)
     return adapter
+
+
+def oracle_of(base: Path) -> DiffusionGemmaForBlockDiffusion:
+    """A fresh copy of the oracle that the folder holds."""
+    return reloaded(base, aligned(draw(3), 32), torch.float32)
+
+
+def same_logits(base: Path, folder: Path, adapted: DiffusionGemmaForBlockDiffusion) -> None:
+    drawn = aligned(draw(3), 32)
+    tokens = Tokens.of(drawn)
+    theirs = oracle_passes(adapted, drawn, tokens)
+    model = load_model(base, dtype="float32", backend="torch", adapter=folder)
+    close(our_passes(model, adapted, drawn, tokens, theirs), theirs)
 
 
 def saved(folder: Path, adapter: Adapter, base: Path, rank: int = 2) -> Path:
@@ -218,6 +232,69 @@ def test_the_guard_sees_the_other_modes_layers(base: Path, tmp_path: Path) -> No
         assert torch.equal(ours, plain)
 
 
+# --- what the configuration says, as `peft` understands it
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"alpha_pattern": {"experts.gate_up_proj": 40}},
+        {"alpha_pattern": {"down_proj": 40}},
+        {"alpha_pattern": {"experts": 40}},
+        {"alpha_pattern": {"experts.base_layer": 40}},
+        {
+            "alpha_pattern": {
+                r"decoder\.layers\.\d+\.(self_attn|experts)\..*q?_proj": 40,
+                "q_proj": 2,
+            }
+        },
+        {"rank_pattern": {"experts.down_proj": 2, "o_proj": 1}, "use_rslora": True},
+        {"target_modules": ["q_proj.linear", "o_proj"], "exclude_modules": ".*vision.*"},
+        {
+            "target_modules": ["k_proj", "self_conditioning.up_proj"],
+            "layers_to_transform": [1],
+            "exclude_modules": ".*(vision_tower|layers.0).*",
+        },
+        {
+            "target_modules": [],
+            "target_parameters": ["q_proj.weight", "experts.down_proj"],
+            "alpha_pattern": {"q_proj": 9, "down_proj": 40},
+        },
+        {"init_lora_weights": "gaussian"},
+        {"init_lora_weights": "eva"},
+        {"target_modules": ["router.proj"], "target_parameters": None},
+    ],
+    ids=lambda options: str(*list(options.items())[-1:])[:40],
+)
+def test_the_same_configuration(base: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    adapted = adapters.write(oracle_of(base), tmp_path, **options)
+    same_logits(base, tmp_path, adapted)
+
+
+def test_all_linear(base: Path, tmp_path: Path) -> None:
+    """The vision tower's factors are left out with one line."""
+    adapted = adapters.write(oracle_of(base), tmp_path, target_modules="all-linear")
+    with pytest.warns(UserWarning, match="vision tower is not run here: .* tensors") as caught:
+        same_logits(base, tmp_path, adapted)
+    assert "\n" not in str(caught[0].message)
+    edit(tmp_path, target_modules="ALL-LINEAR")
+    with pytest.warns(UserWarning, match="vision tower is not run here"):
+        same_logits(base, tmp_path, adapted)
+
+
+def test_all_linear_of_gemma_4(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    drawn = draw(4)
+    theirs = gemma4_oracle(diffusion_oracle(drawn), drawn, multimodal=True)
+    save(theirs, tmp_path / "base")
+    adapted = get_peft_model(theirs, LoraConfig(r=2, target_modules="all-linear"))
+    adapted.save_pretrained(tmp_path / "adapter")
+    with pytest.warns(UserWarning, match="vision tower is not run here"):
+        model = load_model(tmp_path / "base", dtype="float32", adapter=tmp_path / "adapter")
+    assert not model.config.can_denoise
+
+
 # --- quantised bases, and merging
 
 
@@ -339,9 +416,129 @@ def test_damaged_adapters(base: Path, folder: Path) -> None:
     refused(base, folder, "a matrix of this model's layers")
     edit(folder, alpha_pattern={"(a+)+": 3})
     rewrite(folder, whole)
-    refused(base, folder, "whole names of modules")
+    refused(base, folder, "without repeated groups")
+    edit(folder, alpha_pattern={})
     (folder / ADAPTER_WEIGHTS).write_bytes(b"")
     refused(base, folder, ADAPTER_WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"r": "4"}, "r: expected a whole number"),
+        ({"r": None}, "r: expected a whole number"),
+        ({"lora_alpha": True}, "lora_alpha: expected a number"),
+        ({"use_rslora": "yes"}, "use_rslora: expected true or false"),
+        ({"alpha_pattern": 5}, "alpha_pattern: expected a json object"),
+        ({"alpha_pattern": "q_proj"}, "alpha_pattern: expected a json object"),
+        ({"alpha_pattern": ["q_proj"]}, "alpha_pattern: expected a json object"),
+        ({"alpha_pattern": {"q_proj": "4"}}, "alpha_pattern.q_proj: expected a number"),
+        ({"alpha_pattern": {"(q_proj": 4}}, "alpha_pattern: .*regular expression"),
+        ({"alpha_pattern": {".*" * 20: 4}}, "alpha_pattern: .*regular expression"),
+        ({"rank_pattern": {"q_proj": 2.5}}, "rank_pattern.q_proj: expected a whole number"),
+        ({"rank_pattern": {"q_proj": 7}}, "q_proj: expected rank 7, .* found 2"),
+        ({"r": 3}, "expected rank 3, .* found 2"),
+        ({"target_modules": 5}, "target_modules: expected a list of names"),
+        ({"target_modules": "("}, "target_modules: .*regular expression"),
+        ({"target_parameters": 5}, "target_parameters: expected a list of names"),
+        ({"target_parameters": "down_proj"}, "target_parameters: expected a list of names"),
+        ({"exclude_modules": {}}, "exclude_modules: expected a list of names"),
+        ({"layers_to_transform": "1"}, "layers_to_transform: expected a layer's index"),
+        ({"layers_pattern": 5}, "layers_pattern: .*regular expression"),
+        ({"target_modules": None, "target_parameters": None}, "names of the adapted matrices"),
+        ({"target_modules": []}, "to target this matrix"),
+        ({"exclude_modules": ["q_proj"]}, "q_proj: .*to target this matrix"),
+        ({"init_lora_weights": "pissa"}, "path_initial_model_for_weight_conversion"),
+        ({"init_lora_weights": "pissa_niter_4"}, "path_initial_model_for_weight_conversion"),
+        ({"init_lora_weights": "olora"}, "fit a changed base"),
+        ({"init_lora_weights": "corda"}, "fit a changed base"),
+        ({"init_lora_weights": "loftq"}, "fit a changed base"),
+        ({"init_lora_weights": "lora_ga"}, "fit a changed base"),
+        ({"init_lora_weights": 5}, "init_lora_weights: expected true, false or"),
+    ],
+    ids=str,
+)
+def test_a_configuration_with_wrong_values(
+    base: Path, folder: Path, changes: dict[str, Any], message: str
+) -> None:
+    edit(folder, **changes)
+    refused(base, folder, message)
+
+
+def test_a_configuration_with_other_forms(base: Path, folder: Path) -> None:
+    """An empty list of modules that peft keeps whole, and a file with a byte order mark."""
+    whole = json.loads((folder / ADAPTER_CONFIG).read_text())
+    edit(folder, modules_to_save=[], init_lora_weights="orthogonal", alpha_pattern=None)
+    text = (folder / ADAPTER_CONFIG).read_text()
+    (folder / ADAPTER_CONFIG).write_text(text, encoding="utf-8-sig")
+    load_model(base, adapter=folder)
+    (folder / ADAPTER_CONFIG).write_text("{", encoding="utf-8-sig")
+    refused(base, folder, "expected json")
+    (folder / ADAPTER_CONFIG).write_text("{}")
+    refused(base, folder, "r: expected a whole number of at least 1, found no such key")
+    for key in ("r", "lora_alpha"):
+        rest = {name: value for name, value in whole.items() if name != key}
+        (folder / ADAPTER_CONFIG).write_text(json.dumps(rest))
+        refused(base, folder, f"{key}: expected .* found no such key")
+
+
+def test_a_file_that_lacks_factors(base: Path, folder: Path) -> None:
+    whole = load_file(folder / ADAPTER_WEIGHTS)
+    save_file({}, folder / ADAPTER_WEIGHTS)
+    refused(base, folder, "found no tensors")
+    rest = {name: value for name, value in whole.items() if "decoder.layers.0.mlp.up" not in name}
+    rewrite(folder, rest)
+    refused(base, folder, "model.decoder.layers.0.mlp.up_proj: expected factors")
+    rest = {name: value for name, value in whole.items() if "0.experts.base_layer" not in name}
+    rewrite(folder, rest)
+    refused(base, folder, r"0.experts.base_layer: expected factors, .* \(and 1 more\)")
+    edit(folder, target_modules=["absent"], target_parameters=None)
+    vision = "base_model.model.model.encoder.embed_vision.embedding_projection"
+    rewrite(folder, {f"{vision}.lora_{factor}.weight": torch.zeros(2, 2) for factor in "AB"})
+    with pytest.warns(UserWarning, match="vision tower"):
+        refused(base, folder, "names of matrices in this model's layers")
+
+
+def test_numbers_that_cannot_be_used(base: Path, folder: Path) -> None:
+    whole = load_file(folder / ADAPTER_WEIGHTS)
+    name = next(name for name in whole if "self_attn.q_proj.lora_A" in name)
+    for change, message in {
+        whole[name].to(torch.float8_e4m3fn): "numbers as float32.* found float8_e4m3fn",
+        whole[name].double() * 1e300: "finite numbers in float32",
+        torch.tensor(1.0): r"expected factors .* found \(\)",
+    }.items():
+        rewrite(folder, {**whole, name: change})
+        refused(base, folder, message)
+    other = name.replace("lora_A", "lora_B")
+    rewrite(folder, {**whole, name: whole[name] * 1e30, other: whole[other] * 1e30})
+    refused(base, folder, r"layers.0.self_attn.q_proj.weight: expected finite numbers as float32")
+    experts = next(name for name in whole if "experts.lora_A" in name)
+    rewrite(folder, {**whole, experts: whole[experts] * 1e9})
+    load_model(base, dtype="float32", adapter=folder)
+    with pytest.raises(CheckpointError, match=r"experts.down_proj: expected finite .* as float16"):
+        load_model(base, dtype="float16", adapter=folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target_modules": ["lm_head"]}, "found a change of the vocabulary head"),
+        ({"target_modules": ["embed_tokens"]}, "found a change of the embeddings"),
+        ({"target_parameters": ["embed_tokens.weight"]}, "found a change of the embeddings"),
+        ({"use_dora": True}, "found a magnitude of DoRA"),
+        ({"lora_bias": True}, "found a trained bias"),
+    ],
+    ids=str,
+)
+def test_tensors_that_are_not_run(
+    base: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    """Also where the configuration does not say so."""
+    modules = ["model.decoder.layers.0.self_attn.q_proj"]
+    wanted = {"target_modules": modules, "target_parameters": None, **options}
+    adapters.write(oracle_of(base), tmp_path, **wanted)
+    edit(tmp_path, use_dora=False, lora_bias=False)
+    refused(base, tmp_path, f"{message}, which cannot run here")
 
 
 def test_a_failed_write_leaves_the_earlier_adapter(base: Path, folder: Path) -> None:
