@@ -51,8 +51,7 @@ def decode_tokens(
     pins have no meaning here and are refused.
     """
     temperature = causal_temperature(temperature, filters, observe)
-    stops = checked_eos(model, eos)
-    size = checked_batch_size(batch_size)
+    stops, size = checked_eos(model, eos), checked_batch_size(batch_size)
     how = (temperature, filters, draws or CounterDraws(), observe)
     return _decode_tokens(model, requests, size, stops, decode, *how)
 
@@ -86,10 +85,8 @@ def _decode_tokens(
         rows = [row for row, _, _ in going_on]
         if going_on:
             with memory_advice():
-                cache = model.encode(
-                    [[token] for _, _, token in going_on],
-                    PrefixCache.join([s.cache for _, s, _ in going_on]),
-                )
+                prefixes = PrefixCache.join([s.cache for _, s, _ in going_on])
+                cache = model.encode([[token] for _, _, token in going_on], prefixes)
             assert cache.hidden is not None
             for i, (row, state, token) in enumerate(going_on):
                 row.state = replace(

@@ -55,7 +55,7 @@ def checked_rows(ids: Rows, config: ModelConfig, least: int = 1) -> list[list[in
             raise RequestError(f"row {i} must hold at least one token id")
         _check_range(min(row, default=0), max(row, default=0), config)
     if not rows:
-        raise RequestError("no rows of tokens to encode")
+        raise RequestError("no rows of tokens: give at least one prompt, or canvas")
     return rows
 
 

@@ -45,9 +45,8 @@ def whole_number(name: str, value: Any, *, low: int = 0, high: int | None = None
 def finite_number(name: str, value: Any, *, low: float = 0.0) -> float:
     """`value` as a finite float of at least `low`. Raises RequestError, which calls the value `name`."""
     try:
-        number = (
-            math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
-        )
+        real = isinstance(value, Real) and not isinstance(value, bool)
+        number = float(value) if real else math.nan
     except OverflowError:
         number = math.inf
     if not (math.isfinite(number) and number >= low):
@@ -68,9 +67,15 @@ def shown(value: Any) -> str:
     """A value as an error quotes it: its repr, on one line and shortened."""
     try:
         text = " ".join(repr(value).split())  # of an array, several lines
-    except ValueError:  # Python refuses to print whole numbers of more than 4,300 digits
-        return "a number of thousands of digits"
+    except Exception:  # a class's own, or Python's for whole numbers of more than 4,300 digits
+        return f"a value that cannot be printed, of type {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def check_kind(name: str, value: Any, kind: Any, what: str) -> None:
+    """Raises RequestError, which says `what` the value called `name` must be, for one of another kind."""
+    if not isinstance(value, kind):
+        raise RequestError(f"{name} must be {what}, got {shown(value)}")
 
 
 # --- options of frozen dataclasses that have a `name`

@@ -252,9 +252,9 @@ class DiffusionGemma(nn.Module):
         """
         check_denoiser(self.config)
         if not isinstance(canvas, Tensor) or canvas.dim() != 2 or not canvas.numel():
-            what = tuple(canvas.shape) if isinstance(canvas, Tensor) else type(canvas).__name__
+            shape = tuple(canvas.shape) if isinstance(canvas, Tensor) else type(canvas).__name__
             raise RequestError(
-                f"a canvas is (rows, positions), a tensor, at least 1 each, got {what}"
+                f"a canvas is (rows, positions), a tensor, at least 1 each, got shape {shape}"
             )
         canvas = checked_ids(canvas, self.config, self.device)
         batch, length = canvas.shape

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dgemma_core.errors import RequestError, whole_number
+from dgemma_core.errors import check_kind, whole_number
 from dgemma_core.experts import Routing
 from dgemma_core.head import Prediction
 from dgemma_core.request import token_ids
@@ -32,6 +32,7 @@ class Observe:
         positions = token_ids("attention_positions", self.attention_positions)
         object.__setattr__(self, "top_k", whole_number("top_k", self.top_k, high=2**31 - 1))
         object.__setattr__(self, "attention_positions", positions)
+        check_kind("router", self.router, bool, "True or False")
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,8 @@ class Watcher:
     """Collects what `Observe` asks for during one pass of B rows (`model.Watch`)."""
 
     def __init__(self, observe: Observe, prefixes: list[int], canvas_length: int) -> None:
-        outside = [p for p in observe.attention_positions if not 0 <= p < canvas_length]
-        if outside:
-            raise RequestError(
-                f"attention position {outside[0]}: the canvas has 0 … {canvas_length - 1}"
-            )
+        for position in observe.attention_positions:
+            whole_number("an attention position", position, high=canvas_length - 1)
         self.observe = observe
         self.prefixes = prefixes
         self.length = canvas_length
@@ -82,9 +80,8 @@ class Watcher:
             return
         asked = queries[list(positions)].float()  # (p, H, d)
         grouped = asked.unflatten(1, (len(keys), -1))  # (p, G, H/G, d)
-        weights = (
-            torch.einsum("pgrd,gsd->pgrs", grouped, keys.float()).softmax(dim=-1).flatten(1, 2)
-        )
+        scores = torch.einsum("pgrd,gsd->pgrs", grouped, keys.float())
+        weights = scores.softmax(dim=-1).flatten(1, 2)
         unseen = self.prefixes[row] + self.length - keys.shape[1]
         self.attentions[row].append(torch.nn.functional.pad(weights, (unseen, 0)))
 

@@ -22,6 +22,7 @@ from dgemma_core.errors import (
     check_count,
     check_number,
     check_temperature,
+    shown,
     whole_number,
 )
 from dgemma_core.head import Filters, Prediction, Reference
@@ -125,9 +126,8 @@ class EntropyBound:
         self, state: CanvasBatch, prediction: Prediction, draws: StepDraws
     ) -> tuple[CanvasBatch, Tensor]:
         # pins sort last, and inf - inf = nan is never within the bound
-        entropy, order = prediction.entropy.masked_fill(state.pinned, math.inf).sort(
-            dim=-1, stable=True
-        )
+        free = prediction.entropy.masked_fill(state.pinned, math.inf)
+        entropy, order = free.sort(dim=-1, stable=True)
         within = entropy.cumsum(-1) - entropy <= self.entropy_bound
         accepted = torch.zeros_like(within).scatter(-1, order, within)
         return _next(state, draws, prediction.sample, ~accepted, accepted)
@@ -279,9 +279,8 @@ class DiscreteDDIM:
         canvas = state.canvas
         alphas = [[planned.alpha_s] for planned in state.plan]
         alpha = upload(torch.tensor(alphas, dtype=torch.float64), canvas.device)  # (B, 1)
-        odds = (
-            state.vocab_size * alpha / (1 - alpha)
-        )  # being seen multiplies p of a token by 1 + odds
+        # being seen multiplies p of a token by 1 + odds
+        odds = state.vocab_size * alpha / (1 - alpha)
         noise = (1 - alpha) / state.vocab_size
 
         # margin = log q of the token seen - log q of its best rival, in float64, where
@@ -335,9 +334,8 @@ class StopRule:
         self, canvas_length: int, *, rows: int = 1, device: torch.device | str = "cpu"
     ) -> Tensor:
         """(rows, stability, C): -1, which no token equals."""
-        return torch.full(
-            (rows, self.stability, canvas_length), -1, dtype=torch.int64, device=device
-        )
+        shape = (rows, self.stability, canvas_length)
+        return torch.full(shape, -1, dtype=torch.int64, device=device)
 
     def update(
         self, history: Tensor, argmax: Tensor, entropy: Tensor, pinned: Tensor
@@ -363,8 +361,8 @@ def sampler_from(name: str, **options: Any) -> Sampler:
 
     RequestError for an unknown name or option, listing the valid ones, and for a bad value.
     """
-    if name not in SAMPLERS:
-        raise RequestError(f"unknown sampler {name!r}: choose one of {', '.join(SAMPLERS)}")
+    if not isinstance(name, str) or name not in SAMPLERS:
+        raise RequestError(f"unknown sampler {shown(name)}: choose one of {', '.join(SAMPLERS)}")
     rule = SAMPLERS[name]
     valid = [field.name for field in fields(rule)]
     for option in options:

@@ -77,7 +77,7 @@ def names() -> tuple[str, ...]:
 
 def check_name(name: str) -> None:
     """Raises RequestError unless `name` is "auto" or a backend's."""
-    if name != AUTO and name not in _HOMES:
+    if not isinstance(name, str) or (name != AUTO and name not in _HOMES):
         raise RequestError(f"unknown backend {name!r}: choose one of {AUTO}, {', '.join(_HOMES)}")
 
 

@@ -166,7 +166,7 @@ def _choices(names: Sequence[str], slots: Any) -> tuple[tuple[str, ...], ...]:
     found = []
     for name in names:
         given = slots[name]
-        choices = None if isinstance(given, str) else tuple(given)
+        choices = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else ()
         if not choices or not all(isinstance(choice, str) for choice in choices):
             raise RequestError(
                 f"slot {name}: choices must be a list of at least one text, got {shown(given)}"

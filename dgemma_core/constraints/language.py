@@ -92,5 +92,5 @@ def read_constraint(
         return None
     try:
         return Constraint.json_schema(Path(schema).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"{schema}: the JSON Schema cannot be read ({error})") from error
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{shown(schema)}: the JSON Schema cannot be read ({error})") from error

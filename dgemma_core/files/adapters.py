@@ -104,7 +104,7 @@ def read_adapter(name_or_path: str | os.PathLike[str], base: Path, config: Model
     of another base.
     """
     folder = as_path(as_name(name_or_path))
-    if not (folder / ADAPTER_CONFIG).is_file():
+    if not os.path.isfile(folder / ADAPTER_CONFIG):  # False for names that no file can have, too
         raise CheckpointError(
             f"{folder}: expected an adapter in PEFT's layout, found no {ADAPTER_CONFIG}; name the folder that"
             " `dgemma tune` or peft wrote"

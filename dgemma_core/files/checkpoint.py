@@ -15,14 +15,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from dgemma_core import backends
 from dgemma_core.config import GenerationDefaults, ModelConfig
-from dgemma_core.errors import RequestError
+from dgemma_core.errors import RequestError, check_kind, shown
 from dgemma_core.files.adapters import read_adapter
 from dgemma_core.files.devices import check_memory, resolve_device
 from dgemma_core.files.finding import as_name, find_folder, read_config
@@ -52,6 +52,11 @@ class Loaded:
     """The folder of the adapter that the model carries."""
 
 
+def check_loaded(loaded: object) -> None:
+    """Raises RequestError for what `load` does not return."""
+    check_kind("loaded", loaded, Loaded, "what load(…) returns, e.g. load('nano')")
+
+
 def load(
     name_or_path: str | os.PathLike[str],
     *,
@@ -69,11 +74,8 @@ def load(
     """
     from dgemma_core.files.text import load_tokenizer
 
-    backends.check_name(backend)
     name = as_name(name_or_path)
-    target = resolve_device(device)  # before a download
-    if quantize is not None:
-        scheme(quantize)
+    target, _ = _checked(dtype, device, quantize, backend)  # before a download
     folder = find_folder(name_or_path)
     config, generation = read_config(folder)
     if dtype == "auto" and quantize is None and prefers_float32(config, target):
@@ -122,9 +124,7 @@ def load_model(
     architecture or weights that are not finite, or does not fit into memory, DeviceError for a
     device that is not there, RequestError for an unknown dtype, scheme or backend.
     """
-    backends.check_name(backend)
-    target = resolve_device(device)
-    to = None if quantize is None else scheme(quantize)
+    target, to = _checked(dtype, device, quantize, backend)
     folder = find_folder(folder)
     config, _ = read_config(folder)
     lora = None if adapter is None else read_adapter(adapter, folder, config)
@@ -143,6 +143,18 @@ def load_model(
     check_memory(folder, needed, short_name(kind), f"pass {smaller}, ", target)
     _fill(model, files, sources, kind, target, check_all=needed <= CHECKED_MODEL)
     return _adapted(model, lora).use(backend)
+
+
+def _checked(
+    dtype: Any, device: Any, quantize: Any, backend: Any
+) -> tuple[torch.device, Scheme | None]:
+    """The device and the scheme that options of `load` name. Raises an error for what they cannot be."""
+    check_kind("dtype", dtype, str | torch.dtype, "a name, e.g. 'auto', or a torch.dtype")
+    check_kind("device", device, str | int | torch.device, "a name, e.g. 'auto', or a torch.device")
+    check_kind("quantize", quantize, str | None, "the name of a scheme, or None")
+    check_kind("backend", backend, str, "a name, e.g. 'auto'")
+    backends.check_name(backend)
+    return resolve_device(device), None if quantize is None else scheme(quantize)
 
 
 def _adapted(model: DiffusionGemma, adapter: Adapter | None) -> DiffusionGemma:
@@ -220,5 +232,7 @@ def _dtype(asked: str | torch.dtype, stored: list[StoredTensor]) -> torch.dtype:
     found = getattr(torch, asked, None) if isinstance(asked, str) else asked
     if found not in FLOATS:
         names = ", ".join(short_name(dtype) for dtype in FLOATS)
-        raise RequestError(f"dtype: expected auto, {names}, found {asked}; choose one of them")
+        raise RequestError(
+            f"dtype: expected auto, {names}, found {shown(asked)}; choose one of them"
+        )
     return found

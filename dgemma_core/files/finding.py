@@ -30,7 +30,7 @@ def find_folder(name_or_path: str | os.PathLike[str]) -> Path:
 
     Raises CheckpointError where there is none.
     """
-    if name_or_path == "nano":
+    if isinstance(name_or_path, str) and name_or_path == "nano":
         return NANO
     name = as_name(name_or_path)
     path = as_path(name)

@@ -7,12 +7,12 @@ to the CPU as they arrive.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dgemma_core.errors import DgemmaError
+from dgemma_core.errors import DgemmaError, RequestError, check_kind, shown
 from dgemma_core.events import Mode
 from dgemma_core.files.trace_schema import (
     COMMIT_TOKENS,
@@ -44,6 +44,12 @@ class TraceRecorder:
         decode: Callable[[int], str] | None = None,
         onward: Callable[[int], Mapping[str, Any]] | None = None,
     ) -> None:
+        if not isinstance(mode, str | None) or mode not in (None, *get_args(Mode)):
+            known = ", ".join(get_args(Mode))
+            raise RequestError(f"unknown mode {shown(mode)}: choose one of {known}")
+        check_kind("metadata", metadata, Mapping | None, "a mapping of json values, or None")
+        check_kind("decode", decode, Callable | None, "a function of one token id, or None")
+        check_kind("onward", onward, Callable | None, "a function of one state, or None")
         self._metadata = dict(metadata or {})
         self._decode, self._onward = decode, onward
         self._strings: dict[int, str] = {}
@@ -67,11 +73,12 @@ class TraceRecorder:
 
     def add(self, event: Any) -> None:
         """Take one event of `dgemma_core.events`; its class name says which."""
+        request = request_of(event)
         if self._request is None:
-            self._request = event.request
-        elif event.request != self._request:
+            self._request = request
+        elif request != self._request:
             raise DgemmaError(
-                f"this recorder holds {self._request}, not {event.request}: use Trace.record_all"
+                f"this recorder holds {self._request}, not {request}: use Trace.record_all"
             )
         name = type(event).__name__
         match name:
@@ -106,7 +113,7 @@ class TraceRecorder:
             case "FinishEvent":
                 self._finish = event
             case _:
-                raise DgemmaError(f"not an event of a decode loop: {name}")
+                raise _not_an_event(event)
         self._last_seconds = float(event.seconds)
 
     def _set_mode(self, mode: Mode) -> None:
@@ -258,6 +265,18 @@ class TraceRecorder:
             if state not in self._followed:
                 self._followed[state] = self._onward(state)
         return dict(self._followed)
+
+
+def request_of(event: Any) -> Hashable:
+    """The request that an event belongs to. Raises DgemmaError for what is no event."""
+    if not hasattr(event, "request"):
+        raise _not_an_event(event)
+    request: Hashable = event.request
+    return request
+
+
+def _not_an_event(value: Any) -> DgemmaError:
+    return DgemmaError(f"not an event of a decode loop: {shown(value)}")
 
 
 def as_array(value: Any, dtype: Any) -> NDArray[Any]:

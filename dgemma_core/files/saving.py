@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dgemma_core.config import GenerationDefaults, ModelConfig
-from dgemma_core.errors import CheckpointError, RequestError
+from dgemma_core.errors import CheckpointError, RequestError, check_kind, whole_number
 from dgemma_core.files.config_json import generation_defaults_json, model_config_json
-from dgemma_core.files.finding import CONFIG, GENERATION, find_folder
+from dgemma_core.files.finding import CONFIG, GENERATION, as_name, find_folder
 from dgemma_core.files.names import is_tower, public_tensors
-from dgemma_core.files.reading import read_json
+from dgemma_core.files.reading import plain, read_json
 from dgemma_core.files.section import JSON
 from dgemma_core.files.tensors import INDEX, SINGLE, TensorFiles, short_name
 from dgemma_core.model import DiffusionGemma
@@ -45,6 +45,15 @@ def save_model(
     folder, device or pipe has the name of a file to write, RequestError for a quantised model,
     whose weights are no longer those of the layout.
     """
+    check_kind("model", model, DiffusionGemma, "a DiffusionGemma, e.g. load('nano').model")
+    check_kind("generation", generation, GenerationDefaults, "the sampler defaults to store")
+    check_kind("vision", vision, Mapping | None, "tensors by their public names, or None")
+    check_kind("vision_config", vision_config, dict | None, "a JSON object, or None")
+    for name, tensor in (vision or {}).items():
+        check_kind("the names in vision", name, str, "texts")
+        check_kind("each value of vision", tensor, Tensor, "a tensor")
+    max_shard_bytes = whole_number("max_shard_bytes", max_shard_bytes, low=1)
+    folder = Path(as_name(folder))
     if model.quantized is not None:
         raise RequestError(
             f"a model quantised to {model.quantized} cannot be saved: load it without quantize"
@@ -56,7 +65,6 @@ def save_model(
         )
     if (vision is None) != (vision_config is None):
         raise CheckpointError(f"{folder}: vision tensors and vision_config go together; give both")
-    folder = Path(folder)
     config = {**model_config_json(model.config), "dtype": short_name(model.dtype)}
     if vision_config is not None:
         config["vision_config"] = vision_config
@@ -79,9 +87,9 @@ def save_model(
                     file.unlink(missing_ok=True)
         finally:
             shutil.rmtree(temporary)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError) as error:  # ValueError: a NUL in the path
         raise CheckpointError(
-            f"{folder}: cannot be written ({error}); make room or choose another folder"
+            f"{plain(str(folder))}: cannot be written ({error}); make room or choose another folder"
         ) from error
 
 

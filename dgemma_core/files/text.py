@@ -6,13 +6,13 @@ without the second that importing transformers takes. The files themselves are r
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dgemma_core.errors import CheckpointError, RequestError
+from dgemma_core.errors import CheckpointError, RequestError, check_kind, whole_number
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -64,6 +64,7 @@ class Tokenizer:
 
     def token_id(self, token: str) -> int | None:
         """The id of a whole token such as '<turn|>'; None if the vocabulary lacks it."""
+        check_kind("a token", token, str, "a text")
         found = self.backend.token_to_id(token)
         return None if found is None else int(found)
 
@@ -84,6 +85,7 @@ class Tokenizer:
 
         Raises RequestError where the text holds a placeholder for an image, audio or video.
         """
+        check_kind("bos", bos, bool, "True or False")
         with _library_errors("this text cannot be encoded"):
             ids = [int(id) for id in self.backend.encode(text, add_special_tokens=False).ids]
         for id in self.media_token_ids.intersection(ids):
@@ -103,10 +105,11 @@ class Tokenizer:
 
     def token_string(self, id: int) -> str:
         """What one token looks like: its text, a control token's name, or the bytes it holds."""
-        token = self.backend.id_to_token(int(id))
+        id = whole_number("a token id", id, high=2**32 - 1)
+        token = self.backend.id_to_token(id)
         if token is None:
-            return f"<{int(id)}>"
-        if int(id) in self.special_ids:
+            return f"<{id}>"
+        if id in self.special_ids:
             return str(token)
         text = self.decode([id], special=True)
         return text if "\N{REPLACEMENT CHARACTER}" not in text else _bytes_of(token)
@@ -125,12 +128,14 @@ class Tokenizer:
         Raises RequestError for media, two system prompts, a last message that is not the user's,
         and `thinking` where the checkpoint's template knows none.
         """
-        messages = [{"role": "user", "content": chat}] if isinstance(chat, str) else list(chat)
+        check_kind("a chat", chat, Sequence, "a text, or messages with role and content")
+        turns = [{"role": "user", "content": chat}] if isinstance(chat, str) else chat
+        messages = [plain_message(message) for message in turns]
         if system is not None:
-            if messages and messages[0].get("role") == "system":
+            if messages and messages[0]["role"] == "system":
                 raise RequestError("two system prompts: give system or a system message, not both")
-            messages = [{"role": "system", "content": system}, *messages]
-        if not messages or messages[-1].get("role") != "user":
+            messages = [plain_message({"role": "system", "content": system}), *messages]
+        if not messages or messages[-1]["role"] != "user":
             raise RequestError("a chat ends with the user's message, which the model answers")
         return self.encode(self.render(messages, thinking=thinking))
 
@@ -142,8 +147,9 @@ class Tokenizer:
         `previous` is a prefix of the result, so that its prefix cache can be kept; so a thought in
         it stays (where a template that renders the whole chat anew would drop it).
         """
+        before = _plain_ids(previous)
         asked = {"role": "user", "content": message} if isinstance(message, str) else message
-        if asked.get("role") != "user":
+        if plain_message(asked)["role"] != "user":
             raise RequestError("a chat goes on with the user's message, which the model answers")
         history = ({"role": "user", "content": "."}, {"role": "assistant", "content": _ANSWER_MARK})
         rendered = self.render([*history, asked], thinking=thinking)
@@ -151,12 +157,14 @@ class Tokenizer:
         if not mark:
             raise RequestError("the checkpoint's chat template leaves out earlier answers")
         added = self.encode(after)
-        if previous and added and added[0] in self.special_ids and previous[-1] == added[0]:
+        if before and added and added[0] in self.special_ids and before[-1] == added[0]:
             added = added[1:]  # the answer has ended its turn itself
-        return [*(int(id) for id in previous), *added]
+        return [*before, *added]
 
     def render(self, messages: Sequence[Message], *, thinking: bool = False) -> str:
         """A chat by the checkpoint's template, up to where the model's answer begins."""
+        check_kind("messages", messages, Sequence, "several, with role and content")
+        check_kind("thinking", thinking, bool, "True or False")
         if self.template is None:
             raise RequestError("the checkpoint has no chat template: give the prompt raw")
         if thinking and "enable_thinking" not in self.template:
@@ -183,8 +191,13 @@ class Tokenizer:
         A thought that was cut off before its end leaves an empty answer.
         """
         marks = {self.token_id(CHANNEL), self.token_id(CHANNEL_END)}
-        kept = [int(id) for id in ids if int(id) not in self.special_ids or int(id) in marks]
+        kept = [id for id in _plain_ids(ids) if id not in self.special_ids or id in marks]
         return strip_thought(self.decode(kept, special=True))
+
+
+def _plain_ids(ids: Iterable[int]) -> list[int]:
+    check_kind("token ids", ids, Iterable, "several, e.g. a list")
+    return [whole_number("a token id", id) for id in ids]
 
 
 def strip_thought(text: str) -> tuple[str, str]:

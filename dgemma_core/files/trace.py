@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dgemma_core.errors import DgemmaError
+from dgemma_core.errors import DgemmaError, check_kind, shown, whole_number
 from dgemma_core.events import Mode
 from dgemma_core.files import trace_file, trace_schema
-from dgemma_core.files.recording import TraceRecorder
+from dgemma_core.files.recording import TraceRecorder, request_of
 from dgemma_core.files.trace_schema import (
     ACCEPTED,
     AFTER_EOS,
@@ -36,6 +36,7 @@ from dgemma_core.files.trace_schema import (
     FORMAT,
     KINDS,
     NOISE,
+    OBSERVED,
     PASSES,
     PINNED,
     REMELTED,
@@ -193,13 +194,15 @@ class Trace:
         onward: Callable[[int], Mapping[str, Any]] | None = None,
     ) -> dict[Hashable, Trace]:
         """Drain interleaved requests: request id → Trace, in order of their first events."""
+        check_kind("events", events, Iterable, "the stream of a decode loop")
         recorders: dict[Hashable, TraceRecorder] = {}
         for event in events:
-            if event.request not in recorders:
-                recorders[event.request] = TraceRecorder(
+            request = request_of(event)
+            if request not in recorders:
+                recorders[request] = TraceRecorder(
                     mode=mode, metadata=metadata, decode=decode, onward=onward
                 )
-            recorders[event.request].add(event)
+            recorders[request].add(event)
         return {request: cls(**recorder.fields()) for request, recorder in recorders.items()}
 
     # reading
@@ -243,6 +246,7 @@ class Trace:
 
     def passes_of(self, canvas: int) -> range:
         """Indices of the passes of one canvas, which are always neighbours."""
+        canvas = whole_number("canvas", canvas)
         where = np.flatnonzero(self.canvas == canvas)
         if len(where) == 0:
             has = sorted(set(self.canvas.tolist()))
@@ -251,6 +255,10 @@ class Trace:
 
     def rows(self, name: str, canvas: int = 0) -> NDArray[Any]:
         """A flat field of one canvas as (passes, C, …); where a pass is a token (passes, 1, …)."""
+        if not isinstance(name, str) or name not in (*TOKENS, *OBSERVED):
+            raise DgemmaError(
+                f"a trace has no rows of {shown(name)}: there are {', '.join(TOKENS)}"
+            )
         flat = getattr(self, name)
         if flat is None:
             raise DgemmaError(f"{name} was not observed in this run: ask for it with Observe")
@@ -289,7 +297,8 @@ class Trace:
 
     def text(self, token: int) -> str:
         """The text of one id, or `<id>` where the trace was recorded without `decode`."""
-        return self.strings.get(int(token), f"<{int(token)}>")
+        token = whole_number("token", token, low=-(2**63))
+        return self.strings.get(token, f"<{token}>")
 
     def eos_ids(self) -> frozenset[int]:
         """Ids that end a text: the metadata's `eos_token_ids`, and the one that ended this run."""
@@ -408,13 +417,20 @@ class Trace:
         Only a new file is written, or an earlier trace replaced. Raises DgemmaError where another
         file, a folder, a device or a pipe has this name, or writing fails.
         """
-        trace_file.save(self, Path(path))
+        trace_file.save(self, _path(path))
         return Path(path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Trace:
         """Reads a file that `save` wrote. Raises DgemmaError for any other file."""
-        return cls(**trace_file.load(Path(path), {item.name for item in fields(cls)}))
+        return cls(**trace_file.load(_path(path), {item.name for item in fields(cls)}))
+
+
+def _path(path: str | os.PathLike[str]) -> Path:
+    try:
+        return Path(path)
+    except TypeError:
+        raise DgemmaError(f"a trace's file is a text or a path, got {shown(path)}") from None
 
 
 def _sum_rows(trace: Trace, values: NDArray[Any]) -> NDArray[Any]:

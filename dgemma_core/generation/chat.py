@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from dgemma_core.cache import PrefixCache
-from dgemma_core.errors import RequestError
+from dgemma_core.errors import RequestError, check_kind
 from dgemma_core.events import Event
-from dgemma_core.files.checkpoint import Loaded
+from dgemma_core.files.checkpoint import Loaded, check_loaded
 from dgemma_core.generation.settings import DiffusionSettings, ModeSettings
-from dgemma_core.generation.writing import Generation, drain
+from dgemma_core.generation.writing import Generation, check_flags, drain
 from dgemma_core.request import Request, stop_strings
 
 
@@ -25,6 +25,10 @@ class Chat:
         system: str | None = None,
         thinking: bool = False,
     ) -> None:
+        check_loaded(loaded)
+        check_flags(thinking=thinking)
+        check_kind("settings", settings, ModeSettings | None, "those of a mode, e.g. Settings()")
+        check_kind("system", system, str | None, "a text, or None")
         if loaded.tokenizer is None:
             raise RequestError(f"{loaded.name} has no tokenizer: a chat needs one")
         self.loaded = loaded
@@ -34,7 +38,7 @@ class Chat:
                 "a constraint holds for whole answers, thoughts too: leave thinking off"
             )
         self.system = system
-        self.thinking = thinking
+        self.thinking = bool(thinking)
         self.ids: tuple[int, ...] = ()
         self.cache: PrefixCache | None = None
 

@@ -36,9 +36,9 @@ from dgemma_core.constraints.head import Rows
 from dgemma_core.constraints.slots import Reading, automaton, held
 from dgemma_core.diffusion import denoise_canvases
 from dgemma_core.draws import StepDraws
-from dgemma_core.errors import RequestError, whole_number
+from dgemma_core.errors import RequestError, check_kind, whole_number
 from dgemma_core.events import StepEvent
-from dgemma_core.files.checkpoint import Loaded
+from dgemma_core.files.checkpoint import Loaded, check_loaded
 from dgemma_core.generation.likelihood import causal_logprobs
 from dgemma_core.generation.writing import Prompt, prompt_ids
 from dgemma_core.prediction import Prediction
@@ -113,6 +113,7 @@ def decide(
     at most, else of the listed ones; 0: of none. prompt, system, raw: as in `generate`. The noise is drawn from `seed`.
     Raises RequestError for what cannot be decided, before any pass.
     """
+    check_loaded(loaded)
     if loaded.tokenizer is None:
         raise RequestError(f"{loaded.name} has no tokenizer: a template needs one")
     ids = prompt_ids(loaded, prompt, system=system, raw=raw)
@@ -133,6 +134,10 @@ def decisions(
     """As `decide`, of several; none depends on its batch."""
     passes, top = whole_number("passes", passes, low=1), whole_number("top", top, low=1)
     causal = whole_number("causal", causal)
+    batch_size = whole_number("batch_size", batch_size, low=1)
+    check_kind("questions", questions, Sequence, "several, e.g. a list")
+    for question in questions:
+        check_kind("each question", question, Question, "a Question")
     found = _Deciding(loaded, passes, batch_size).posteriors(questions, top)
     return [
         _decision(loaded, question, *posterior, causal=causal)
@@ -220,6 +225,7 @@ class _Deciding:
     batch_size: int
 
     def __post_init__(self) -> None:
+        check_loaded(self.loaded)
         if not self.loaded.model.config.can_denoise:
             raise RequestError(
                 f"{self.loaded.name} has no denoiser, so it cannot fill slots: load a DiffusionGemma checkpoint"

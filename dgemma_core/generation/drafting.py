@@ -5,11 +5,12 @@ A rule is a value whose `plan` is pure (`speculation.DraftRule`): the text never
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dgemma_core.errors import RequestError, finite_number, whole_number
+from dgemma_core.errors import RequestError, finite_number, shown, whole_number
 from dgemma_core.speculation import DraftPlan
 
 
@@ -24,10 +25,9 @@ class _Rule:
     def __post_init__(self) -> None:
         whole_number("steps", self.steps, low=1)
         for name in ("least_probability", "ahead"):
-            if not 0 <= getattr(self, name) < 1:
-                raise RequestError(
-                    f"{name} must lie in 0 … 1, below 1, got {getattr(self, name)!r}"
-                )
+            number = finite_number(name, getattr(self, name), low=-math.inf)
+            if not 0 <= number < 1:
+                raise RequestError(f"{name} must lie in 0 … 1, below 1, got {shown(number)}")
 
     def _of(self, positions: int, canvas_length: int) -> DraftPlan:
         """A draft of so many positions, at most a canvas."""

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from dgemma_core.cache import PrefixCache
-from dgemma_core.errors import RequestError
+from dgemma_core.errors import RequestError, check_kind, shown, whole_number
 from dgemma_core.model import DiffusionGemma
+from dgemma_core.request import token_ids
 
 _TOKENS = 8192
 """Tokens of prefixes and texts that are scored at a time."""
@@ -47,6 +48,13 @@ def causal_logprobs(
     Rows with the same prefix share its pass, longest prefixes first. At a time so many rows are scored as hold
     `_TOKENS` tokens, and at least `batch` of them.
     """
+    check_kind("model", model, DiffusionGemma, "a DiffusionGemma, e.g. load('nano').model")
+    batch = whole_number("batch", batch, low=1)
+    try:
+        pairs = [(prefix, text) for prefix, text in rows]
+    except (TypeError, ValueError):
+        raise RequestError(f"rows must be pairs (prefix, text), got {shown(rows)}") from None
+    rows = [(token_ids("a prefix", prefix), token_ids("a text", text)) for prefix, text in pairs]
     if any(not prefix or not text for prefix, text in rows):
         raise RequestError("a likelihood needs a prefix and a text of at least one token each")
     groups: dict[tuple[int, ...], list[int]] = {}

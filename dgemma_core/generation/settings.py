@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from dgemma_core.autoregression import decode_tokens
 from dgemma_core.constraints.language import Constraint
 from dgemma_core.diffusion import denoise_canvases
-from dgemma_core.errors import RequestError, finite_number, shown, whole_number
+from dgemma_core.errors import RequestError, check_kind, finite_number, shown, whole_number
 from dgemma_core.events import Event, Mode
 from dgemma_core.facts.cost import pass_tokens
+from dgemma_core.files.checkpoint import Loaded, check_loaded
 from dgemma_core.generation.drafting import DRAFT_RULES, FixedDraft, PayingDraft
 from dgemma_core.head import Filters
 from dgemma_core.loop import queue
@@ -26,7 +27,6 @@ from dgemma_core.samplers import EntropyBound, Sampler, StopRule, describe
 from dgemma_core.speculation import DraftRule, decode_speculative
 
 if TYPE_CHECKING:
-    from dgemma_core.files.checkpoint import Loaded
     from dgemma_core.model import DiffusionGemma
 
 
@@ -44,10 +44,7 @@ class ModeSettings(ABC):
 
     def __post_init__(self) -> None:
         self._convert("max_new_tokens")
-        if not isinstance(self.constraint, Constraint | None):
-            raise RequestError(
-                f"constraint must be a Constraint, e.g. Constraint.regex(…), got {shown(self.constraint)}"
-            )
+        check_constraint(self.constraint)
 
     def _convert(self, *names: str) -> None:
         """Checks fields that hold None or a whole number of at least 1, and makes the numbers Python's."""
@@ -56,9 +53,13 @@ class ModeSettings(ABC):
             if value is not None:
                 object.__setattr__(self, name, whole_number(name, value, low=1))
 
-    @abstractmethod
     def resolved(self, loaded: Loaded) -> Self:
-        """The same with the checkpoint's values filled in."""
+        """The same with the checkpoint's values filled in. Raises RequestError for what `load` does not return."""
+        check_loaded(loaded)
+        limit = loaded.generation.max_new_tokens
+        return replace(
+            self, max_new_tokens=limit if self.max_new_tokens is None else self.max_new_tokens
+        )
 
     def events(
         self,
@@ -69,13 +70,15 @@ class ModeSettings(ABC):
         observe: Observe | None = None,
     ) -> Iterator[Event]:
         """The event stream of these settings over `requests` (their own limits and constraints hold)."""
+        settings = self.resolved(loaded)
+        check_observe(observe)
         if self.constraint is not None:
             automaton = self.constraint.compile(loaded)
             requests = (
                 replace(request, constraint=automaton) if request.constraint is None else request
                 for request in queue(requests)
             )
-        return self.resolved(loaded)._loop(
+        return settings._loop(
             loaded.model,
             requests,
             batch_size=batch_size,
@@ -93,6 +96,22 @@ class ModeSettings(ABC):
     def described(self) -> dict[str, Any]:
         """All settings as JSON values, for traces and records."""
         return {setting.name: _described(getattr(self, setting.name)) for setting in fields(self)}
+
+
+def check_constraint(constraint: Any) -> None:
+    """Raises RequestError for what is neither a Constraint nor None."""
+    what = "a Constraint, e.g. Constraint.regex(…)"
+    check_kind("constraint", constraint, Constraint | None, what)
+
+
+def check_observe(observe: Any) -> None:
+    """Raises RequestError for what is neither an Observe nor None."""
+    check_kind("observe", observe, Observe | None, "an Observe, e.g. Observe(top_k=5), or None")
+
+
+def _is_rule(value: Any) -> bool:
+    """Whether it can plan, as samplers and draft rules do; their classes cannot."""
+    return hasattr(value, "plan") and not isinstance(value, type)
 
 
 def _described(value: Any) -> Any:
@@ -118,14 +137,13 @@ class DiffusionSettings(ModeSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._convert("steps", "soft_top_k")
-        if self.sampler is not None and not hasattr(self.sampler, "plan"):
+        if self.sampler is not None and not _is_rule(self.sampler):
             raise RequestError(
                 f"sampler must be a rule such as EntropyBound(), got {shown(self.sampler)}"
             )
-        if not isinstance(self.stop_rule, StopRule | None) and self.stop_rule != "checkpoint":
-            raise RequestError(
-                f"stop_rule must be a StopRule, None or 'checkpoint', got {shown(self.stop_rule)}"
-            )
+        if not (isinstance(self.stop_rule, str) and self.stop_rule == "checkpoint"):
+            known = "a StopRule, None or 'checkpoint'"
+            check_kind("stop_rule", self.stop_rule, StopRule | None, known)
         if self.steps is not None:
             (self.sampler or EntropyBound()).plan(
                 self.steps
@@ -133,10 +151,9 @@ class DiffusionSettings(ModeSettings):
 
     def resolved(self, loaded: Loaded) -> Self:
         """The same with the checkpoint's values filled in."""
+        resolved = super().resolved(loaded)
         defaults = loaded.generation
         values: dict[str, Any] = {}
-        if self.max_new_tokens is None:
-            values["max_new_tokens"] = defaults.max_new_tokens
         if self.steps is None:
             values["steps"] = defaults.max_denoising_steps
         if self.sampler is None:
@@ -147,7 +164,7 @@ class DiffusionSettings(ModeSettings):
             values["stop_rule"] = StopRule(
                 stability=defaults.stability_threshold, confidence=defaults.confidence_threshold
             )
-        return replace(self, **values)
+        return replace(resolved, **values)
 
     def _loop(
         self, model: DiffusionGemma, requests: Iterable[Request], **options: Any
@@ -197,12 +214,7 @@ class AutoregressiveSettings(ModeSettings):
 
     def resolved(self, loaded: Loaded) -> Self:
         """The same with the checkpoint's values filled in."""
-        limit = loaded.generation.max_new_tokens
-        return replace(
-            self,
-            max_new_tokens=limit if self.max_new_tokens is None else self.max_new_tokens,
-            temperature=self.temperature or 0.0,
-        )
+        return replace(super().resolved(loaded), temperature=self.temperature or 0.0)
 
     def _loop(
         self, model: DiffusionGemma, requests: Iterable[Request], **options: Any
@@ -235,16 +247,17 @@ class SpeculativeSettings(AutoregressiveSettings):
     def draft_rule(self) -> DraftRule:
         """The rule that the draft's options name."""
         steps = 1 if self.draft_steps is None else self.draft_steps
-        fixed = self.draft == "fixed" or (self.draft is None and self.draft_positions is not None)
-        if fixed:
+        draft = self.draft
+        if draft is None:
+            draft = "adaptive" if self.draft_positions is None else "fixed"
+        if not ((isinstance(draft, str) and draft in DRAFT_RULES) or _is_rule(draft)):
+            raise RequestError(f"unknown draft {shown(draft)}: choose fixed, adaptive or paying")
+        if draft == "fixed":
             return FixedDraft(positions=self.draft_positions, steps=steps)
         if self.draft_positions is not None:
             raise RequestError("draft_positions belongs to draft='fixed'")
-        draft = "adaptive" if self.draft is None else self.draft
-        if isinstance(draft, str) and draft in DRAFT_RULES:
+        if isinstance(draft, str):
             return DRAFT_RULES[draft](steps=steps)
-        if isinstance(draft, str) or not hasattr(draft, "plan"):
-            raise RequestError(f"unknown draft {shown(draft)}: choose fixed, adaptive or paying")
         if self.draft_steps is not None:
             raise RequestError("draft_steps has no effect on a rule: give the rule its steps")
         return draft
@@ -286,9 +299,8 @@ def settings_from(mode: str = "diffusion", **options: Any) -> ModeSettings:
     Raises RequestError for an unknown mode or option, and for an option of another mode unless it holds that mode's
     default, which asks for nothing.
     """
-    names = ", ".join(MODES)
-    if mode not in names.split(", "):
-        raise RequestError(f"unknown mode {shown(mode)}: choose one of {names}")
+    if not isinstance(mode, str) or mode not in MODES:
+        raise RequestError(f"unknown mode {shown(mode)}: choose one of {', '.join(MODES)}")
     kind = next(kind for name, kind in MODES.items() if name == mode)
     given: dict[str, Any] = {}
     for option, value in options.items():

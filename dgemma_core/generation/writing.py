@@ -7,11 +7,12 @@ from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from dgemma_core.cache import PrefixCache
 from dgemma_core.constraints.language import Constraint
-from dgemma_core.errors import RequestError, shown, whole_number
+from dgemma_core.errors import RequestError, check_kind, shown, whole_number
 from dgemma_core.events import (
     CanvasEvent,
     DraftEvent,
@@ -22,8 +23,8 @@ from dgemma_core.events import (
     StopReason,
     TokenEvent,
 )
-from dgemma_core.files.checkpoint import Loaded
-from dgemma_core.generation.settings import settings_from
+from dgemma_core.files.checkpoint import Loaded, check_loaded
+from dgemma_core.generation.settings import check_constraint, check_observe, settings_from
 from dgemma_core.observe import Observe
 from dgemma_core.request import Request, stop_strings, token_ids
 
@@ -86,6 +87,10 @@ def drain(
 
     keep_cache: each generation keeps its prefix cache.
     """
+    check_kind("events", events, Iterable, "the stream of a decode loop")
+    check_loaded(loaded)
+    check_listener(listen)
+    check_flags(keep_cache=keep_cache)
     prompts: dict[Any, PromptEvent] = {}
     weights: dict[Any, list[tuple[Sequence[float], Sequence[float]]]] = {}
     accepted: dict[Any, list[int]] = {}
@@ -113,6 +118,17 @@ def drain(
                     cache=event.cache if keep_cache else None,
                 )
                 yield generation
+
+
+def check_flags(**flags: Any) -> None:
+    """Raises RequestError for a flag that is neither True nor False."""
+    for name, flag in flags.items():
+        check_kind(name, flag, bool | np.bool_, "True or False")
+
+
+def check_listener(listen: Any) -> None:
+    """Raises RequestError for what is neither a function nor None."""
+    check_kind("listen", listen, Callable | None, "a function of one event, or None")
 
 
 def _floats(values: Tensor) -> list[float]:
@@ -162,8 +178,11 @@ def prompt_ids(
     raw: bool = False,
 ) -> list[int]:
     """The ids that a prompt stands for: through the chat template, or as they are (`raw`, or ids)."""
+    check_loaded(loaded)
+    check_flags(thinking=thinking, raw=raw)
     if hasattr(prompt, "tolist"):
         prompt = prompt.tolist()
+    check_kind("prompt", prompt, Sequence, "a text, a chat, or token ids, whole numbers")
     if not isinstance(prompt, str) and not _is_chat(prompt):
         if system is not None or thinking:
             raise RequestError(
@@ -178,7 +197,7 @@ def prompt_ids(
                 "a raw prompt is one text, without system prompt and thinking: leave raw out for a chat"
             )
         return loaded.tokenizer.encode(prompt, bos=True)
-    return loaded.tokenizer.chat_ids(prompt, system=system, thinking=thinking)  # type: ignore[arg-type]
+    return loaded.tokenizer.chat_ids(prompt, system=system, thinking=bool(thinking))  # type: ignore[arg-type]
 
 
 def _is_chat(prompt: Any) -> bool:
@@ -211,13 +230,20 @@ def generate(
     constraint: the language of every answer, or one a prompt (None: free). A stop string cuts an answer in any case.
     Raises RequestError for what cannot be met, before any work on it.
     """
+    check_loaded(loaded)
+    check_flags(thinking=thinking, raw=raw, keep_cache=keep_cache)
+    check_observe(observe)
+    check_listener(listen)
     many = _several(prompts)
-    each = list(constraint) if isinstance(constraint, Sequence) else [None] * len(many)
+    one = not isinstance(constraint, Sequence) or isinstance(constraint, str)
+    each: Sequence[Any] = [None] * len(many) if one else constraint  # type: ignore[assignment]
+    for own in each:
+        check_constraint(own)
     if len(each) != len(many):
         raise RequestError(
             f"{len(each)} constraints for {len(many)} prompts: give one, or one a prompt"
         )
-    if not isinstance(constraint, Sequence):
+    if one:
         options["constraint"] = constraint
     if thinking and constraint is not None:
         raise RequestError(
@@ -234,7 +260,7 @@ def generate(
             seed=seed + i,
             max_new_tokens=settings.max_new_tokens,
             stop=stop_strings(stop),
-            pins=pins or {},
+            pins=pins,  # type: ignore[arg-type]  # None: none
             constraint=None if own is None else own.compile(loaded),
             id=i,
         )

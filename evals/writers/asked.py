@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dgemma_core import RequestError
+from dgemma_core.errors import shown
+from dgemma_core.request import stop_strings
 
 _log = logging.getLogger(__name__)
 
@@ -40,17 +42,17 @@ class Asked:
     def of(cls, gen_kwargs: Mapping[str, Any]) -> Asked:
         """Raises RequestError for a limit that is no whole number of at least 1."""
         rest = dict(gen_kwargs)
-        until = rest.pop("until", None) or []
-        until = [until] if isinstance(until, str) else list(until)
+        until = stop_strings(rest.pop("until", None))
         limits = [rest.pop(name, None) for name in LIMITS]
         limit = next((value for value in limits if value is not None), None)
         if limit is not None:
             try:
                 whole = int(limit)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 whole = 0
-            if whole < 1 or whole != float(limit):
-                raise RequestError(f"max_gen_toks: expected a whole number from 1, got {limit!r}")
+            if whole < 1 or (isinstance(limit, float) and whole != limit):
+                said = f"max_gen_toks: expected a whole number from 1, got {shown(limit)}"
+                raise RequestError(said)
             limit = whole
         do_sample = rest.pop("do_sample", None)
         given = {name: value for name, value in rest.items() if value is not None}

@@ -21,6 +21,7 @@ from dgemma_core import (
 )
 from dgemma_core.backends import check_name
 from dgemma_core.constraints.language import Constraint, read_constraint
+from dgemma_core.errors import shown
 from dgemma_core.events import Mode
 from dgemma_core.files.quantised import scheme
 from dgemma_core.generation.settings import MODES, ModeSettings, settings_from
@@ -283,15 +284,17 @@ def split_mode(spec: str) -> tuple[str, Mode]:
 
 def _checked(mode: Mode, writing: Mapping[str, Any]) -> dict[str, Any]:
     """Sampler settings with their types; what the mode does not know is refused."""
-    values = {}
+    values: dict[str, Any] = {}
     for name, value in writing.items():
         if name not in _allowed(mode):
             known = any(name in _allowed(other) for other in MODES)
             kind = f"no meaning in mode {mode!r}" if known else "no meaning here"
             valid = ", ".join((*_HARNESS, *_allowed(mode)))
             raise RequestError(f"{name} has {kind}: valid are {valid}")
-        if name in ("sampler", "draft", *_CONSTRAINT) or value is None:
-            values[name] = value
+        if value is None:
+            values[name] = None
+        elif name in ("sampler", "draft", *_CONSTRAINT):
+            values[name] = _typed(name, value, "str")
         else:
             values[name] = _typed(name, value, "int" if name in _INTEGERS else "float")
     return values
@@ -306,8 +309,8 @@ def _typed(name: str, value: Any, type: str) -> Any:
             return float(value)
         if type.startswith("bool"):
             return {"true": True, "false": False}[str(value).lower()]
-        if type.startswith("str"):
+        if type.startswith("str") and isinstance(value, str | int | float | os.PathLike):
             return str(value)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         pass
-    raise RequestError(f"{name}: expected {type.partition(' ')[0]}, got {value!r}")
+    raise RequestError(f"{name}: expected {type.partition(' ')[0]}, got {shown(value)}")

@@ -8,6 +8,7 @@ from typing import Any
 
 from dgemma_core.constraints.language import Constraint, listed
 from dgemma_core.errors import RequestError
+from dgemma_core.generation.settings import check_constraint
 from dgemma_lab.form.form import Field
 
 KINDS = {
@@ -39,6 +40,7 @@ def constraint_fields() -> list[Field]:
 
 def constraint_values(constraint: Constraint | None = None) -> dict[str, str]:
     """What these fields hold at first."""
+    check_constraint(constraint)
     values = {"constraint": "", **dict.fromkeys(_LABELS, "")}
     if constraint is None:
         return values

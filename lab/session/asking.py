@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from dgemma_core.errors import DgemmaError
+from dgemma_core.errors import DgemmaError, check_kind, whole_number
 from dgemma_core.files.checkpoint import Loaded
 from dgemma_core.generation import Prompt
 from dgemma_core.nano.problems import Known, Problem, known
@@ -40,6 +40,7 @@ class Asking(Stack):
     """
 
     def __init__(self, session: Starts, prompt: str, options: Mapping[str, Any]) -> None:
+        check_kind("prompt", prompt, str, "a text")
         self.session, self.options = session, dict(options)
         self.current: Run | None = None
         self.verdict: bool | None = None
@@ -50,7 +51,7 @@ class Asking(Stack):
         self._problem: Problem | None = None
         self.canvas = Canvas(heading=False)
         values = {
-            "prompt": prompt, "seed": self.options.pop("seed", 0), "more": "",
+            "prompt": prompt, "seed": whole_number("seed", self.options.pop("seed", 0)), "more": "",
             **constraint_values(self.options.pop("constraint", None)),
         }  # fmt: skip
         self.form = Form(self._fields(), values)
@@ -104,7 +105,7 @@ class Asking(Stack):
 
     def try_example(self, name: str) -> Run | None:
         """Puts the next unseen example of a kind (a name of `known.labels()`) into the box, and runs it."""
-        if name not in self.known.labels():
+        if not isinstance(name, str) or name not in self.known.labels():
             return None
         number = self._tried.get(name, 0)
         self._tried[name] = number + 1

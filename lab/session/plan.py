@@ -8,14 +8,15 @@ from typing import Any
 
 from dgemma_core.constraints.checks import check
 from dgemma_core.constraints.onward import onward
-from dgemma_core.errors import RequestError
+from dgemma_core.errors import RequestError, check_kind, whole_number
 from dgemma_core.events import Mode
-from dgemma_core.files.checkpoint import Loaded
+from dgemma_core.files.checkpoint import Loaded, check_loaded
 from dgemma_core.files.trace import Trace
 from dgemma_core.generation import Prompt, prompt_ids
 from dgemma_core.generation.settings import ModeSettings, settings_from
+from dgemma_core.generation.writing import check_flags
 from dgemma_core.observe import Observe
-from dgemma_core.request import Request
+from dgemma_core.request import Request, stop_strings
 
 
 def plan(
@@ -27,7 +28,7 @@ def plan(
     system: str | None = None,
     thinking: bool = False,
     raw: bool = False,
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] | None = (),
     pins: Mapping[int, int | str] | None = None,
     **options: Any,
 ) -> tuple[ModeSettings, Request]:
@@ -37,12 +38,15 @@ def plan(
     also where no text can satisfy a constraint.
     """
     settings = settings_from(mode, **options).resolved(loaded)
+    check_flags(thinking=thinking, raw=raw)
+    check_kind("pins", pins, Mapping | None, "positions with the token or text that each holds")
     if pins and mode != "diffusion":
         raise RequestError(f"pins have no meaning in mode {mode!r}: it writes from left to right")
     held: dict[int, int] = {}
     for position, what in (pins or {}).items():
-        tokens = [what] if isinstance(what, int) else token_ids(loaded, what)
-        held.update({position + i: token for i, token in enumerate(tokens)})
+        tokens = token_ids(loaded, what) if isinstance(what, str) else [what]
+        first = whole_number("the position of a pin", position)
+        held.update({first + i: token for i, token in enumerate(tokens)})
     assert settings.max_new_tokens is not None
     constraint = settings.constraint
     if thinking and constraint is not None:
@@ -53,7 +57,7 @@ def plan(
         ids=prompt_ids(loaded, prompt, system=system, thinking=thinking, raw=raw),
         seed=seed,
         max_new_tokens=settings.max_new_tokens,
-        stop=tuple(stop),
+        stop=stop_strings(stop),
         pins=held,
         constraint=None if constraint is None else constraint.compile(loaded),
     )
@@ -68,6 +72,8 @@ def check_constraint(loaded: Loaded, request: Request) -> None:
 
 def token_ids(loaded: Loaded, text: str) -> list[int]:
     """The tokens of a piece of an answer; RequestError where it has none or the checkpoint no tokenizer."""
+    check_loaded(loaded)
+    check_kind("the text of an answer", text, str, "a text")
     if loaded.tokenizer is None:
         raise RequestError(f"{loaded.name} has no tokenizer: name tokens by their ids")
     ids = loaded.tokenizer.encode(text)

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from dgemma_core.errors import DgemmaError, RequestError
+from dgemma_core.errors import DgemmaError, RequestError, check_kind, finite_number, whole_number
 from dgemma_core.events import Event, PromptEvent, StepEvent
-from dgemma_core.files.checkpoint import Loaded
+from dgemma_core.files.checkpoint import Loaded, check_loaded
 from dgemma_core.files.recording import TraceRecorder
 from dgemma_core.files.trace import Trace
 from dgemma_core.generation import Generation, Prompt, drain
-from dgemma_core.generation.settings import ModeSettings
+from dgemma_core.generation.settings import ModeSettings, check_observe
 from dgemma_core.observe import Observe
 from dgemma_core.request import DecodeState, Request
 from dgemma_lab.canvas.canvas import Canvas
@@ -46,9 +46,14 @@ class Run:
         parent: Run | None = None,
         opening: Sequence[Event] = (),
     ) -> None:
+        check_loaded(loaded)
+        check_kind("settings", settings, ModeSettings, "those of a mode, e.g. Settings()")
+        check_kind("request", request, Request, "a Request")
+        check_kind("canvas", canvas, Canvas | None, "a Canvas, or None for a new one")
+        check_observe(observe)
         self.loaded, self.settings, self.request = loaded, settings, request
         self.prompt, self.observe, self.parent = prompt, observe, parent
-        self.canvas = canvas or Canvas()
+        self.canvas = Canvas() if canvas is None else canvas
         self.states = StateCache() if states is None else states
         self.opening = tuple(opening)
         self.opening_passes = sum(isinstance(event, StepEvent) for event in opening)
@@ -86,9 +91,11 @@ class Run:
             self._write()
         except Exception as error:
             self._error = error
-        self._report(self._trace or Trace(**self._recorder.fields()))
-        with self._lock:
-            self._over.set()
+        try:
+            self._report(self._trace or Trace(**self._recorder.fields()))
+        finally:
+            with self._lock:
+                self._over.set()
         for callback in self._finished:
             callback(self)
 
@@ -169,6 +176,7 @@ class Run:
 
     def on_finish(self, callback: Callable[[Run], Any]) -> None:
         """Calls `callback(run)` when it is over, stopped or failed: from the run's thread, or here if it is already."""
+        check_kind("callback", callback, Callable, "a function of the run")
         with self._lock:
             if not self._over.is_set():
                 self._finished.append(callback)
@@ -177,6 +185,8 @@ class Run:
 
     def wait(self, timeout: float | None = None) -> Run:
         """Waits until the run is over; an interrupt stops it. DgemmaError after `timeout` seconds."""
+        if timeout is not None:
+            timeout = min(finite_number("timeout", timeout), threading.TIMEOUT_MAX)
         try:
             if not self._over.wait(timeout):
                 raise DgemmaError(f"the run is not over after {timeout} s: wait longer, or stop it")
@@ -207,6 +217,7 @@ class Run:
 
     def pins_at(self, passes: int) -> dict[int, int]:
         """The pins (answer position → token) that held after `passes` passes: this run's, or those of its parent."""
+        passes = whole_number("passes", passes)
         if passes < self.opening_passes and self.parent is not None:
             return self.parent.pins_at(passes)
         state = self.request.state
@@ -222,6 +233,7 @@ class Run:
         It comes from the state cache, or from replaying the run from the nearest state before; what a branch inherited
         comes from its parent. RequestError where this run has no such state.
         """
+        passes = whole_number("passes", passes)
         first, last = self.opening_passes, len(self._recorder)
         if self.settings.mode != "diffusion":
             raise RequestError(

@@ -11,11 +11,13 @@ Nothing here decodes: a run drains the event stream of `dgemma_core` into a trac
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any, Literal
 
-from dgemma_core.files.checkpoint import Loaded
+from dgemma_core.errors import RequestError, shown
+from dgemma_core.files.checkpoint import Loaded, check_loaded
 from dgemma_core.generation import Prompt
-from dgemma_core.generation.settings import ModeSettings
+from dgemma_core.generation.settings import ModeSettings, check_observe
 from dgemma_core.observe import Observe
 from dgemma_core.request import Request
 from dgemma_lab.canvas.canvas import Canvas
@@ -39,6 +41,8 @@ class Session:
         observe: Observe | None = Observe(top_k=5),  # noqa: B008
         keep_bytes: int = 256 * MEBIBYTE,
     ) -> None:
+        check_loaded(loaded)
+        check_observe(observe)
         self.loaded = loaded
         self.observe = observe
         self.states = StateCache(keep_bytes)
@@ -68,7 +72,8 @@ class Session:
         a new one by default.
         """
         settings, request = plan(self.loaded, prompt, **options)
-        seen = self.observe if observe == "session" else observe
+        seen = self.observe if isinstance(observe, str) and observe == "session" else observe
+        check_observe(seen)
         if settings.mode != "diffusion" and seen is not None:
             seen = Observe(top_k=seen.top_k)
         return self.launch(settings, request, box=box, prompt=prompt, observe=seen, canvas=canvas)
@@ -77,14 +82,16 @@ class Session:
         self, settings: ModeSettings, request: Request, *, box: Any = None, **options: Any
     ) -> Run:
         """Starts a run of a request that is ready; `options` are those of `Run`."""
-        self.stop(box)
         run = Run(self.loaded, settings, request, states=self.states, **options)
+        self.stop(box)
         before, self._last = self._last, run
         self._current[box] = run
         return run.start(after=before)
 
     def stop(self, box: Any = None) -> None:
         """Stops the run of `box` that is writing or waiting, if there is one."""
+        if not isinstance(box, Hashable):
+            raise RequestError(f"box must be a widget or a name, got {shown(box)}")
         if box in self._current:
             self._current[box].stop()
 

@@ -13,7 +13,7 @@ from dataclasses import fields
 from torch import Tensor
 
 from dgemma_core.cache import PrefixCache
-from dgemma_core.errors import RequestError
+from dgemma_core.errors import whole_number
 from dgemma_core.request import DecodeState
 
 MEBIBYTE = 1 << 20
@@ -28,9 +28,7 @@ class StateCache:
     """
 
     def __init__(self, limit: int = 256 * MEBIBYTE) -> None:
-        if limit < 1:
-            raise RequestError(f"a state cache needs a limit of at least 1 byte, not {limit}")
-        self.limit = limit
+        self.limit = whole_number("bytes of kept states", limit, low=1)
         self._states: dict[tuple[Hashable, int], DecodeState] = {}  # in order of arrival
 
     def __len__(self) -> int:

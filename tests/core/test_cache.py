@@ -261,7 +261,7 @@ def test_what_encode_refuses(model: DiffusionGemma) -> None:
     for ids, words in (
         ([], "no rows"),
         ([[1], []], "row 1 must hold"),
-        (torch.zeros(1, 2, 2, dtype=torch.long), "row 0 must be a list"),
+        (torch.zeros(1, 2, 2, dtype=torch.long), "each row must be a list"),
         ([[1, 48]], "0 … 47, got 1 … 48"),
         ([[-1, 3]], "0 … 47, got -1 … 3"),
     ):

@@ -739,8 +739,11 @@ def test_bad_options(model: DiffusionGemma) -> None:
         ({"batch_size": 2**64 - 1}, "batch_size must be at least 1 and at most"),
         ({"soft_top_k": 0}, "soft_top_k must be at least 1 and at most 48"),
         ({"soft_top_k": 49}, "soft_top_k must be at least 1 and at most 48"),
-        ({"observe": Observe(attention_positions=(8,))}, "position 8: the canvas has 0 … 7"),
-        ({"observe": Observe(attention_positions=(-1,))}, "position -1"),
+        (
+            {"observe": Observe(attention_positions=(8,))},
+            "position must be at least 0 and at most 7, got 8",
+        ),
+        ({"observe": Observe(attention_positions=(-1,))}, "position must be at least 0"),
         ({"observe": Observe(top_k=49)}, "0 … 48"),
     ):
         with pytest.raises(RequestError, match=words):

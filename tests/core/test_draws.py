@@ -245,9 +245,9 @@ class TestOracleOrder:
 
 def test_misuse_is_refused():
     for seed in (-1, 2**64):
-        with pytest.raises(RequestError, match=r"seed [0-9-]+ is out of range"):
+        with pytest.raises(RequestError, match=r"seed must be at least 0"):
             RowKey(seed, 0)
-    with pytest.raises(RequestError, match="canvas -1"):
+    with pytest.raises(RequestError, match="canvas must be at least 0"):
         RowKey(0, -1)
     with pytest.raises(ValueError, match="zip"):
         DRAWS.step([RowKey(0, 0)], [0, 1], 4).tokens(3)

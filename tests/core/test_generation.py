@@ -365,7 +365,7 @@ def test_prompt_ids(loaded: Loaded) -> None:
         ("<|image|> what is it?", {}, "image"),
         ([[3, 4], []], {}, "prompt is empty"),
         (5, {}, "prompts must be a text"),
-        ([[3, 4], 5], {}, "prompt must be token ids"),
+        ([[3, 4], 5], {}, "prompt must be a text, a chat, or token ids"),
         (None, {}, "prompts must be a text"),
         ([3, 4.5], {}, "must be token ids"),
         ([3, "a"], {}, "must be token ids"),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
+import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
@@ -26,7 +27,7 @@ from transformers import (
 )
 
 from dgemma_core.config import GenerationDefaults, LayerConfig, ModelConfig, TextConfig
-from dgemma_core.errors import CheckpointError, DeviceError, RequestError
+from dgemma_core.errors import CheckpointError, DeviceError, DgemmaError, RequestError
 from dgemma_core.files import checkpoint, devices, finding, saving
 from dgemma_core.files.checkpoint import load, load_model
 from dgemma_core.files.config_json import read_model_config
@@ -413,6 +414,34 @@ def test_a_dtype_that_is_none(dtype: Any, tmp_path: Path) -> None:
     write(tmp_path)
     with pytest.raises(RequestError, match=r"expected auto, float64, .*choose one"):
         load_model(tmp_path, dtype=dtype, device="cpu")
+
+
+@pytest.mark.parametrize("option", ["dtype", "device", "quantize", "backend"])
+@pytest.mark.parametrize("value", [[], {}, 1.5, np.array([1, 2]), object()], ids=repr)
+def test_options_of_another_kind(option: str, value: Any) -> None:
+    for attempt in (load_model, load):
+        with pytest.raises(RequestError, match=f"{option} must be ") as caught:
+            attempt("nano", **{option: value})
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": None}, {"model": 5}, {"folder": None}, {"folder": 5}, {"folder": "\0"},
+        {"generation": 5}, {"generation": None}, {"max_shard_bytes": "x"}, {"max_shard_bytes": 0},
+        {"vision": 5, "vision_config": {}}, {"vision": {"a": 5}, "vision_config": {}},
+        {"vision": {}, "vision_config": 5},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_cannot_be_saved(change: dict[str, Any], tmp_path: Path) -> None:
+    given: dict[str, Any] = {"model": random_model(), "folder": tmp_path / "new"}
+    given |= {"generation": GENERATION, **change}
+    with pytest.raises(DgemmaError) as caught:
+        save_model(**given)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.slow

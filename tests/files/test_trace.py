@@ -466,6 +466,50 @@ FOREIGN: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.parametrize("value", [None, 5, b"x", [], object()], ids=repr)
+def test_a_file_is_named_by_a_text_or_a_path(value: Any, trace: Trace) -> None:
+    for use in (Trace.load, trace.save):
+        with pytest.raises(DgemmaError, match="a trace's file is a text or a path"):
+            use(value)
+
+
+@pytest.mark.parametrize("value", [None, 5, [5], ["x"], [None]], ids=repr)
+def test_what_are_no_events(value: Any) -> None:
+    for record in (Trace.record, Trace.record_all):
+        with pytest.raises(DgemmaError, match=r"events must be|not an event of a decode loop"):
+            record(value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mode": "x"},
+        {"mode": []},
+        {"metadata": 5},
+        {"metadata": ["x"]},
+        {"decode": 5},
+        {"onward": "x"},
+    ],
+    ids=str,
+)
+def test_what_cannot_be_recorded_with(options: dict[str, Any]) -> None:
+    with pytest.raises(DgemmaError):
+        TraceRecorder(**options)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda trace: trace.rows("digest"), lambda trace: trace.rows("x"), lambda trace: trace.rows(5),
+        lambda trace: trace.rows("argmax", "x"), lambda trace: trace.passes_of(None),
+        lambda trace: trace.text("x"), lambda trace: trace.text(None),
+    ],
+)  # fmt: skip
+def test_what_a_trace_has_not_is_one_line(read: Any, trace: Trace) -> None:
+    with pytest.raises(DgemmaError):
+        read(trace)
+
+
 @pytest.mark.parametrize("case", FOREIGN)
 def test_a_trace_is_checked_as_a_whole_at_load(case: str, trace: Trace, tmp_path: Path) -> None:
     changes, match = FOREIGN[case]

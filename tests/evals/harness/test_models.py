@@ -244,12 +244,34 @@ def test_arguments_as_a_command_line_holds_them():
         ("diffusion", {"enable_thinking": "maybe"}, "expected bool"),
         ("diffusion", {"revision": "main"}, "on the hub"),
         ("diffusion", {"max_length": 0}, "at least 1"),
+        ("diffusion", {"max_length": math.inf}, "max_length: expected int"),
+        ("diffusion", {"steps": math.inf}, "steps: expected int"),
+        ("diffusion", {"t_min": 10**400}, "t_min: expected float"),
+        ("diffusion", {"backend": []}, "backend: expected str"),
+        ("diffusion", {"choices": ["a"]}, "choices: expected str"),
+        ("diffusion", {"json_schema": 5}, "5: the JSON Schema cannot be read"),
     ],
 )
 def test_a_wrong_argument_is_one_clear_line(mode, given, says):
     with pytest.raises(RequestError, match=says) as caught:
         Options.parse(mode, given)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [DGemma.create_from_arg_obj, DGemma.create_from_arg_string])
+def test_arguments_that_lm_eval_has_flags_for(make, checkpoint):
+    def made(flags, **own):
+        given = {"pretrained": str(checkpoint), "device": "cpu", **own}
+        text = ",".join(f"{name}={value}" for name, value in given.items())
+        return make(text if make == DGemma.create_from_arg_string else given, flags)
+
+    assert made({"batch_size": 1, "device": "cuda:0"}, batch_size=3).batch_size == 3
+    assert made({"batch_size": "3", "device": None}, batch_size=3).batch_size == 3
+    assert made({"batch_size": 2}).batch_size == 2
+    with pytest.raises(RequestError, match="--batch_size 2 and the model argument batch_size=3"):
+        made({"batch_size": 2}, batch_size=3)
+    with pytest.raises(RequestError, match="batch_size: expected a number or auto, got 0"):
+        made({"batch_size": 1}, batch_size=0)
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,12 @@ def test_limits_and_stop_strings():
     assert Asked.of({"max_new_tokens": 4.0, "top_p": 0.9}).gen_kwargs(7) == {
         "until": [], "max_gen_toks": 4, "top_p": 0.9,
     }  # fmt: skip
-    for wrong in (0, -1, "many", 2.5):
+    for wrong in (0, -1, "many", 2.5, float("inf"), [3]):
         with pytest.raises(RequestError, match="a whole number from 1"):
             Asked.of({"max_gen_toks": wrong})
+    for until in (5, [5]):
+        with pytest.raises(RequestError, match="stop must be strings"):
+            Asked.of({"until": until})
 
 
 def test_a_greedy_writer_ignores_what_it_cannot_honour():

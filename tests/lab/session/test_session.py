@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import ipywidgets
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from dgemma_core.events import Mode
 from dgemma_core.nano.problems import Known
 from dgemma_core.observe import Observe
 from dgemma_core.samplers import BlockRefinement
+from dgemma_lab.canvas.canvas import Canvas
 from dgemma_lab.canvas.packing import TokenTable, pack_trace
 from dgemma_lab.frontend import still
 from dgemma_lab.session.plan import plan, record
@@ -89,6 +91,71 @@ def test_the_button_stops_too_and_is_gone_afterwards() -> None:
     run.canvas._receive(run.canvas, {"type": "stop"}, [])
     assert run.wait(10).trace.stop_reason is None
     assert not run.canvas._stoppable
+
+
+RUNS: dict[str, Any] = {
+    **{f"canvas {canvas!r}": {"canvas": canvas} for canvas in (5, "x", -1, 0, [])},
+    **{f"observe {observe!r}": {"observe": observe} for observe in (5, "x", [], 0)},
+    **{f"box {box!r}": {"box": box} for box in ([], {})},
+    **{f"pins {pins!r}": {"pins": pins} for pins in (5, 0, "", [], {"x": 1}, {0: 1.5}, {0: None})},
+    **{f"stop {stop!r}": {"stop": stop} for stop in (5, [5])},
+    **{f"raw {raw!r}": {"raw": raw} for raw in (0, "", [])},
+    **{f"thinking {value!r}": {"thinking": value} for value in (0, "yes")},
+    "constraint": {"constraint": "x"},
+}
+
+
+@pytest.mark.parametrize("case", RUNS)
+def test_what_is_wrong_with_a_run_is_refused_before_it_replaces_another(case: str) -> None:
+    loaded = runs.loaded(max_denoising_steps=200, eos_token_ids=())
+    runs.slow(loaded.model, 0.01)
+    session = Session(loaded)
+    first = session.run(PROMPT, stop_rule=None)
+    with pytest.raises(RequestError) as caught:
+        session.run(PROMPT, **RUNS[case])
+    assert "\n" not in str(caught.value)
+    assert session.current is first and not first._halt.is_set()
+    first.stop()
+    first.wait(20)
+
+
+@pytest.mark.parametrize("value", [5, "x", [], -1, object()], ids=repr)
+def test_sessions_and_what_is_asked_of_a_run(value: Any) -> None:
+    loaded = runs.loaded()
+    calls = [
+        lambda: Session(value), lambda: Session(loaded, observe=value), lambda: record(value, PROMPT),
+        lambda: record(loaded, PROMPT, observe=value), lambda: Session(loaded).ask(value),
+        lambda: Session(loaded).ask(PROMPT, constraint=value), lambda: Run(value, None, None),
+    ]  # fmt: skip
+    if value != 5:
+        run = Session(loaded).run(PROMPT).wait(20)
+        calls += [lambda: run.state_at(value), lambda: run.pins_at(value), lambda: run.wait(value)]
+        calls += [lambda: Session(loaded, keep_bytes=value), lambda: run.on_finish(value)]
+    for i, call in enumerate(calls):
+        if (i, value) == (4, "x"):
+            continue  # a prompt
+        with pytest.raises(RequestError) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
+def test_states_after_half_a_pass_and_long_waits() -> None:
+    run = Session(runs.loaded()).run(PROMPT)
+    assert run.wait(1e300) is run
+    with pytest.raises(RequestError, match=r"passes must be a whole number, got 1\.5"):
+        run.state_at(1.5)  # type: ignore[arg-type]
+
+
+def test_a_run_ends_where_its_canvas_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    canvas = Canvas()
+    monkeypatch.setattr(threading, "excepthook", lambda *_: None)
+    monkeypatch.setattr(canvas, "say", lambda *_, **__: 1 / 0)
+    assert Session(runs.loaded()).run(PROMPT, canvas=canvas).wait(20).failed
+
+
+def test_a_stop_string_may_stand_alone() -> None:
+    _, request = plan(runs.loaded(), PROMPT, stop="end", pins={np.int64(1): np.int64(7), 2: "a"})
+    assert request.stop == ("end",) and request.pins[1] == 7 and 2 in request.pins
 
 
 def test_a_second_run_replaces_the_first() -> None:

@@ -90,5 +90,5 @@ def test_adding_again_replaces(states: list[DecodeState]) -> None:
 
 
 def test_a_bound_of_nothing_is_refused() -> None:
-    with pytest.raises(RequestError, match="at least 1 byte"):
+    with pytest.raises(RequestError, match="bytes of kept states must be at least 1"):
         StateCache(0)
