@@ -24,7 +24,7 @@ from make_tuning_data import score
 
 import dgemma_core as dg
 from dgemma_core.nano.families import TASKS, examples, family
-from dgemma_core.train.tune import Tuned, tune
+from dgemma_core.train.tuning_run import Tuned, tune
 from dgemma_evals.comparison.stats import mean_difference, paired_bootstrap, share
 from dgemma_evals.machine import environment
 from dgemma_evals.page import markdown_table

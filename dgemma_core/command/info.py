@@ -10,7 +10,7 @@ import typer
 
 from dgemma_core.command.lines import escaped
 from dgemma_core.command.options import MODEL_HELP, AsJson, BackendName, Device
-from dgemma_core.errors import RequestError
+from dgemma_core.errors import RequestError, whole_number
 
 if TYPE_CHECKING:
     from dgemma_core.command.plan import Plan, TuningPlan
@@ -80,7 +80,9 @@ def plan(
             "--model", "-m", help="nano, a folder with a config.json, or a released name."
         ),
     ] = "google/diffusiongemma-26B-A4B-it",
-    prefix: Annotated[int, typer.Option(help="Tokens before the canvas, in the cache.")] = 4096,
+    prefix: Annotated[
+        int | None, typer.Option(help="Tokens before the canvas, in the cache; 4096.")
+    ] = None,
     tune: Annotated[
         bool, typer.Option("--tune", help="Of tuning in place of generation; the options below.")
     ] = False,
@@ -101,12 +103,20 @@ def plan(
     asked = {"rank": rank, "modes": modes, "length": length}
     given = {name: value for name, value in asked.items() if value is not None}
     if tune:
-        _plan_tuning(model, memory, device, batch_size or 16, accumulate or 1, as_json, full, given)
+        if prefix is not None:
+            raise RequestError("--prefix belongs to generation: leave it out, or --tune")
+        if full and rank is not None:
+            raise RequestError(
+                "--rank is of an adapter, and all weights learn: leave it out, or --full"
+            )
+        size = 16 if batch_size is None else whole_number("--batch-size", batch_size, low=1)
+        parts = 1 if accumulate is None else whole_number("--accumulate", accumulate, low=1)
+        _plan_tuning(model, memory, device, size, parts, as_json, full, given)
         return
     more = {"batch-size": batch_size, "accumulate": accumulate, "full": full or None, **given}
     if wrong := [f"--{name}" for name, value in more.items() if value is not None]:
         raise RequestError(f"{', '.join(wrong)} belong to --tune: add it, or leave them out")
-    found = make_plan(model, parse_memory(memory), prefix)
+    found = make_plan(model, parse_memory(memory), 4096 if prefix is None else prefix)
     if as_json:
         from dataclasses import asdict
 
@@ -129,7 +139,7 @@ def _plan_tuning(
     from dgemma_core.command.plan import make_tuning_plan, parse_memory
     from dgemma_core.files.devices import resolve_device
 
-    if parts < 1 or batch_size % parts:
+    if batch_size % parts:
         raise RequestError(f"--batch-size {batch_size} does not divide into {parts} parts")
     settings |= {"full": full, "texts": batch_size // parts, "parts": parts}
     found = make_tuning_plan(model, parse_memory(memory), resolve_device(device), **settings)
@@ -185,7 +195,8 @@ def _print_tuning(found: TuningPlan) -> None:
     Console(highlight=False).print(table)
     print(
         f"\n{run.texts} texts of {run.length:,} tokens at once. The total is weights, adapter, moments and copies,"
-        " and the larger of gradients and a pass."
+        " and the larger of gradients and a pass. Not counted: the process itself, and what kernels and"
+        " the allocator keep from step to step (on a CPU 1 to 2 GB)."
     )
     base, (plain, again) = next(
         (item for item in found.bases.items() if item[0] == "bf16"), next(iter(found.bases.items()))

@@ -48,6 +48,7 @@ def train(
     """Train a small model from a recipe. Ctrl-C saves; a killed run loses at most five minutes."""
     from dgemma_core.facts.machine import bfloat16_multiplies
     from dgemma_core.nano.recipes import named_recipe
+    from dgemma_core.train.recipe import Sitting
     from dgemma_core.train.run import export, make_trainer, plot_curve, run_with_progress
 
     chosen = named_recipe(recipe)
@@ -58,18 +59,17 @@ def train(
         )
     if minutes is not None and not minutes > 0:
         raise RequestError(f"--minutes must be above 0, got {minutes}")
-    if workers is not None and workers < 1:
-        raise RequestError(f"--workers must be at least 1, got {workers}")
+    sitting = Sitting(minutes=minutes, workers=workers)
     if resume and start is not None:
         raise RequestError("--resume goes on with the run's own weights: leave --from out")
     _check_folder(folder)
-    trainer = make_trainer(chosen, folder, device, start, workers=workers)
+    trainer = make_trainer(chosen, folder, device, start, workers=sitting.workers)
     if resume and not trainer.resume():
         raise RequestError(f"{folder} holds no run to resume: leave --resume out to start one")
     _check_space(folder, trainer.model)
     if not bfloat16_multiplies(trainer.model.device):
         print("this CPU has no bfloat16 products: training in float32")
-    ended = run_with_progress(trainer, minutes)
+    ended = run_with_progress(trainer, sitting.minutes)
     progress = trainer.progress
     print(f"step {progress.step} of {chosen.training.steps}, {progress.seconds / 60:.1f} minutes")
     print(f"curve: {plot_curve(progress.curve, folder / 'curve.html')}")

@@ -5,14 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
 from dgemma_core.command import options
-from dgemma_core.errors import RequestError
+from dgemma_core.errors import CheckpointError, RequestError, shown
+
+if TYPE_CHECKING:
+    from dgemma_core.train.tuning_run import Tuned
 
 RECIPES = Path(__file__).parents[1] / "train" / "recipes"
+WORDS = {
+    "tuple": "two numbers", "list": "whole numbers", "bool": "true or false", "int": "a whole number",
+    "float": "a number", "str": "a text", "Path": "a text",
+}  # fmt: skip
+"""How errors call an option's type."""
 
 
 def tune(
@@ -66,7 +74,7 @@ def tune(
     ] = None,
     dropout: Annotated[float, typer.Option(help="Of the adapter's inputs.")] = 0.0,
     targets: Annotated[
-        str, typer.Option(help="Groups or names of matrices, separated by commas.")
+        str, typer.Option(help="Groups (router is one more) or names of matrices, by commas.")
     ] = "attention,mlp,experts,self_conditioning",
     self_conditioning: Annotated[
         float, typer.Option(help="Share of canvases that are denoised twice.")
@@ -127,15 +135,27 @@ def tune(
     path = given.pop("recipe")
     if path is not None:
         named = {name for name in given if _was_given(ctx, name)}
-        given |= {key: v for key, v in read_recipe(path, given).items() if key not in named}
+        given |= {key: v for key, v in read_recipe(path).items() if key not in named}
     if given["data"] is None or given["out"] is None:
         raise RequestError("--data and --out are needed, here or in --recipe")
     if given["minutes"] is not None and not given["minutes"] > 0:
         raise RequestError(f"--minutes must be above 0, got {given['minutes']}")
 
-    from dgemma_core.train.tune import tune as run
+    from dgemma_core.train import tune as run
+    from dgemma_core.train.distributed import is_first
 
-    done = run(**arguments(given), tell=lambda line: print(line, flush=True))
+    try:
+        done = run(**arguments(given), tell=lambda line: print(line, flush=True))
+    except (RequestError, CheckpointError):
+        if is_first():
+            raise
+        raise typer.Exit(2) from None  # the first process says why
+    if is_first():
+        _print_done(done, given)
+
+
+def _print_done(done: Tuned, given: Mapping[str, Any]) -> None:
+    """What came of the run, in lines."""
     if done.validation:
         losses = {"canvas": "canvas_loss", "causal": "autoregressive_loss"}
         row = done.validation[-1]
@@ -144,30 +164,28 @@ def tune(
     print(f"step {done.steps:,}")
     if not done.ended:
         print("stopped before the end: go on with --resume")
-    elif full:
-        print(f"checkpoint: {done.folder}")
+    elif given["full"]:
+        print(f"checkpoint: {done.folder} (dgemma generate … --model {done.folder})")
     else:
+        model = given["model"]
         print(f"adapter: {done.folder} (dgemma generate … --model {model} --adapter {done.folder})")
 
 
 def arguments(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options as `train.tune.tune` takes them."""
+    """The options as `train.tune` takes them."""
     found = dict(given)
     found["learning_rate"] = found.pop("lr")
     found["recomputes"] = found.pop("recompute")
     found["drafts"] = tuple(found["drafts"] or ())
-    targets = found["targets"]
-    found["targets"] = tuple(targets.split(",") if isinstance(targets, str) else targets)
-    found["noise"] = tuple(found["noise"])
     held = found["validation"]
     with suppress(ValueError):  # a file
         found["validation"] = None if held is None else float(held)
     return found
 
 
-def read_recipe(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
+def read_recipe(path: Path) -> dict[str, Any]:
     """The options in a YAML file, or in one that comes along, by its name. Raises RequestError for a file that is none,
-    and for unknown names."""
+    for unknown names, and for values of another kind than the option's."""
     import yaml
 
     if not path.exists() and (shipped := RECIPES / f"{path}.yaml").exists():
@@ -180,10 +198,46 @@ def read_recipe(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
         ) from error
     if not isinstance(found, dict):
         raise RequestError(f"--recipe {path}: expected options by name")
+    kinds = get_type_hints(tune)
+    known = kinds.keys() - {"ctx", "recipe", "return"}
     found = {str(key).replace("-", "_"): value for key, value in found.items() if key != "about"}
-    if unknown := sorted(found.keys() - known.keys()):
+    if unknown := sorted(found.keys() - known):
         raise RequestError(f"--recipe {path}: unknown options {', '.join(unknown)}")
-    return found
+    options = {}
+    for name, value in found.items():
+        try:
+            options[name] = typed(value, kinds[name])
+        except (ValueError, OverflowError):
+            expected = next(words for kind, words in WORDS.items() if kind in str(kinds[name]))
+            raise RequestError(
+                f"--recipe {path}: {name}: expected {expected}, found {shown(value)}"
+            ) from None
+    return options
+
+
+def typed(value: Any, kind: Any) -> Any:
+    """A YAML value as an option of this type takes it: 2e-4 and 1e1, which YAML reads as texts, are numbers. Raises
+    ValueError for what cannot be converted without loss."""
+    kinds = get_args(kind)
+    if type(None) in kinds:
+        return None if value is None else typed(value, kinds[0])
+    if get_origin(kind) is list:
+        return [typed(each, kinds[0]) for each in (value if isinstance(value, list) else [value])]
+    if get_origin(kind) is tuple:
+        given = value if isinstance(value, list) else [value]
+        return tuple(typed(each, one) for each, one in zip(given, kinds, strict=True))
+    if kind is str and isinstance(value, list):  # of targets
+        return ",".join(typed(each, str) for each in value)
+    if isinstance(value, bool) != (kind is bool) or not isinstance(value, str | int | float):
+        raise ValueError
+    if kind is not int:
+        return kind(value if kind in (bool, float) else str(value))
+    if isinstance(value, int):
+        return value
+    number = float(value)
+    if not number.is_integer():
+        raise ValueError
+    return int(number)
 
 
 def _was_given(ctx: typer.Context, name: str) -> bool:
@@ -195,16 +249,22 @@ def merge(
     adapter: Annotated[str, typer.Option(metavar="DIR", help="The adapter, in PEFT's layout.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the checkpoint goes.")],
     model: options.Model = "nano",
-    dtype: options.Dtype = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, …; auto: as `load` runs the model.")
+    ] = "auto",
 ) -> None:
     """Write a checkpoint whose weights are a model's with an adapter's changes. It loads like any other."""
-    from dgemma_core.files.checkpoint import load_model
+    from dgemma_core.files.checkpoint import load_model, prefers_float32
+    from dgemma_core.files.devices import resolve_device
     from dgemma_core.files.finding import find_folder, read_config
-    from dgemma_core.train.tune import write_checkpoint
+    from dgemma_core.files.tensors import short_name
+    from dgemma_core.train.tuning_run import check_other, write_checkpoint
 
     source = find_folder(model)
-    if out.exists() and out.resolve() == source.resolve():
-        raise RequestError(f"--out {out} is the model's own folder: name another one")
+    check_other(out, source)
+    config, generation = read_config(source)
+    if dtype == "auto" and prefers_float32(config, resolve_device("auto")):
+        dtype = "float32"
     merged = load_model(source, dtype=dtype, device="cpu", backend="torch", adapter=adapter)
-    write_checkpoint(merged, out, source, read_config(source)[1])
-    print(f"checkpoint: {out}")
+    write_checkpoint(merged, out, source, generation)
+    print(f"checkpoint: {out} (in {short_name(merged.dtype)}; --dtype chooses another)")

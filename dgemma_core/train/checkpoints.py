@@ -18,7 +18,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from dgemma_core.errors import CheckpointError
+from dgemma_core.errors import CheckpointError, check_kind, finite_number, whole_number
 from dgemma_core.train.recipe import Recipe
 
 PROGRESS = "progress.json"
@@ -55,6 +55,18 @@ class Progress:
     """Figures summed since the last row of the curve."""
     count: int = 0
     """Steps in `sums`."""
+
+    def __post_init__(self) -> None:
+        """Raises RequestError for what a damaged file may hold."""
+        for name in ("step", "count"):
+            whole_number(name, getattr(self, name))
+        finite_number("seconds", self.seconds)
+        for name in ("curve", "validation"):
+            check_kind(name, getattr(self, name), list, "a list")
+        for row in (self.sums, *self.curve, *self.validation):
+            check_kind("a row", row, dict, "figures by name")
+            for name, figure in row.items():
+                check_kind(name, figure, int | float, "a number")
 
     def add(self, figures: dict[str, float]) -> None:
         """Counts one more step."""
@@ -133,7 +145,7 @@ def load(folder: Path, recipe: Recipe, model: nn.Module, optimiser: Optimiser) -
         record = json.loads(path.read_text())
         found = dict(record.pop("recipe"))
         progress = Progress(**record)
-        step = int(progress.step)
+        step = progress.step
         weights = load_file(folder / f"weights-{step}.safetensors")
         states = load_file(folder / f"optimiser-{step}.safetensors")
     except Exception as error:

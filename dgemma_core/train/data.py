@@ -3,8 +3,9 @@
 Notable:
 - a record has `messages`, or `prompt` and `completion` (texts, or lists of messages), as TRL's users have them; other
   fields are passed over, and named;
-- every turn of the model that is to be learnt becomes a text of its own: what came before it, as the chat template
-  writes it, and the answer, which generation would lay out on canvases from there on;
+- every turn of the model that is to be learnt becomes a text of its own: what came before it, token by token as a
+  `Chat` holds it when that turn is asked for (earlier answers as they were written, thoughts and white space too), and
+  the answer, which generation would lay out on canvases from there on. A message of weight 0 is not learnt;
 - nothing is cut in silence: what is too long is refused, or cut after whole canvases where a length is asked for, and
   counted. An answer that was cut never learns an end;
 - all records are looked at before the first step, and all bad ones are named, with line and reason.
@@ -14,13 +15,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from dgemma_core.errors import DgemmaError, RequestError, shown
+from dgemma_core.errors import DgemmaError, RequestError, shown, whole_number
 from dgemma_core.train.texts import Text, canvas_count
 
 if TYPE_CHECKING:
@@ -28,11 +29,15 @@ if TYPE_CHECKING:
     from dgemma_core.files.text import Tokenizer
 
 FIELDS = ("messages", "prompt", "completion")
+KEYS = ("role", "content", "weight", "tool_calls")
+"""Of a message, those that are read."""
 NAMED = 20
 """Bad records that an error names; it counts the rest."""
 LEAST = 20
 """Conversations below which none is held out unless asked for."""
 HELD_OUT, MOST_HELD_OUT = 0.05, 500
+Source = str | Path | Iterable[Mapping[str, Any]]
+"""A JSON Lines file, a folder that `datasets` saved, or records, also of a Dataset."""
 _MARK = "\N{OBJECT REPLACEMENT CHARACTER}"
 
 
@@ -84,31 +89,31 @@ class Data:
 
 
 def read_data(
-    data: str | Path | Sequence[Mapping[str, Any]],
+    data: Source,
     tokenizer: Tokenizer,
     config: ModelConfig,
     generation: GenerationDefaults,
     *,
-    validation: str | Path | float | None = None,
+    validation: Source | float | None = None,
     max_length: int | None = None,
     raw: bool = False,
     seed: int = 0,
 ) -> Data:
     """Texts of a JSON Lines file, a folder that `datasets` saved, or records.
 
-    validation: a file or folder, or the share of conversations that is held out (None: a twentieth, at most 500, of 20
+    validation: other data, or the share of conversations that is held out (None: a twentieth, at most 500, of 20
     or more). max_length: tokens of a prompt with its answer; longer answers are cut (None: none is, and what the model
     cannot hold is refused). raw: texts as they are, without the chat template. Raises RequestError, which names all bad
     records, or says that there are none to learn from.
     """
     records = _records(data)
-    held: list[Record] = []
-    if isinstance(validation, str | Path):
-        held = _records(validation)
-    elif isinstance(data, str | Path) and validation is None:
+    held: list[Record] | None = None
+    if validation is None and isinstance(data, str | Path):
         held = _held_out_by_author(data)
+    elif not (validation is None or isinstance(validation, int | float)):
+        held = _records(validation)
     limit = config.text.max_position_embeddings - config.canvas_length
-    if max_length is not None and not 1 < max_length <= limit:
+    if max_length is not None and whole_number("max_length", max_length, low=2) > limit:
         raise RequestError(f"max_length: expected 2 … {limit:,} tokens, got {max_length}")
     reader = _Reader(
         tokenizer,
@@ -120,20 +125,21 @@ def read_data(
         raw,
     )
     problems: list[str] = []
-    texts, of_held = (list(reader.texts(part, problems)) for part in (records, held))
+    texts, of_held = (list(reader.texts(part, problems)) for part in (records, held or ()))
     if problems:
         more = f"; and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
         raise RequestError(
-            f"{len(problems)} of {len(records) + len(held)} records cannot be learnt from: correct or remove them: "
-            + "; ".join(problems[:NAMED])
-            + more
+            f"{len(problems)} of {len(records) + len(held or ())} records cannot be learnt from: correct or remove"
+            " them: " + "; ".join(problems[:NAMED]) + more
         )
-    if not held and not isinstance(validation, str | Path):
+    if held is None:
+        assert validation is None or isinstance(validation, int | float)
         texts, of_held = _split(texts, validation, seed)
-    if not texts:
-        raise RequestError(f"{_named(data)} holds no records to learn from")
-    others = sorted({key for record in records for key in record.fields} - set(FIELDS))
-    return Data(tuple(texts), tuple(of_held), reader.end, tuple(others))
+    if not any(texts):
+        unlearnt = "no answers to learn: all have weight 0" if texts else "no records to learn from"
+        raise RequestError(f"{_named(data)} holds {unlearnt}")
+    others = sorted({key for record in records for key in _passed_over(record.fields)})
+    return Data(tuple(filter(None, texts)), tuple(filter(None, of_held)), reader.end, tuple(others))
 
 
 def count(texts: Sequence[Sequence[Text]], canvas_length: int) -> Counts:
@@ -190,9 +196,24 @@ def _named(data: object) -> str:
     return str(data) if isinstance(data, str | Path) else "data"
 
 
-def _records(data: str | Path | Sequence[Mapping[str, Any]]) -> list[Record]:
+def _passed_over(fields: Mapping[str, Any]) -> Iterator[str]:
+    """Names of what a record holds that is not read, within its messages, too."""
+    yield from fields.keys() - set(FIELDS)
+    for name in FIELDS:
+        messages = fields.get(name)
+        for message in messages if isinstance(messages, list | tuple) else ():
+            unread = message.keys() - set(KEYS)  # Arrow fills in None where another message has one
+            yield from (f"{name}[].{key}" for key in unread if message[key] is not None)
+
+
+def _records(data: Source) -> list[Record]:
     if not isinstance(data, str | Path):
-        return [Record(f"record {i + 1}", fields) for i, fields in enumerate(data)]
+        if isinstance(data, Mapping) or not isinstance(data, Iterable):
+            raise RequestError(
+                f"data and validation are files, folders or lists of records, got {shown(data)}"
+            )
+        found = enumerate(_plain(data), start=1)
+        return [Record(f"record {number}", _object(fields)) for number, fields in found]
     path = Path(data).expanduser()
     if path.is_dir():
         return list(_rows(path, "train"))
@@ -203,13 +224,23 @@ def _records(data: str | Path | Sequence[Mapping[str, Any]]) -> list[Record]:
     return list(_lines(path))
 
 
-def _held_out_by_author(data: str | Path) -> list[Record]:
-    """The validation or test split of a folder that has one."""
+def _object(found: Any) -> Mapping[str, Any]:
+    """The fields of a record; of what is none, it under no name."""
+    return found if isinstance(found, Mapping) else {"": found}
+
+
+def _plain(data: Any) -> Any:
+    """Records as lists and dicts, in whatever format a Dataset gives them."""
+    return data.with_format(None) if hasattr(data, "with_format") else data
+
+
+def _held_out_by_author(data: str | Path) -> list[Record] | None:
+    """The validation or test split of a folder that has one with rows."""
     path = Path(data).expanduser()
     for split in ("validation", "test"):
-        if (path / split).is_dir():
-            return list(_rows(path, split))
-    return []
+        if (path / split).is_dir() and (rows := list(_rows(path, split))):
+            return rows
+    return None
 
 
 def _lines(path: Path) -> Iterator[Record]:
@@ -224,7 +255,7 @@ def _lines(path: Path) -> Iterator[Record]:
                 except (ValueError, RecursionError) as error:
                     reason = "nested too deeply" if isinstance(error, RecursionError) else error
                     found = RequestError(f"no JSON: {reason}")
-                yield Record(where, found if isinstance(found, dict) else {"": found})
+                yield Record(where, _object(found))
     except OSError as error:
         raise RequestError(f"{path}: cannot be read ({error.strerror})") from error
 
@@ -234,6 +265,8 @@ def _rows(path: Path, split: str) -> Iterator[Record]:
     from datasets import load_from_disk
 
     where = path / split if (path / split).is_dir() else path
+    if (where / "state.json").is_file() and not any(where.glob("*.arrow")):
+        return  # an empty split, which the library writes and does not read
     try:
         rows = load_from_disk(str(where))
     except Exception as error:  # whatever the library and Arrow raise
@@ -243,7 +276,7 @@ def _rows(path: Path, split: str) -> Iterator[Record]:
         ) from error
     if not hasattr(rows, "column_names") or isinstance(rows.column_names, dict):
         raise RequestError(f"{path}: expected a split called train, found {', '.join(rows)}")
-    for number, row in enumerate(rows, start=1):
+    for number, row in enumerate(_plain(rows), start=1):
         yield Record(f"{where.name}, row {number}", row)
 
 
@@ -315,18 +348,21 @@ class _Reader:
             expected = "assistant" if expected == "user" else "user"
         if plain[-1]["role"] != "assistant":
             raise RequestError("it ends without an answer of the assistant")
-        found = [
-            self.text(self.tokenizer.chat_ids(plain[:i]), message["content"])
-            for i, message in enumerate(plain)
-            if i >= first and message["role"] == "assistant"
-        ]
-        if not found:
+        if not any(message["role"] == "assistant" for message in plain[first:]):
             raise RequestError("the completion holds no answer of the assistant")
+        opening = 1 + (plain[0]["role"] == "system")
+        ids = self.tokenizer.chat_ids(plain[:opening])
+        found: list[Text] = []
+        for i in range(opening, len(plain), 2):
+            if i > opening:
+                ids = self.tokenizer.next_turn_ids(ids, plain[i - 1])
+            text = self.text(ids, plain[i]["content"])
+            if i >= first and _learnt(i, messages[i]):
+                found.append(text)
+            ids = [*ids, *text.answer, self.end]
         return found
 
     def text(self, prompt: Sequence[int], answer: str) -> Text:
-        if not answer:
-            raise RequestError("the answer is empty")
         ids = tuple(self.tokenizer.encode(answer))
         for i in ids:
             if i in self.ends:
@@ -337,6 +373,8 @@ class _Reader:
 
     def fitted(self, text: Text) -> Text:
         """The text within the limit of length, cut after whole canvases where that is asked for."""
+        if not text.answer:
+            raise RequestError("the answer is empty")
         length = len(text.prompt) + len(text.answer) + 1
         if length <= self.limit:
             return text
@@ -367,6 +405,16 @@ def _message(number: int, message: Any) -> dict[str, str]:
     if message.get("tool_calls"):
         raise RequestError(f"message {number + 1} calls tools, which are not learnt here")
     return {"role": role, "content": plain_message(message)["content"]}
+
+
+def _learnt(number: int, message: Mapping[str, Any]) -> bool:
+    """Whether an answer is learnt: its weight, as OpenAI's users have it, is 1 or not given."""
+    weight = message.get("weight")
+    if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
+        raise RequestError(
+            f"message {number + 1} has weight {shown(weight)}: give 0 (not learnt) or 1 (learnt)"
+        )
+    return weight != 0
 
 
 def _split(

@@ -66,6 +66,11 @@ class Group:
 ALONE = Group()
 
 
+def is_first() -> bool:
+    """Whether this process is the first of those that `torchrun` started, or the only one: it alone prints."""
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1 or os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def joined() -> Iterator[Group]:
     """The group that `torchrun` started this process in; `ALONE` where it did not.

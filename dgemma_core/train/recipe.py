@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from dgemma_core.errors import RequestError
+from dgemma_core.errors import (
+    RequestError,
+    check_count,
+    check_number,
+    finite_number,
+    shown,
+    whole_number,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,6 +23,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """What determines a training run, with its data. β, loss and noise are the published ones (spec §5)."""
+
+    name: ClassVar[str] = "recipe"
+    """As errors call it."""
 
     steps: int
     batch_size: int = 128
@@ -59,30 +70,34 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch_size, self.pool, self.micro_batches, self.noisings) < 1:
-            raise RequestError(
-                "a recipe's steps, batch_size, pool, micro_batches and noisings are at least 1"
-            )
+        for option in ("steps", "batch_size", "pool", "micro_batches", "noisings", "end_marks"):
+            check_count(self, option, low=1)
+        check_count(self, "warmup", low=0)
+        check_count(self, "seed", low=0, high=2**63 - 1)
+        for option in ("learning_rate", "matrix_learning_rate", "clip"):
+            check_number(self, option, above=0)
+        for option in ("weight_decay", "autoregressive", "balance"):
+            check_number(self, option)
+        for option in (
+            "final_learning_rate", "self_conditioning", "blanks", "drafts_from_noise", "tail",
+        ):  # fmt: skip
+            check_number(self, option, high=1)
+        betas = check_pair(self, "betas")
+        if max(betas) >= 1:
+            raise RequestError(f"{self.name}: betas must be below 1, got {betas}")
+        given = listed(self.drafts)
+        drafts = tuple(whole_number(f"{self.name}: drafts", each, low=2) for each in given)
+        object.__setattr__(self, "drafts", drafts)
         if self.batch_size % self.micro_batches:
             raise RequestError(
                 f"batch_size {self.batch_size} does not divide into {self.micro_batches} micro-batches"
             )
-        if self.decay is not None and not 0 <= self.decay <= self.steps - self.warmup:
-            raise RequestError(
-                f"decay takes at most the {self.steps - self.warmup} steps after the warm-up, got {self.decay}"
-            )
-        if any(length < 2 for length in self.drafts):
-            raise RequestError(f"drafts are at least 2 tokens long, got {self.drafts}")
-        if self.end_marks < 1:
-            raise RequestError(f"end_marks is at least 1, got {self.end_marks}")
-        for name, share in (
-            ("self_conditioning", self.self_conditioning),
-            ("blanks", self.blanks),
-            ("drafts_from_noise", self.drafts_from_noise),
-            ("tail", self.tail),
-        ):
-            if not 0 <= share <= 1:
-                raise RequestError(f"{name} is a share from 0 to 1, got {share}")
+        if self.decay is not None:
+            check_count(self, "decay", low=0)
+            if self.decay > self.steps - self.warmup:
+                raise RequestError(
+                    f"decay takes at most the {self.steps - self.warmup} steps after the warm-up, got {self.decay}"
+                )
 
     def noise_level(self, t: Tensor) -> Tensor:
         """The share of noise on canvases whose t are drawn from U(0, 1): as published, t itself."""
@@ -97,3 +112,42 @@ class Recipe:
         done = max(0.0, (step - (self.steps - decay)) / max(1, decay))
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
         return self.final_learning_rate + (1 - self.final_learning_rate) * cosine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sitting:
+    """How a run goes on for now: nothing that decides its numbers."""
+
+    name: ClassVar[str] = "run"
+
+    minutes: float | None = None
+    """After which it stops; None: at the recipe's last step."""
+    checkpoint_minutes: float = 5.0
+    validate_every: int = 0
+    """Steps between validations; 0: at the end alone."""
+    workers: int | None = None
+    """Parts of a batch that run side by side on a CPU; None: a part a core."""
+
+    def __post_init__(self) -> None:
+        if self.minutes is not None:
+            check_number(self, "minutes")
+        check_number(self, "checkpoint_minutes")
+        check_count(self, "validate_every", low=0)
+        if self.workers is not None:
+            check_count(self, "workers", low=1)
+
+
+def check_pair(owner: Any, option: str) -> tuple[float, float]:
+    """Makes the option two floats of at least 0. Raises RequestError for anything else."""
+    name, given = f"{owner.name}: {option}", getattr(owner, option)
+    if not isinstance(given, Sequence) or isinstance(given, str) or len(given) != 2:
+        raise RequestError(f"{name} must be two numbers, got {shown(given)}")
+    pair = (finite_number(name, given[0]), finite_number(name, given[1]))
+    object.__setattr__(owner, option, pair)
+    return pair
+
+
+def listed(value: Any) -> tuple[Any, ...]:
+    """A list's values; a single value as the only one."""
+    several = isinstance(value, Sequence) and not isinstance(value, str)
+    return tuple(value) if several else (value,)

@@ -12,21 +12,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from dgemma_core.errors import RequestError
+from dgemma_core.errors import RequestError, check_count, check_kind, check_number, shown
 from dgemma_core.facts.machine import bfloat16_multiplies
 from dgemma_core.files.lora import CONDITIONING, STACKS, Adapter, LowRank, attach
+from dgemma_core.files.names import FLOATS
+from dgemma_core.files.quantised import scheme
+from dgemma_core.files.tensors import short_name
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.train import checkpoints
 from dgemma_core.train.batches import Batch, Place, collate, generator_of
 from dgemma_core.train.distributed import ALONE, Averaged, Group, divide, gather
 from dgemma_core.train.loop import Trainer, learning
 from dgemma_core.train.loss import Losses, Modes, loss
-from dgemma_core.train.recipe import Recipe
+from dgemma_core.train.recipe import Recipe, check_pair, listed
 from dgemma_core.train.texts import Text, canvas_count
 
 TARGETS: Mapping[str, tuple[str, ...]] = {
@@ -34,8 +37,12 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
     "mlp": ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
     "experts": ("experts.gate_up_proj", "experts.down_proj"),
     "self_conditioning": tuple(f"self_conditioning.{name}_proj" for name in ("gate", "up", "down")),
+    "router": ("router.proj",),
 }
 """What an adapter may change: groups of matrices, and the names in each."""
+USUAL = tuple(group for group in TARGETS if group != "router")
+"""What it changes unless asked; the router keeps choosing as it did."""
+KNOWN = f"choose of {', '.join(TARGETS)}, or single ones as q_proj or experts.down_proj"
 RATE = 0.6
 """The default learning rate is this over the hidden size: 2e-4 in the released width, as TRL has it; more in smaller
 models. Training all weights takes a tenth of it."""
@@ -48,6 +55,8 @@ VALIDATED = 16
 class TuneRecipe(Recipe):
     """What determines a tuning run; two runs of one recipe give the same bits."""
 
+    name: ClassVar[str] = "tune"
+
     modes: Modes = "both"
     """Which modes an adapter changes. The other one stays as it was, bit for bit."""
     full: bool = False
@@ -57,8 +66,8 @@ class TuneRecipe(Recipe):
     """The factors' product counts alpha / rank."""
     dropout: float = 0.0
     """Share of an adapter's inputs left out in training; not of experts, for which PEFT knows none."""
-    targets: tuple[str, ...] = tuple(TARGETS)
-    """Groups of matrices, or names of matrices."""
+    targets: tuple[str, ...] = USUAL
+    """Groups of matrices, or names of matrices; a text names them with commas."""
     schedule: Literal["cosine", "constant"] = "cosine"
     noise: tuple[float, float] = (0.0, 1.0)
     """A canvas's share of noise is uniform between these two."""
@@ -80,20 +89,13 @@ class TuneRecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.full and self.modes != "both":
-            raise RequestError("all weights belong to both modes: leave modes out, or full")
-        if self.full and self.quantize:
-            raise RequestError("quantised weights cannot be trained: leave quantize out, or full")
-        if self.full and self.dtype not in ("float32", "bfloat16"):
-            raise RequestError(
-                f"all weights learn in float32, with passes in float32 or bfloat16: dtype {self.dtype} is neither"
-            )
-        if self.rank < 1 or not self.alpha > 0:
-            raise RequestError(
-                f"rank is at least 1 and alpha above 0, got {self.rank} and {self.alpha}"
-            )
-        low, high = self.noise
-        if not 0 <= low <= high <= 1 or not 0 <= self.dropout < 1:
+        for option in ("full", "recomputes"):
+            check_kind(f"tune: {option}", getattr(self, option), bool, "True or False")
+        check_count(self, "rank", low=1)
+        check_number(self, "alpha", above=0)
+        check_number(self, "dropout")
+        low, high = check_pair(self, "noise")
+        if not low <= high <= 1 or self.dropout >= 1:
             raise RequestError(
                 f"noise is a range within 0 … 1 and dropout below 1, got {self.noise} and {self.dropout}"
             )
@@ -101,6 +103,39 @@ class TuneRecipe(Recipe):
             raise RequestError(f"modes: expected both, denoiser or causal, found {self.modes!r}")
         if self.schedule not in ("cosine", "constant"):
             raise RequestError(f"schedule: expected cosine or constant, found {self.schedule!r}")
+        names = ("auto", *map(short_name, FLOATS))
+        if self.dtype not in names:
+            raise RequestError(f"dtype: expected {', '.join(names)}, found {shown(self.dtype)}")
+        if self.quantize is not None:
+            scheme(self.quantize)
+        self._check_targets()
+        if self.full:
+            self._check_full()
+
+    def _check_targets(self) -> None:
+        given: Any = self.targets
+        texts = given.split(",") if isinstance(given, str) else listed(given)
+        targets = tuple(text.strip() if isinstance(text, str) else text for text in texts)
+        if not targets or not all(isinstance(target, str) and target for target in targets):
+            raise RequestError(
+                f"targets are names of matrices or groups of them, got {shown(given)}: {KNOWN}"
+            )
+        object.__setattr__(self, "targets", targets)
+
+    def _check_full(self) -> None:
+        if self.modes != "both":
+            raise RequestError("all weights belong to both modes: leave modes out, or full")
+        if self.quantize:
+            raise RequestError("quantised weights cannot be trained: leave quantize out, or full")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise RequestError(
+                f"all weights learn in float32, with passes in float32 or bfloat16: dtype {self.dtype} is neither"
+            )
+        plain = {"rank": 16, "alpha": 32.0, "dropout": 0.0, "targets": USUAL}
+        if given := [option for option, value in plain.items() if getattr(self, option) != value]:
+            raise RequestError(
+                f"{', '.join(given)}: of an adapter, and all weights learn: leave {given[0]} out, or full"
+            )
 
     def noise_level(self, t: Tensor) -> Tensor:
         low, high = self.noise
@@ -126,12 +161,23 @@ def target_names(model: DiffusionGemma, targets: Sequence[str]) -> list[str]:
         if target == "self_conditioning" and not model.config.can_denoise:
             continue
         if not matched or "embed_tokens.weight" in matched:
-            raise RequestError(
-                f"targets: {target!r} names no matrix of the layers; choose of {', '.join(TARGETS)}, or single ones as"
-                " q_proj or experts.down_proj"
-            )
+            raise RequestError(f"targets: {target!r} names no matrix of the layers; {KNOWN}")
         found += matched
     return list(dict.fromkeys(found))
+
+
+def adapted_names(model: DiffusionGemma, recipe: TuneRecipe) -> list[str]:
+    """The parameters that an adapter changes. Raises RequestError where there are none."""
+    causal = recipe.modes == "causal"
+    names = [
+        name
+        for name in target_names(model, recipe.targets)
+        if not (causal and name.startswith(CONDITIONING))
+    ]
+    if not names:
+        why = "the causal mode has no" if model.config.can_denoise else "this model has no"
+        raise RequestError(f"targets: {why} {', '.join(recipe.targets)}: name other matrices")
+    return names
 
 
 def matrix_shapes(model: DiffusionGemma) -> dict[str, tuple[int, ...]]:
@@ -145,7 +191,7 @@ def new_adapter(model: DiffusionGemma, recipe: TuneRecipe) -> Adapter:
     generator = generator_of(recipe.seed, 3)
     shapes = matrix_shapes(model)
     loras: dict[str, LowRank] = {}
-    for name in target_names(model, recipe.targets):
+    for name in adapted_names(model, recipe):
         *stacked, outputs, inputs = shapes[name]
         count = stacked[0] if stacked else 1
         a = torch.empty(count * recipe.rank, inputs)

@@ -315,6 +315,7 @@ def test_tuning_is_planned_by_the_command() -> None:
     assert done.exit_code == 0 and re.search(r"in 80.00 GB +too large +recompute fits", done.stdout)
     assert "494,613,504 × 4 (rank 16) = 1,978.5 MB" in done.stdout
     assert "4 texts of 1,023 tokens at once" in done.stdout
+    assert "Not counted: the process itself" in done.stdout
     found = json.loads(run(*asked, "--json").stdout)["bases"]["bf16"]
     assert found["recompute"]["fits"] and not found["plain"]["fits"]
     full = json.loads(
@@ -332,6 +333,10 @@ def test_tuning_is_planned_by_the_command() -> None:
         (["--tune", "--full", "--modes", "causal"], "all weights learn in float32"),
         (["--tune", "--accumulate", "3"], "--batch-size 16 does not divide into 3 parts"),
         (["--tune", "--length", "300000"], "length: expected 1 … "),
+        (["--tune", "--batch-size", "0"], "--batch-size must be at least 1"),
+        (["--tune", "--accumulate", "0"], "--accumulate must be at least 1"),
+        (["--tune", "--full", "--rank", "4"], "--rank is of an adapter"),
+        (["--tune", "--prefix", "5"], "--prefix belongs to generation"),
     ],
 )
 def test_bad_input_about_tuning_is_one_line(arguments: list[str], words: str) -> None:

@@ -90,6 +90,58 @@ def test_files(tmp_path: Path) -> None:
     assert found.digest() == read(rows).digest() != split.digest()
 
 
+def test_saved_splits_may_be_empty_or_of_numpy(tmp_path: Path) -> None:
+    from datasets import Dataset, DatasetDict
+
+    rows = [{"messages": [user(f"Sort: {i} 1"), assistant(f"1 {i}")]} for i in range(2, 9)]
+    full, empty = Dataset.from_list(rows), Dataset.from_list(rows).select([])
+    DatasetDict({"train": full, "validation": empty}).save_to_disk(tmp_path / "a")
+    assert read(tmp_path / "a") == read(rows)
+    DatasetDict({"train": empty, "validation": full}).save_to_disk(tmp_path / "b")
+    with pytest.raises(RequestError, match="b holds no records to learn from"):
+        read(tmp_path / "b")
+    of_numpy = full.with_format("numpy")
+    of_numpy.save_to_disk(tmp_path / "c")
+    assert read(tmp_path / "c") == read(of_numpy) == read(rows)
+
+
+def test_records_as_validation() -> None:
+    rows = [{"prompt": str(i), "completion": "1"} for i in range(9)]
+    found = read(rows[:6], validation=rows[6:])
+    assert (len(found.train), len(found.validation)) == (6, 3)
+    for wrong in (3, {"train": rows}):
+        with pytest.raises(RequestError, match="are files, folders or lists of records"):
+            read(wrong)
+    with pytest.raises(RequestError, match="record 2: expected a JSON object, found 'a'"):
+        read([rows[0], "a"])
+
+
+def test_later_prompts_are_what_a_chat_holds() -> None:
+    """Earlier answers stay as they were written: thoughts and outer white space, too."""
+    thought = "<|channel>thought\nhm<channel|> 1 3 \n"
+    (texts,) = read(
+        [{"messages": [user("a"), assistant(thought), user(" b "), assistant("4")]}]
+    ).train
+    chat = Chat(tiny.loaded())
+    first = chat.request("a").ids
+    chat.ids = (*first, *tiny.tokenizer().encode(thought), tiny.TURN_END)
+    assert texts[1].prompt == tuple(chat.request(" b ").ids)
+
+
+def test_weights_of_messages() -> None:
+    """0: not learnt, but read; 1: learnt. What else messages hold is named."""
+    said = [user("a"), {**assistant("1"), "weight": 0}, user("b"), {**assistant("2"), "weight": 1}]
+    found = read([{"messages": said}, {"messages": [user("c"), {**assistant("3"), "weight": 0}]}])
+    ((text,),) = found.train
+    assert decoded(text.answer) == "2" and "1" in decoded(text.prompt) and not found.passed_over
+    more = [{**user("a"), "name": "me"}, {**assistant("1"), "thinking": "hm", "extra": None}]
+    assert read([{"messages": more}]).passed_over == ("messages[].name", "messages[].thinking")
+    with pytest.raises(RequestError, match="no answers to learn: all have weight 0"):
+        read([{"messages": [user("c"), {**assistant("3"), "weight": 0}]}])
+    with pytest.raises(RequestError, match=r"message 2 has weight 0.5: give 0 \(not learnt\) or 1"):
+        read([{"messages": [user("c"), {**assistant("3"), "weight": 0.5}]}])
+
+
 def test_every_bad_record_is_named(tmp_path: Path) -> None:
     lines = {
         '{"prompt": 1, "completion": "a"}': "prompt and completion are two texts",

@@ -84,17 +84,18 @@ def test_two_processes_are_one(
 ) -> None:
     """DDP and FSDP2: losses, gradient and what is written."""
     a, b = progress(one / alone), progress(two / shared)
-    assert a["step"] == b["step"] == 6 == a["count"]
-    for name, total in a["sums"].items():
-        assert b["sums"][name] == pytest.approx(total, rel=tolerance), name
+    assert a["step"] == b["step"] == 6
+    for ours, theirs in zip(a["curve"], b["curve"], strict=True):
+        for name in ours.keys() - {"seconds"}:
+            assert theirs[name] == pytest.approx(ours[name], rel=tolerance, abs=1e-5), name
     (before, after) = a["validation"][0], b["validation"][0]
     assert before["canvas_loss"] == pytest.approx(after["canvas_loss"], rel=tolerance)
-    ours, theirs = written(one / alone), written(two / shared)
-    assert ours.keys() == theirs.keys()
+    of_one, of_two = written(one / alone), written(two / shared)
+    assert of_one.keys() == of_two.keys()
     moves = 6 * 3e-3  # an update of AdamW's is at most its rate
-    for name, numbers in ours.items():
-        assert theirs[name].dtype == numbers.dtype
-        torch.testing.assert_close(theirs[name], numbers, atol=moves * 30 * tolerance, rtol=0.02)
+    for name, numbers in of_one.items():
+        assert of_two[name].dtype == numbers.dtype
+        torch.testing.assert_close(of_two[name], numbers, atol=moves * 30 * tolerance, rtol=0.02)
         if "lora_B" in name:
             unused = alone == "denoiser" and "self_conditioning" in name
             assert numbers.any() != unused, "it has learnt, where it was used"

@@ -33,13 +33,16 @@ def test_learning_rates() -> None:
         ({"micro_batches": 0}, "at least 1"),
         ({"batch_size": 6, "micro_batches": 4}, "6 does not divide into 4"),
         ({"decay": 4}, "at most the 3 steps"),
-        ({"decay": -1}, "at most the 3 steps"),
-        ({"self_conditioning": 1.1}, "self_conditioning is a share from 0 to 1, got 1.1"),
-        ({"self_conditioning": -0.1}, "self_conditioning is a share"),
-        ({"blanks": 1.5}, "blanks is a share"),
-        ({"drafts": (16, 1)}, "drafts are at least 2 tokens long"),
-        ({"tail": -1.0}, "tail is a share"),
-        ({"end_marks": 0}, "end_marks is at least 1, got 0"),
+        ({"decay": -1}, "decay must be at least 0"),
+        (
+            {"self_conditioning": 1.1},
+            "self_conditioning must be a number of at least 0 and at most 1, got 1.1",
+        ),
+        ({"self_conditioning": -0.1}, "self_conditioning must be"),
+        ({"blanks": 1.5}, "blanks must be"),
+        ({"drafts": (16, 1)}, "drafts must be at least 2"),
+        ({"tail": -1.0}, "tail must be"),
+        ({"end_marks": 0}, "end_marks must be at least 1.*, got 0"),
     ],
 )
 def test_bad_recipes(changes: dict[str, Any], words: str) -> None:

@@ -42,7 +42,7 @@ def recipe() -> TuneRecipe:
     known = {
         name: p.default for name, p in inspect.signature(tune).parameters.items() if name != "ctx"
     }
-    found = arguments({**known, **read_recipe(Path("sudoku_26b"), known)})
+    found = arguments({**known, **read_recipe(Path("sudoku_26b"))})
     assert found["model"] == "google/diffusiongemma-26B-A4B-it" and found["learning_rate"] == 2e-4
     own = {"rank", "alpha", "targets", "modes", "self_conditioning", "noise", "clip", "recomputes"}
     return TuneRecipe(steps=found["max_steps"], **{name: found[name] for name in own})

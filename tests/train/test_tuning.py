@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,15 +26,17 @@ import dgemma_core as dg
 from dgemma_core.errors import CheckpointError, RequestError
 from dgemma_core.files.adapters import ADAPTER_WEIGHTS, save_adapter
 from dgemma_core.files.checkpoint import load_model
+from dgemma_core.files.finding import NANO
 from dgemma_core.files.quantised import Holder
 from dgemma_core.model import DiffusionGemma
+from dgemma_core.train import tune, tuning_run
 from dgemma_core.train.batches import Batch, Place, collate
 from dgemma_core.train.dense_pass import DensePass
 from dgemma_core.train.loss import loss
 from dgemma_core.train.noise import noisy_canvases
+from dgemma_core.train.recipe import Sitting
 from dgemma_core.train.texts import Text
-from dgemma_core.train.tune import tune
-from dgemma_core.train.tuning import TARGETS, Tuner, TuneRecipe, new_adapter, target_names
+from dgemma_core.train.tuning import USUAL, Tuner, TuneRecipe, new_adapter, target_names
 from tests.core import tiny
 from tests.oracle import adapters
 from tests.oracle.build import capped, diffusion_oracle, draw, save
@@ -41,6 +45,7 @@ from tests.train.copying import END, close, copy_text, uneven
 RECIPE = TuneRecipe(
     steps=6, batch_size=6, micro_batches=2, pool=2, learning_rate=1e-2, rank=2, alpha=4, seed=3
 )
+FULL = replace(RECIPE, full=True, rank=16, alpha=32)
 ROOT = Path(__file__).parents[2]
 
 
@@ -187,7 +192,7 @@ def batch_of_copies() -> Batch:
 
 
 def test_all_weights(tmp_path: Path) -> None:
-    run = tuner(tmp_path, replace(RECIPE, full=True, steps=8))
+    run = tuner(tmp_path, replace(FULL, steps=8))
     before = learnt(run)
     assert run.adapter is None and before.keys() == dict(base().named_parameters()).keys()
     assert run.run()
@@ -198,7 +203,7 @@ def test_all_weights(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_small_updates_of_all_weights_are_kept(tmp_path: Path) -> None:
     """With dtype bfloat16, too: passes run in it, and updates below 2⁻⁹ of a weight add up."""
-    recipe = replace(RECIPE, full=True, dtype="bfloat16", learning_rate=1e-5, steps=20)
+    recipe = replace(FULL, dtype="bfloat16", learning_rate=1e-5, steps=20)
     with pytest.raises(RequestError, match="all weights learn in float32: load the model so"):
         tuner(tmp_path, recipe, base(torch.bfloat16))
     run = tuner(tmp_path, recipe)
@@ -215,15 +220,37 @@ def test_small_updates_of_all_weights_are_kept(tmp_path: Path) -> None:
 
 def test_targets() -> None:
     model = tiny.model()
-    every = target_names(model, tuple(TARGETS))
+    every = target_names(model, USUAL)
     assert len(every) == 4 + 3 + 2 * 3 + 2 * 2 + 3, "a full layer has no v_proj"
     assert target_names(model, ["v_proj"]) == ["layers.0.self_attn.v_proj.weight"]
     assert target_names(model, ["layers.1.experts.down_proj"]) == ["layers.1.experts.down_proj"]
     of_mlps = target_names(model, ["up_proj"])
     assert of_mlps[-1] == "self_conditioning.up_proj.weight" and len(of_mlps) == 3
+    assert target_names(model, ["router"]) == target_names(model, ["router.proj"]) != []
     for wrong in ("q", "embed_tokens", "norm", "layers.9.self_attn.q_proj"):
-        with pytest.raises(RequestError, match=f"'{wrong}' names no matrix"):
+        with pytest.raises(
+            RequestError, match=f"'{wrong}' names no matrix.*choose of attention, .*, router"
+        ):
             target_names(model, [wrong])
+    with pytest.raises(RequestError, match="the causal mode has no self_conditioning"):
+        new_adapter(model, replace(RECIPE, modes="causal", targets=("self_conditioning",)))
+
+
+def test_targets_are_names() -> None:
+    """A text holds names, not letters, whatever spaces stand between them."""
+    given: Any = "attention, mlp"
+    assert replace(RECIPE, targets=given).targets == ("attention", "mlp")
+    for wrong in ((), "", "attention,", 3, [4]):
+        with pytest.raises(
+            RequestError, match=r"targets are names of matrices.*choose of attention"
+        ):
+            replace(RECIPE, targets=wrong)  # type: ignore[arg-type]
+
+
+def test_the_router_learns(tmp_path: Path) -> None:
+    run = tuner(tmp_path, replace(RECIPE, targets=("router",), steps=2))
+    before = learnt(run)
+    assert run.run() and not equal(learnt(run), before)
 
 
 def test_a_new_adapter_changes_nothing(tmp_path: Path) -> None:
@@ -241,16 +268,61 @@ def test_a_new_adapter_changes_nothing(tmp_path: Path) -> None:
     [
         ({"full": True, "modes": "denoiser"}, "all weights belong to both modes"),
         ({"full": True, "quantize": "int4"}, "quantised weights cannot be trained"),
-        ({"rank": 0}, "rank is at least 1"),
+        ({"full": True, "targets": "mlp"}, "rank, alpha, targets: of an adapter, and all weights"),
+        ({"full": "no"}, "full must be True or False, got 'no'"),
+        ({"rank": 0}, "rank must be at least 1"),
+        ({"rank": 2.5}, "rank must be a whole number, got 2.5"),
+        ({"rank": None}, "rank must be a whole number, got None"),
+        ({"batch_size": 4.0}, "batch_size must be a whole number, got 4.0"),
+        ({"seed": None}, "seed must be a whole number, got None"),
+        ({"warmup": -1}, "warmup must be at least 0"),
+        ({"alpha": 0}, "alpha must be a number above 0"),
+        ({"learning_rate": 0}, "learning_rate must be a number above 0, got 0"),
+        ({"learning_rate": -1}, "learning_rate must be a finite number of at least 0, got -1"),
+        ({"learning_rate": math.nan}, "learning_rate must be a finite number"),
+        ({"learning_rate": "2e-4"}, "learning_rate must be a finite number"),
+        ({"final_learning_rate": -3}, "final_learning_rate must be a finite number"),
+        ({"clip": 0}, "clip must be a number above 0"),
+        ({"clip": -1}, "clip must be a finite number"),
+        ({"autoregressive": -1}, "autoregressive must be a finite number"),
+        ({"weight_decay": -1}, "weight_decay must be a finite number"),
+        ({"weight_decay": math.nan}, "weight_decay must be a finite number"),
+        ({"betas": (1.5, 0.9)}, "betas must be below 1"),
+        ({"betas": 0.9}, "betas must be two numbers"),
         ({"noise": (0.5, 0.2)}, "noise is a range"),
+        ({"noise": 0.5}, "noise must be two numbers, got 0.5"),
+        ({"drafts": 1}, "drafts must be at least 2"),
+        ({"drafts": (8.5,)}, "drafts must be a whole number"),
         ({"modes": "one"}, "modes: expected both"),
         ({"schedule": "linear"}, "schedule: expected cosine"),
         ({"dropout": 1.0}, "dropout below 1"),
+        ({"dtype": "float3"}, "dtype: expected auto, float64"),
     ],
 )
 def test_settings_without_meaning(settings: dict[str, Any], match: str) -> None:
     with pytest.raises(RequestError, match=match):
         replace(RECIPE, **settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"minutes": math.nan},
+        {"minutes": math.inf},
+        {"checkpoint_minutes": math.nan},
+        {"validate_every": -1},
+        {"workers": 0},
+    ],
+)
+def test_sittings_without_meaning(settings: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match=f"run: {next(iter(settings))} must be"):
+        Sitting(**settings)
+
+
+def test_settings_are_made_plain() -> None:
+    given: dict[str, Any] = {"drafts": 8, "noise": [0, 1], "alpha": 4}
+    made = replace(RECIPE, **given)
+    assert made.drafts == (8,) and made.noise == (0.0, 1.0)
 
 
 def test_learning_rates_and_noise() -> None:
@@ -386,7 +458,26 @@ def test_it_resumes_to_the_bit(whole: Tuner, tmp_path: Path) -> None:
     assert again.progress.validation == whole.progress.validation
     assert [row["step"] for row in again.progress.validation] == [3, 6]
     with (tmp_path / "curve.csv").open() as file:
-        assert [row["step"] for row in csv.DictReader(file)] == ["2", "4", "6"]
+        assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "4", "6"]
+
+
+def test_a_short_run_has_a_curve(tmp_path: Path) -> None:
+    """Of its first step and its last."""
+    assert tuner(tmp_path).run()
+    with (tmp_path / "curve.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["1", "6"]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"step": "4"}, {"seconds": None}, {"curve": {}}, {"curve": [3]}, {"sums": {"a": "b"}}]
+)
+def test_damaged_progress(whole: Tuner, tmp_path: Path, wrong: dict[str, Any]) -> None:
+    shutil.copytree(whole.folder, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "progress.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **wrong}))
+    with pytest.raises(CheckpointError, match="holds a damaged training checkpoint") as caught:
+        tuner(tmp_path).resume()
+    assert "\n" not in str(caught.value)
 
 
 def test_checkpoints_hold_what_learns_alone(whole: Tuner) -> None:
@@ -426,7 +517,8 @@ def rows(count: int) -> list[dict[str, str]]:
     return [{"prompt": f"Echo: {i % 7}", "completion": f"{i % 7}"} for i in range(count)]
 
 
-OPTIONS: dict[str, Any] = {"batch_size": 4, "rank": 2, "workers": 1, "progress": False}
+WHOLE: dict[str, Any] = {"batch_size": 4, "workers": 1, "progress": False}
+OPTIONS: dict[str, Any] = {**WHOLE, "rank": 2}
 
 
 @pytest.mark.slow
@@ -446,7 +538,7 @@ def test_nano_learns(tmp_path: Path, quantize: str | None) -> None:
 
 
 def test_all_of_nano_becomes_a_checkpoint(tmp_path: Path) -> None:
-    done = tune("nano", rows(8), tmp_path / "out", max_steps=2, full=True, **OPTIONS)
+    done = tune("nano", rows(8), tmp_path / "out", max_steps=2, full=True, **WHOLE)
     loaded, nano = dg.load(done.folder), dg.load("nano")
     assert loaded.tokenizer is not None and loaded.tokenizer.template == nano.tokenizer.template  # type: ignore[union-attr]
     names = {name for name, p in loaded.model.named_parameters() if "layer_scalar" not in name}
@@ -458,16 +550,82 @@ def test_all_of_nano_becomes_a_checkpoint(tmp_path: Path) -> None:
 def test_all_of_nano_in_bfloat16(tmp_path: Path) -> None:
     """It learns in float32, and the checkpoint is written as it was asked for."""
     out = tmp_path / "out"
-    done = tune("nano", rows(8), out, max_steps=2, full=True, dtype="bfloat16", **OPTIONS)
+    done = tune("nano", rows(8), out, max_steps=2, full=True, dtype="bfloat16", **WHOLE)
     (kept,) = (out / "run").glob("weights-*.safetensors")
     assert {numbers.dtype for numbers in load_file(kept).values()} == {torch.float32}
     assert load_model(done.folder).dtype == torch.bfloat16
     with pytest.raises(RequestError, match="dtype float16 is neither"):
-        tune("nano", rows(4), tmp_path / "b", max_steps=1, full=True, dtype="float16", **OPTIONS)
+        tune("nano", rows(4), tmp_path / "b", max_steps=1, full=True, dtype="float16", **WHOLE)
     with pytest.raises(
         RequestError, match="this is one process: leave shard out, or start several"
     ):
         tune("nano", rows(4), tmp_path / "c", max_steps=1, shard=True, **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ({"data": [3]}, r"record 1: expected a JSON object, found 3"),
+        ({"data": 3}, "data and validation are files, folders or lists of records, got 3"),
+        ({"learning_rate": 0}, "learning_rate must be"),
+        ({"betas": (1.5, 0.9)}, "betas must be below 1"),
+        ({"rank": 2.5}, "rank must be a whole number"),
+        ({"minutes": math.nan}, "minutes must be"),
+        ({"validate_every": -1}, "validate_every must be"),
+        ({"accumulate": 0}, "accumulate must be at least 1"),
+        ({"seed": None}, "seed must be"),
+        ({"epochs": 1e30}, "epochs: 1e[+]30 are .* steps, and a run has at most"),
+        ({"epochs": 0}, "epochs: expected a number above 0"),
+        ({"max_steps": 1.5}, "max_steps must be a whole number"),
+        ({"max_steps": 1, "targets": "nothing"}, "'nothing' names no matrix"),
+        (
+            {"max_steps": 1, "modes": "causal", "targets": "self_conditioning"},
+            "the causal mode has no",
+        ),
+        ({"max_length": "9"}, "max_length must be a whole number"),
+    ],
+)
+def test_what_tune_refuses_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], match: str
+) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(tuning_run, "load_model", load)
+    with pytest.raises(RequestError, match=match):
+        tune(**{"model": "nano", "data": rows(4), "out": tmp_path, **OPTIONS, **given})
+
+
+def test_long_runs_begin_at_once() -> None:
+    """What is told of a run's padding reads its first steps alone."""
+    texts = tuning_run.Shuffled([(copy_text(i),) for i in range(5)], 0)
+    recipe = replace(RECIPE, steps=2**31 - 1)
+    data = tuning_run.Data((), (), END)
+    counts = tuning_run.Counts(texts=5)
+    *_, last = tuning_run.describe(data, counts, counts, recipe, texts)
+    assert "of the first 4,096 steps" in last
+
+
+def test_the_models_own_folder_stays_as_it_is(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(NANO, base)
+    for full in (True, False):
+        with pytest.raises(RequestError, match="is the model's own folder: name another one"):
+            tune(str(base), rows(4), base, max_steps=1, full=full, **WHOLE)
+    with pytest.raises(RequestError, match="holds a model: name another folder"):
+        tune("nano", rows(4), base, max_steps=1, **WHOLE)
+    assert sorted(p.name for p in base.iterdir()) == sorted(p.name for p in NANO.iterdir())
+
+
+@pytest.mark.slow
+def test_settings_from_python(tmp_path: Path) -> None:
+    """A torch dtype, and held-out records."""
+    out = tmp_path / "out"
+    done = tune(
+        "nano", rows(8), out, max_steps=1, validation=rows(2), dtype=torch.float32, **OPTIONS
+    )
+    assert done.held_out.conversations == 2 and done.counts.conversations == 8
+    assert len(done.validation) == len(done.curve) == 1
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import torch
 from dgemma_core.config import GenerationDefaults
 from dgemma_core.files.finding import NANO
 from dgemma_core.files.saving import save_model
-from dgemma_core.train import tune as module
+from dgemma_core.train import tuning_run as module
 from dgemma_core.train.distributed import joined
 from dgemma_core.train.run import TOKENIZER_FILES
 from dgemma_core.train.tuning import Tuner
@@ -36,6 +36,8 @@ with joined() as group:
     for of_one in json.loads(sys.argv[2]):
         half = of_one.pop("half", False)
         Tuner.passes_in_bfloat16 = lambda tuner, half=half: half  # type: ignore[method-assign,misc]
-        settings = {"max_steps": 6, "rank": 2, "learning_rate": 3e-3, "progress": False, **of_one}
+        settings = {"max_steps": 6, "learning_rate": 3e-3, "progress": False, **of_one}
+        if not settings.get("full"):
+            settings.setdefault("rank", 2)
         folder = out / settings.pop("out")
         module.tune(base, rows, folder, batch_size=4, accumulate=2, workers=1, **settings)

@@ -9,7 +9,7 @@ import dataclasses
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,24 +17,26 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dgemma_core.errors import RequestError
+from dgemma_core.errors import RequestError, finite_number, whole_number
 from dgemma_core.facts.machine import bfloat16_multiplies, cores
 from dgemma_core.files.adapters import ADAPTER_CONFIG, base_digest, save_adapter
 from dgemma_core.files.checkpoint import load_model, prefers_float32
 from dgemma_core.files.devices import resolve_device
-from dgemma_core.files.finding import as_name, find_folder, read_config
+from dgemma_core.files.finding import CONFIG, as_name, find_folder, read_config
 from dgemma_core.files.saving import save_model, vision_config, vision_tensors
+from dgemma_core.files.tensors import short_name
 from dgemma_core.files.text import load_tokenizer
+from dgemma_core.model import DiffusionGemma
 from dgemma_core.train.batches import padding
 from dgemma_core.train.checkpoints import PROGRESS
-from dgemma_core.train.data import Counts, Data, Shuffled, count, read_data
+from dgemma_core.train.data import Counts, Data, Shuffled, Source, count, read_data
 from dgemma_core.train.distributed import joined
+from dgemma_core.train.recipe import Sitting
 from dgemma_core.train.run import TOKENIZER_FILES, run_with_progress
-from dgemma_core.train.tuning import RATE, Tuner, TuneRecipe
+from dgemma_core.train.tuning import RATE, Tuner, TuneRecipe, adapted_names
 
 if TYPE_CHECKING:
     from dgemma_core.config import GenerationDefaults, ModelConfig
-    from dgemma_core.model import DiffusionGemma
     from dgemma_core.train.run import Report
 
 EPOCHS = 3.0
@@ -42,6 +44,9 @@ RUN = "run"
 """Folder, within a run's, of its checkpoints and curves."""
 WARMUP = 0.03
 """Share of the steps over which the learning rate rises."""
+MOST_STEPS = 2**31 - 1
+PADDED = 4096
+"""Steps of a run whose padding is counted before it begins."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class Tuned:
 
 def tune(
     model: str | os.PathLike[str],
-    data: str | Path | Sequence[Mapping[str, Any]],
+    data: Source,
     out: str | Path,
     *,
     max_steps: int | None = None,
@@ -71,11 +76,11 @@ def tune(
     accumulate: int = 1,
     alpha: float | None = None,
     warmup: int | None = None,
-    validation: str | Path | float | None = None,
+    validation: Source | float | None = None,
     validate_every: int = 0,
     max_length: int | None = None,
     raw: bool = False,
-    dtype: str = "auto",
+    dtype: str | torch.dtype = "auto",
     quantize: str | None = None,
     device: str = "auto",
     shard: bool = False,
@@ -93,7 +98,7 @@ def tune(
     model: "nano", a folder or a hub name. data: a JSON Lines file, a folder that `datasets` saved, or records. out: an
     empty folder, or one to resume. max_steps or epochs (3): how long. learning_rate: at its peak; None: 0.6 over the
     model's hidden size, a tenth of that for all weights. batch_size: texts an update, in `accumulate` parts. alpha:
-    None for twice the rank. warmup: steps; None: 3 % of all. validation: a file, or the share that is held out;
+    None for twice the rank. warmup: steps; None: 3 % of all. validation: other data, or the share that is held out;
     measured every `validate_every` steps and at the end. dtype: of the base; "auto": as it is stored, small models and
     all that learn whole in float32. quantize: "int8" or "int4", of the base. shard: of several processes, each holds a
     part of every weight (FSDP2); False: all hold all (DDP). minutes: of this sitting. workers: parts
@@ -105,50 +110,59 @@ def tune(
     CheckpointError for a model that cannot be loaded or a folder that cannot be written, KeyboardInterrupt after
     Ctrl-C, once the run is saved.
     """
+    sitting = Sitting(
+        minutes=minutes, checkpoint_minutes=checkpoint_minutes, validate_every=validate_every, workers=workers
+    )  # fmt: skip
+    accumulate = whole_number("accumulate", accumulate, low=1)
+    asked = _asked(
+        settings,
+        steps=_most_steps(max_steps, epochs),
+        batch_size=batch_size,
+        micro_batches=accumulate,
+        learning_rate=learning_rate,
+        alpha=alpha,
+        warmup=warmup,
+        dtype=_dtype_name(dtype, full=settings.get("full") is True),
+        quantize=quantize,
+    )
     folder, source = Path(out), find_folder(model)
-    known = {f.name for f in dataclasses.fields(TuneRecipe)} - {"steps", "base", "data"}
-    if unknown := sorted(settings.keys() - known):
-        raise RequestError(f"tune knows no setting {', '.join(unknown)}")
-    _check_folder(folder, resume)
+    _check_folder(folder, source, resume)
     config, generation = read_config(source)
     tokenizer = load_tokenizer(source)
     if tokenizer is None:
         raise RequestError(f"{as_name(model)} has no tokenizer: put its tokenizer.json beside it")
-    seed, modes = int(settings.get("seed", 0)), settings.get("modes", "both")
-    if not config.can_denoise and modes != "causal":
+    if not config.can_denoise and asked.modes != "causal":
         raise RequestError(
             f"this checkpoint ({config.model_type}) has no denoiser: tune its causal mode alone (modes='causal')"
         )
+    if not asked.full:
+        adapted_names(DiffusionGemma(config, device="meta"), asked)
     read = read_data(
         data, tokenizer, config, generation,
-        validation=validation, max_length=max_length, raw=raw, seed=seed,
+        validation=validation, max_length=max_length, raw=raw, seed=asked.seed,
     )  # fmt: skip
-    texts = Shuffled(read.train, seed)
+    texts = Shuffled(read.train, asked.seed)
     counts, held = (count(part, config.canvas_length) for part in (read.train, read.validation))
-    steps = _steps(max_steps, epochs, len(texts.texts), batch_size)
-    full = bool(settings.get("full", False))
+    steps = _steps(max_steps, epochs, len(texts.texts), asked.batch_size)
+    rate = RATE / config.text.hidden_size / (10 if asked.full else 1)
     with joined() as group:
         target = resolve_device(group.device(device))
-        dtype = _dtype(dtype, config, quantize, full, target)
-        recipe = _recipe(
-            settings,
+        recipe = dataclasses.replace(
+            asked,
             steps=steps,
-            batch_size=batch_size,
-            micro_batches=accumulate,
-            learning_rate=learning_rate or RATE / config.text.hidden_size / (10 if full else 1),
-            alpha=float(alpha if alpha is not None else 2 * settings.get("rank", TuneRecipe.rank)),
-            warmup=min(steps - 1, math.ceil(WARMUP * steps)) if warmup is None else warmup,
-            dtype=dtype,
-            quantize=quantize,
+            learning_rate=rate if learning_rate is None else asked.learning_rate,
+            alpha=2 * asked.rank if alpha is None and not asked.full else asked.alpha,
+            warmup=min(steps - 1, math.ceil(WARMUP * steps)) if warmup is None else asked.warmup,
+            dtype=_dtype(asked, config, target),
             data=read.digest(),
         )
         if tell is not None and group.rank == 0:
-            for line in describe(read, counts, held, recipe, padding(texts, recipe)):
+            for line in describe(read, counts, held, recipe, texts):
                 tell(line)
         recipe = dataclasses.replace(recipe, base=base_digest(source))  # what asks for weights
         base = load_model(
             source,
-            dtype="float32" if full else dtype,
+            dtype="float32" if recipe.full else recipe.dtype,
             device="cpu" if shard else target,
             quantize=quantize,
             backend="torch",
@@ -159,9 +173,9 @@ def tune(
             recipe,
             folder / RUN,
             end=read.end,
-            workers=_workers(workers, accumulate, target.type),
+            workers=_workers(sitting.workers, accumulate, target.type),
             held_out=[text for of_one in read.validation for text in of_one],
-            validate_every=validate_every,
+            validate_every=sitting.validate_every,
             group=group,
             shard=target if shard else None,
         )
@@ -170,10 +184,10 @@ def tune(
         with _tracking(trackio if group.rank == 0 else None, recipe) as listen:
             ended = run_with_progress(
                 tuner,
-                minutes,
+                sitting.minutes,
                 listen=listen,
                 shown=progress and group.rank == 0,
-                checkpoint_minutes=checkpoint_minutes,
+                checkpoint_minutes=sitting.checkpoint_minutes,
             )
         tuner.gather()
         if group.rank == 0:
@@ -186,9 +200,9 @@ def tune(
 
 
 def describe(
-    data: Data, counts: Counts, held: Counts, recipe: TuneRecipe, padded: tuple[int, int]
+    data: Data, counts: Counts, held: Counts, recipe: TuneRecipe, texts: Shuffled
 ) -> Iterator[str]:
-    """What the data holds, exactly, in lines. padded: as `padding` counts it."""
+    """What the data holds, exactly, in lines. texts: those that are learnt, in their order."""
     for name, found in (("training", counts), ("held out", held)):
         if found.conversations:
             yield (
@@ -203,55 +217,73 @@ def describe(
         f"{recipe.steps:,} steps of {recipe.batch_size} answers ({epochs:.3g} epochs), learning rate"
         f" {recipe.learning_rate:.3g}"
     )
-    waste, total = padded
-    yield f"padding: {waste / total:.1%} of {total:,} clean tokens, in batches of texts of like length"
+    first = dataclasses.replace(recipe, steps=min(recipe.steps, PADDED), decay=None)
+    waste, total = padding(texts, first)
+    steps = f" of the first {PADDED:,} steps" if recipe.steps > PADDED else ""
+    yield (
+        f"padding: {waste / total:.1%} of {total:,} clean tokens{steps}, in batches of texts of like length"
+    )
+
+
+def _most_steps(max_steps: int | None, epochs: float | None) -> int:
+    """The steps where they are asked for; else a number that serves to check the other settings."""
+    if max_steps is not None and epochs is not None:
+        raise RequestError("max_steps and epochs both say how long: give one")
+    if max_steps is not None:
+        return whole_number("max_steps", max_steps, low=1, high=MOST_STEPS)
+    if epochs is not None and not finite_number("epochs", epochs) > 0:
+        raise RequestError(f"epochs: expected a number above 0, got {epochs}")
+    return MOST_STEPS
 
 
 def _steps(max_steps: int | None, epochs: float | None, texts: int, batch_size: int) -> int:
-    if max_steps is not None and epochs is not None:
-        raise RequestError("max_steps and epochs both say how long: give one")
-    if batch_size < 1 or (max_steps is not None and max_steps < 1):
-        raise RequestError("batch_size and max_steps are at least 1")
     if max_steps is not None:
         return max_steps
-    epochs = EPOCHS if epochs is None else epochs
-    if not 0 < epochs < math.inf:
-        raise RequestError(f"epochs: expected a number above 0, got {epochs}")
-    return max(1, math.ceil(epochs * texts / batch_size))
+    steps = (EPOCHS if epochs is None else epochs) * texts / batch_size
+    if steps > MOST_STEPS:
+        raise RequestError(
+            f"epochs: {epochs:g} are {steps:.3g} steps, and a run has at most {MOST_STEPS:,}: ask for fewer"
+        )
+    return max(1, math.ceil(steps))
 
 
-def _dtype(
-    asked: str,
-    config: ModelConfig,
-    quantize: str | None,
-    full: bool,
-    device: torch.device,
-) -> str:
+def _dtype_name(dtype: str | torch.dtype, *, full: bool) -> str:
+    if full and dtype == "auto":
+        return "float32"
+    return short_name(dtype) if isinstance(dtype, torch.dtype) else dtype
+
+
+def _dtype(asked: TuneRecipe, config: ModelConfig, device: torch.device) -> str:
     """The base's dtype: small models, and weights that learn, in float32, unless somebody says otherwise."""
-    if asked != "auto":
-        return asked
-    if full or (prefers_float32(config, device) and quantize is None):
+    if asked.dtype != "auto":
+        return asked.dtype
+    if prefers_float32(config, device) and asked.quantize is None:
         return "float32"
     if device.type == "cpu" and not bfloat16_multiplies(device):
         return "float32"
-    return "auto" if quantize is None else "bfloat16"
+    return "auto" if asked.quantize is None else "bfloat16"
 
 
-def _recipe(settings: Mapping[str, Any], **found: Any) -> TuneRecipe:
-    """The recipe of a run; settings may come from a file, with lists for tuples."""
-    given = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()}
-    return TuneRecipe(**{**found, **given})
+def _asked(settings: Mapping[str, Any], **named: Any) -> TuneRecipe:
+    """The recipe as far as it was asked for; what depends on model and data follows. named: None where not given."""
+    own = {"steps", "base", "data", "micro_batches", "matrix_learning_rate"}
+    known = {field.name for field in dataclasses.fields(TuneRecipe)} - own
+    if unknown := sorted(settings.keys() - known):
+        raise RequestError(f"tune knows no setting {', '.join(unknown)}")
+    return TuneRecipe(**{name: v for name, v in named.items() if v is not None}, **settings)
 
 
 def _workers(asked: int | None, parts: int, device: str) -> int:
-    if asked is not None and asked < 1:
-        raise RequestError(f"workers must be at least 1, got {asked}")
     return min(parts, (cores() if device == "cpu" else 1) if asked is None else asked)
 
 
-def _check_folder(folder: Path, resume: bool) -> None:
-    if not resume and ((folder / RUN / PROGRESS).exists() or (folder / ADAPTER_CONFIG).exists()):
+def _check_folder(folder: Path, source: Path, resume: bool) -> None:
+    has_run = (folder / RUN / PROGRESS).exists()
+    if not resume and (has_run or (folder / ADAPTER_CONFIG).exists()):
         raise RequestError(f"{folder} holds a run: resume it, or name another folder")
+    check_other(folder, source)
+    if (folder / CONFIG).exists() and not has_run:
+        raise RequestError(f"{folder} holds a model: name another folder")
     try:
         (folder / RUN).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -296,6 +328,12 @@ def _write(
         for parameter in tuner.model.parameters():
             parameter.data = parameter.data.to(getattr(torch, recipe.dtype))
         write_checkpoint(tuner.model, folder, source, generation)
+
+
+def check_other(folder: Path, source: Path) -> None:
+    """Raises RequestError where what is learnt would be written over the model that it comes from."""
+    if folder.exists() and folder.resolve() == source.resolve():
+        raise RequestError(f"--out {folder} is the model's own folder: name another one")
 
 
 def write_checkpoint(
