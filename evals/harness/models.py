@@ -20,11 +20,7 @@ from typing import Any, ClassVar
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook, TemplateLM
-from lm_eval.utils import (
-    get_rolling_token_windows,
-    make_disjoint_window,
-    simple_parse_args_string,
-)
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from dgemma_core import RequestError
@@ -33,6 +29,7 @@ from dgemma_core.files.text import Tokenizer
 from dgemma_core.generation.likelihood import Scored, causal_logprobs
 from dgemma_core.generation.settings import MODES
 from dgemma_evals.harness import likelihood, slots
+from dgemma_evals.harness.arguments import FromArguments
 from dgemma_evals.harness.processes import Processes
 from dgemma_evals.harness.records import Record, Records
 from dgemma_evals.hashes import digest
@@ -41,13 +38,11 @@ from dgemma_evals.writers.options import LIKELIHOODS, Options
 from dgemma_evals.writers.own import Job, OwnWriter
 
 TURN_END = "<turn|>"
-_FLAG_DEFAULTS = {"batch_size": "1", "device": "cuda:0"}
-"""What lm-eval's command line says where its user says nothing."""
 _SCORED = 64
 """Likelihoods between two syncs of the records."""
 
 
-class DGemma(Processes, TemplateLM):
+class DGemma(FromArguments, Processes, TemplateLM):
     """lm-eval model `dgemma`: canvases. Arguments: `options.Options`."""
 
     mode: ClassVar[Mode] = "diffusion"
@@ -71,30 +66,6 @@ class DGemma(Processes, TemplateLM):
                 rank=self._rank,
                 of=self._world_size,
             )
-
-    @classmethod
-    def create_from_arg_obj(
-        cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
-    ) -> DGemma:
-        """The model of its own arguments and of lm-eval's flags, whose defaults give way to the former.
-
-        Raises RequestError where both say something else.
-        """
-        flags = {k: v for k, v in (additional_config or {}).items() if v is not None}
-        own = {k: v for k, v in arg_dict.items() if v is not None}
-        for name, value in own.items():
-            flag = flags.get(name, value)
-            if str(flag) not in (str(value), _FLAG_DEFAULTS.get(name)):
-                raise RequestError(
-                    f"--{name} {flag} and the model argument {name}={value}: give one"
-                )
-        return cls(**flags | own)
-
-    @classmethod
-    def create_from_arg_string(
-        cls, arg_string: str, additional_config: dict[str, Any] | None = None
-    ) -> DGemma:
-        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     # --- what the harness asks about the model
 
