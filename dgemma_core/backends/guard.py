@@ -6,9 +6,10 @@ it and asks two questions.
 Before every pass (some microseconds):
 - is a module or a parameter another object, or a parameter changed in place (torch counts that: `_version`)? Then the
   copies are stale;
-- does somebody listen to a module by a hook, or has it a `forward` of its own, does autocast run, or are gradients of
-  weights asked for? Then the modules must be called.
+- does somebody listen to a module by a hook, does autocast run, or are gradients of weights asked for? Then the modules
+  must be called.
 Before a loop begins to write, and before a prompt that is encoded by itself, too:
+- has a module, or its class, another `forward`? It must be called, too;
 - is a module added, one of its numbers another (a router's top_k), a parameter moved or converted, or changed through
   `.data`, which torch does not count?
 
@@ -76,6 +77,7 @@ class Snapshot:
         self.forwards = [(kind, kind.forward) for kind in {type(part) for part in self.modules}]
         self.attributes = [vars(part) for part in self.modules]
         self.numbers = list(map(_numbers, self.attributes))
+        self.look_for_forwards()
 
     @property
     def embedding_changed(self) -> bool:
@@ -109,10 +111,13 @@ class Snapshot:
             return True
         if torch.is_grad_enabled() and any(weight.requires_grad for weight in self.weights):
             return True
-        if any(kind.forward is not forward for kind, forward in self.forwards):
-            return True
-        own = any(map(contains, self.attributes, repeat("forward")))
-        return own or any(self.hooks) or torch.is_autocast_enabled("cpu")
+        return self.overruled or any(self.hooks) or torch.is_autocast_enabled("cpu")
+
+    def look_for_forwards(self) -> None:
+        """Notes in `overruled` whether a module, or a class of modules, has been given another `forward`."""
+        self.overruled = any(kind.forward is not own for kind, own in self.forwards) or any(
+            map(contains, self.attributes, repeat("forward"))
+        )
 
 
 def _numbers(attributes: dict[str, Any]) -> list[tuple[str, Any]]:
@@ -178,6 +183,7 @@ class Guarded:
     def refresh(self) -> None:
         if self.fast is None:
             return
+        self.snapshot.look_for_forwards()
         if self.snapshot.moved or not (self.unchanged is None or self.unchanged()):
             self._give_up("its weights or modules were changed or replaced")
         else:
