@@ -93,4 +93,5 @@ def read_constraint(
     try:
         return Constraint.json_schema(Path(schema).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RequestError(f"{'' if chr(0) in str(schema) else schema}: the JSON Schema cannot be read ({error})") from error
+        name = str(schema).replace("\0", "\\0")
+        raise RequestError(f"{name}: the JSON Schema cannot be read ({error})") from error

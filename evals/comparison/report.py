@@ -38,9 +38,10 @@ def write(comparison: Comparison, out: Path) -> Report:
     page = document(" against ".join(summary["sides"]), parts, figures)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        comparison.table.to_parquet(out / GENERATIONS, index=False)
+        packed: dict[str, Any] = {"index": False, "compression": "zstd", "compression_level": 19}
+        comparison.table.to_parquet(out / GENERATIONS, **packed)
         if comparison.traffic is not None:
-            comparison.traffic.to_parquet(out / TRAFFIC, index=False)
+            comparison.traffic.to_parquet(out / TRAFFIC, **packed)
         _replace(out / RESULTS, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
         _replace(out / PAGE, page)
     except OSError as error:
