@@ -208,7 +208,9 @@ OTHERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("value", [5.5, {0.5: 2}, np.array([0.5, 2]), object()], ids=repr)
+@pytest.mark.parametrize(
+    "value", [5.5, {0.5: 2}, np.array([0.5, 2]), object()], ids=lambda value: type(value).__name__
+)
 @pytest.mark.parametrize("what", OTHERS)
 def test_other_values_of_another_kind_are_one_line(what: str, value: Any) -> None:
     with pytest.raises(RequestError) as caught:

@@ -417,7 +417,9 @@ def test_a_dtype_that_is_none(dtype: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["dtype", "device", "quantize", "backend"])
-@pytest.mark.parametrize("value", [[], {}, 1.5, np.array([1, 2]), object()], ids=repr)
+@pytest.mark.parametrize(
+    "value", [[], {}, 1.5, np.array([1, 2]), object()], ids=lambda value: type(value).__name__
+)
 def test_options_of_another_kind(option: str, value: Any) -> None:
     for attempt in (load_model, load):
         with pytest.raises(RequestError, match=f"{option} must be ") as caught:

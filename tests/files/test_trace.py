@@ -466,7 +466,9 @@ FOREIGN: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("value", [None, 5, b"x", [], object()], ids=repr)
+@pytest.mark.parametrize(
+    "value", [None, 5, b"x", [], object()], ids=lambda value: type(value).__name__
+)
 def test_a_file_is_named_by_a_text_or_a_path(value: Any, trace: Trace) -> None:
     for use in (Trace.load, trace.save):
         with pytest.raises(DgemmaError, match="a trace's file is a text or a path"):

@@ -119,7 +119,9 @@ def test_what_is_wrong_with_a_run_is_refused_before_it_replaces_another(case: st
     first.wait(20)
 
 
-@pytest.mark.parametrize("value", [5, "x", [], -1, object()], ids=repr)
+@pytest.mark.parametrize(
+    "value", [5, "x", [], -1, object()], ids=lambda value: type(value).__name__
+)
 def test_sessions_and_what_is_asked_of_a_run(value: Any) -> None:
     loaded = runs.loaded()
     calls = [
