@@ -50,8 +50,8 @@ def decode_tokens(
     temperature 0 is greedy. filters: top-k and top-p, for a temperature above 0. The rest as in `denoise_canvases`;
     pins have no meaning here and are refused.
     """
+    stops, size = checked_eos(model, eos, decode, observe), checked_batch_size(batch_size)
     temperature = causal_temperature(temperature, filters, observe)
-    stops, size = checked_eos(model, eos), checked_batch_size(batch_size)
     how = (temperature, filters, draws or CounterDraws(), observe)
     return _decode_tokens(model, requests, size, stops, decode, *how)
 

@@ -37,8 +37,7 @@ class Stream(IntEnum):
 
 @dataclass(frozen=True)
 class RowKey:
-    """Names the numbers of one row: its request's seed and the index of its canvas, from 0.
-    RequestError unless both are below 2**64."""
+    """Names the numbers of one row: its request's seed and its canvas's index, both from 0 and below 2**64."""
 
     seed: int
     canvas: int

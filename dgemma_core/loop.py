@@ -8,13 +8,15 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
+from dgemma_core import errors
 from dgemma_core.cache import PrefixCache
 from dgemma_core.constraints.checks import check
 from dgemma_core.draws import Filters
-from dgemma_core.errors import DeviceError, RequestError, shown, temperature_number, whole_number
+from dgemma_core.errors import DeviceError, RequestError, check_kind, shown
 from dgemma_core.events import Event, FinishEvent, PromptEvent, StopReason, TokenEvent
 from dgemma_core.head import Prediction, not_finite
 from dgemma_core.model import DiffusionGemma
@@ -40,11 +42,14 @@ class Row:
 
 
 def checked_batch_size(batch_size: int) -> int:
-    return whole_number("batch_size", batch_size, low=1, high=2**31 - 1)
+    return errors.whole_number("batch_size", batch_size, low=1, high=2**31 - 1)
 
 
-def checked_eos(model: DiffusionGemma, eos: Sequence[int] | None) -> frozenset[int]:
-    """The end-of-sequence ids that were given, else the checkpoint's."""
+def checked_eos(model: Any, eos: Sequence[int] | None, decode: Any, observe: Any) -> frozenset[int]:
+    """The end-of-sequence ids that were given, else the checkpoint's; all arguments checked."""
+    check_kind("model", model, DiffusionGemma, "a DiffusionGemma, as `load` gives in `.model`")
+    check_kind("decode", decode, Callable | None, "a function from ids to text")
+    check_kind("observe", observe, Observe | None, "an Observe, e.g. Observe(top_k=5)")
     return frozenset(model.config.eos_token_ids if eos is None else token_ids("eos", eos))
 
 
@@ -55,7 +60,7 @@ def causal_temperature(
 
     Raises RequestError where it is none, or filters or what is to be observed do not go with it.
     """
-    temperature = temperature_number("temperature", temperature)
+    temperature = errors.temperature_number("temperature", temperature)
     if temperature == 0 and filters is not None:
         raise RequestError(
             "top_k and top_p have no effect at temperature 0: set a temperature, or leave them out"
@@ -69,8 +74,7 @@ def causal_temperature(
 
 def queue(requests: Iterable[Request]) -> Iterator[Request]:
     """The requests one by one. Raises RequestError for a single one that is in no list."""
-    if not isinstance(requests, Iterable):
-        raise RequestError(f"requests must be several, e.g. a list, got {shown(requests)}")
+    check_kind("requests", requests, Iterable, "several, e.g. a list")
     return iter(requests)
 
 
@@ -85,8 +89,7 @@ def join(
     """Takes up to `places` requests, each checked; `kind`: the states of this loop."""
     rows = []
     for request in itertools.islice(waiting, max(0, places)):
-        if not isinstance(request, Request):
-            raise RequestError(f"requests must be Request values, got {shown(request)}")
+        check_kind("requests", request, Request, "Request values")
         _check(model, request, decode)
         if kind is TokenState and request.pins:
             raise RequestError(
@@ -134,8 +137,8 @@ def _check(model: DiffusionGemma, request: Request, decode: Decode | None) -> No
         request.prefix is not None and len(request.prefix.rows) != 1
     ):
         raise RequestError(f"prefix must be a PrefixCache of one row, got {shown(request.prefix)}")
-    if not isinstance(request.state, DecodeState | TokenState | None):
-        raise RequestError(f"state must be a DecodeState or TokenState, got {shown(request.state)}")
+    states = DecodeState | TokenState | None
+    check_kind("state", request.state, states, "a DecodeState or TokenState")
     if request.prefix is not None:
         known = request.prefix.rows[0].tokens
         if len(known) >= len(request.ids) or known != tuple(request.ids)[: len(known)]:

@@ -142,9 +142,9 @@ def decode_speculative(
     draft: how much to draft a round, a whole canvas if None. Raises RequestError where `decode_tokens` does, and for a
     checkpoint that cannot denoise.
     """
+    ends, draws = checked_eos(model, eos, decode, observe), draws or CounterDraws()
     check_denoiser(model.config)
     temperature = causal_temperature(temperature, filters, observe)
-    ends, draws = checked_eos(model, eos), draws or CounterDraws()
     loop = _SpeculativeLoop(model, draft, temperature, filters, ends, decode, draws, observe)
     return loop.run(requests, checked_batch_size(batch_size))
 
