@@ -47,7 +47,6 @@ def checked_batch_size(batch_size: int) -> int:
 
 def checked_eos(model: Any, eos: Sequence[int] | None, decode: Any, observe: Any) -> frozenset[int]:
     """The end-of-sequence ids that were given, else the checkpoint's; all arguments checked."""
-    check_kind("model", model, DiffusionGemma, "a DiffusionGemma, as `load` gives in `.model`")
     check_kind("decode", decode, Callable | None, "a function from ids to text")
     check_kind("observe", observe, Observe | None, "an Observe, e.g. Observe(top_k=5)")
     return frozenset(model.config.eos_token_ids if eos is None else token_ids("eos", eos))

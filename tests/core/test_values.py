@@ -20,6 +20,7 @@ from dgemma_core.generation.likelihood import causal_logprobs
 from dgemma_core.observe import Observe
 from dgemma_core.request import Request
 from dgemma_core.samplers import BlockRefinement, EntropyBound, StopRule, describe
+from dgemma_core.speculation import decode_speculative
 from tests.core import tiny
 
 USUAL: dict[str, Any] = {"ids": [2, 7, 9], "seed": 3, "max_new_tokens": 8, "pins": {1: 4}}
@@ -68,6 +69,13 @@ def test_values_of_another_kind_are_one_line(changes: dict[str, Any]) -> None:
         with pytest.raises(RequestError) as caught:
             list(write(tiny.model(), [Request(**{**USUAL, "pins": {}, **changes})]))
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("write", [denoise_canvases, decode_tokens, decode_speculative])
+@pytest.mark.parametrize("name", ["decode", "observe"])
+def test_arguments_of_a_loop_that_are_of_another_kind(name: str, write: Any) -> None:
+    with pytest.raises(RequestError, match=f"{name} must be"):
+        list(write(tiny.model(), [Request(ids=[2])], **{name: 5}))
 
 
 @pytest.mark.parametrize("requests", [5, None, [5], Request(ids=[2])])
