@@ -9,9 +9,9 @@ printed, and written to `--out` as JSON.
 
 With the defaults (float32, six layers, V 262,144, C 256), one thread of a busy Intel Xeon with two cores, three rounds:
 781 states, 500 classes, 26,125 edges; the index took 5.4 s of the process's time, 7.0 s in all; a constrained step took
-3.23 s of the process's time, a free one 2.63 s, 1.23 times as much. One thread of an AMD EPYC (AVX-512), five rounds: the
-index 2.9 s, a constrained step 2.27 s against 2.01 s (1.13 times) in float32, 1.32 s against 1.10 s (1.20 times) in
-bfloat16.
+3.23 s of the process's time, a free one 2.63 s, 1.23 times as much. One thread of an AMD EPYC (AVX-512), five rounds:
+the index 2.9 s, a constrained step 2.27 s against 2.01 s (1.13 times) in float32, 1.32 s against 1.10 s (1.20 times)
+in bfloat16.
 """
 
 from __future__ import annotations
