@@ -27,8 +27,9 @@ STATES = 20_000
 SECONDS = 20
 """Most time that the library may take for one expression."""
 _WORK = """
-import resource, sys
-resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33))
+import contextlib, resource, sys
+with contextlib.suppress(ValueError, OSError):  # macOS has no such limit
+    resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33))
 import numpy as np
 from outlines_core import Index, Vocabulary
 try:
