@@ -79,7 +79,8 @@ def compiled(pattern: str) -> ByteAutomaton:
         raise RequestError(many) from error
     said = done.stderr.decode(errors="replace")
     if done.returncode:
-        raise RequestError(_reason(pattern, said[9:]) if said.startswith("refused: ") else many)
+        why = said.removeprefix("refused: ")
+        raise RequestError(many if why == said else _reason(pattern, why))
     found = np.load(io.BytesIO(done.stdout), allow_pickle=False)
     source, byte, to = found["ways"].T
     names = np.unique(np.concatenate((source, to)))

@@ -71,7 +71,6 @@ class ModeSettings(ABC):
     ) -> Iterator[Event]:
         """The event stream of these settings over `requests` (their own limits and constraints hold)."""
         settings = self.resolved(loaded)
-        check_observe(observe)
         if self.constraint is not None:
             automaton = self.constraint.compile(loaded)
             requests = (

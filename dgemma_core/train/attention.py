@@ -21,6 +21,7 @@ from dgemma_core.functions import TORCH
 from dgemma_core.layers import Attention, Rotation
 from dgemma_core.train.functions import half, in_c
 
+rms_norm = TORCH.rms_norm
 WIDEST_HEAD = 512
 """gradients.c: WIDEST_HEAD."""
 
@@ -58,11 +59,9 @@ def _plain(layer: Attention, both: Tensor, rotation: Rotation, parts: Parts) -> 
     heads, groups, d = layer.heads, layer.groups, layer.head_dim
     each = both.unflatten(-1, (-1, d))
     turn = Rotation(rotation.cos.to(both.dtype), rotation.signed_sin.to(both.dtype))
-    queries = turn(TORCH.rms_norm(each[..., :heads, :], layer.eps, layer.q_norm.weight))
-    keys = turn(
-        TORCH.rms_norm(each[..., heads : heads + groups, :], layer.eps, layer.k_norm.weight)
-    )
-    values = TORCH.rms_norm(each[..., -groups:, :], layer.eps)
+    queries = turn(rms_norm(each[..., :heads, :], layer.eps, layer.q_norm.weight))
+    keys = turn(rms_norm(each[..., heads : heads + groups, :], layer.eps, layer.k_norm.weight))
+    values = rms_norm(each[..., -groups:, :], layer.eps)
     of_parts = zip(parts.of(queries), parts.of(keys), parts.of(values), parts.seen, strict=True)
     clean, outputs = parts.counts[0], []
     for part, (q, k, v, seen) in enumerate(of_parts):

@@ -22,6 +22,7 @@ from dgemma_core.cache import attend_all, attend_causal
 from dgemma_core.functions import TORCH
 from dgemma_core.layers import Layer, Rotation
 
+rms_norm = TORCH.rms_norm
 ONE_ROW_TILE = (16, 512)
 """Rows of the matrix, and columns a step, of a program of `linear` for one token."""
 FAR = 2**30
@@ -50,7 +51,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 def norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     """Root-mean-square norm of x (T, D)."""
     if not on_kernels(x):
-        return TORCH.rms_norm(x, eps, weight)
+        return rms_norm(x, eps, weight)
     from dgemma_core.backends.cuda import kernels
 
     out = torch.empty_like(x)
@@ -85,11 +86,9 @@ def after_attention(layer: Layer, x: Tensor, mixed: Tensor) -> Branches:
     )
     eps = layer.post_attention_layernorm.eps
     if not on_kernels(x):
-        h = x + TORCH.rms_norm(mixed, eps, parts[0])
-        routed = TORCH.rms_norm(h, eps) * parts[3] * root
-        return Branches(
-            h, TORCH.rms_norm(h, eps, parts[1]), TORCH.rms_norm(h, eps, parts[2]), routed
-        )
+        h = x + rms_norm(mixed, eps, parts[0])
+        routed = rms_norm(h, eps) * parts[3] * root
+        return Branches(h, rms_norm(h, eps, parts[1]), rms_norm(h, eps, parts[2]), routed)
     from dgemma_core.backends.cuda import kernels
 
     found = Branches(*(torch.empty_like(x) for _ in range(4)))
@@ -111,11 +110,9 @@ def after_experts(
     )
     eps = layer.post_feedforward_layernorm.eps
     if not on_kernels(h):
-        both = TORCH.rms_norm(dense, eps, parts[0]) + TORCH.rms_norm(
-            outputs.sum(dim=1), eps, parts[1]
-        )
-        out = (h + TORCH.rms_norm(both, eps, parts[2])) * scalar
-        return out, TORCH.rms_norm(out, eps, following)
+        both = rms_norm(dense, eps, parts[0]) + rms_norm(outputs.sum(dim=1), eps, parts[1])
+        out = (h + rms_norm(both, eps, parts[2])) * scalar
+        return out, rms_norm(out, eps, following)
     from dgemma_core.backends.cuda import kernels
 
     out, after = torch.empty_like(h), torch.empty_like(h)
@@ -169,14 +166,14 @@ def place(
     q_weight, k_weight = attention.q_norm.weight, attention.k_norm.weight
     if not on_kernels(q):
         tokens = len(q) // len(held.rows)
-        keys = rotate(TORCH.rms_norm(k.unflatten(-1, (-1, d)), attention.eps, k_weight))
-        values = TORCH.rms_norm(v.unflatten(-1, (-1, d)), attention.eps)
+        keys = rotate(rms_norm(k.unflatten(-1, (-1, d)), attention.eps, k_weight))
+        values = rms_norm(v.unflatten(-1, (-1, d)), attention.eps)
         for row, new_keys, new_values in zip(
             held.rows, keys.split(tokens), values.split(tokens), strict=True
         ):
             if row is not None:
                 row.buffer(index).write(row.length, new_keys, new_values)
-        return rotate(TORCH.rms_norm(q.unflatten(-1, (-1, d)), attention.eps, q_weight))
+        return rotate(rms_norm(q.unflatten(-1, (-1, d)), attention.eps, q_weight))
     from dgemma_core.backends.cuda import kernels
 
     table = held.table
