@@ -223,7 +223,7 @@ export class Card {
     }
     if (!this.node.matches(":popover-open")) this.node.showPopover();
     const { offsetWidth: width, offsetHeight: height } = this.node;
-    const top = this.view.strip.node.getBoundingClientRect().bottom;
+    const top = this.view.player.node.getBoundingClientRect().bottom;
     const { x, y } = beside(cell.getBoundingClientRect(), { width, height }, { width: innerWidth, height: innerHeight, top });
     this.node.style.left = `${x}px`;
     this.node.style.top = `${y}px`;

@@ -164,8 +164,9 @@ def remelts(trace: Trace) -> Figure:
     figure.update_yaxes(rangemode="tozero", **theme.whole(most))
     figure.update_xaxes(title="pass", row=1, col=1)
     figure.update_xaxes(title="position in the answer", row=1, col=2)
+    times = int(by_pass.sum())
     figure.update_layout(
-        title=f"Re-melted: {int(by_pass.sum())} times a token was taken back",
+        title=f"Re-melted: a token was taken back {times} time{'s' * (times != 1)}",
         showlegend=False,
         height=320,
     )
