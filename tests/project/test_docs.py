@@ -80,6 +80,19 @@ def test_the_notebooks_say_what_they_are_for_and_lead_to_terms_of_the_glossary()
             assert "glossary.md#" not in target or target.partition("#")[2] in known, (path, text)
 
 
+def test_what_answers_an_exercise_is_folded_in_jupyterlab_and_on_the_site() -> None:
+    """Input and output of every code cell behind an "Answer", up to the next text."""
+    for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"):
+        behind = False
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            if cell["cell_type"] == "markdown":
+                behind = "<summary>Answer" in "".join(cell["source"])
+            elif behind:
+                hidden = {"outputs_hidden": True, "source_hidden": True}
+                assert cell["metadata"].get("jupyter") == hidden, (path.name, cell["id"])
+                assert "hide-cell" in cell["metadata"].get("tags", ()), (path.name, cell["id"])
+
+
 @pytest.mark.slow
 @pytest.mark.subprocess
 def test_what_the_guides_run_is_right(
