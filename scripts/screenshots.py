@@ -87,7 +87,7 @@ def picture(output: Locator, path: Path) -> None:
 def main() -> None:
     browser_path = shutil.which("chromium")
     if browser_path is None:
-        raise SystemExit("screenshots need chromium on the PATH: run `make chromium`")
+        raise SystemExit("screenshots need chromium on the PATH: run `make tools`")
     DOCS.mkdir(exist_ok=True)
     expect.set_options(timeout=PATIENCE * 1000)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:

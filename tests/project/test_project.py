@@ -176,6 +176,54 @@ def test_public_names_mean_the_same_in_any_order_of_use(order: Callable[..., lis
     assert not [name for name, kind in kinds.items() if kind == "module"]
 
 
+def test_every_make_target_that_is_named_is_there() -> None:
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    listed = subprocess.run(
+        ["git", "ls-files", "*.py", "*.md", "*.toml"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()  # fmt: skip
+    named = {
+        (name, file)
+        for file in filter(lambda file: (ROOT / file).is_file(), listed)
+        for name in re.findall(r"`make ([a-z]+)", (ROOT / file).read_text())
+    }
+    assert not [where for where in named if where[0] not in targets]
+
+
+def make(*arguments: str) -> str:
+    """What make prints, in an environment that says nothing of threads, nor of a make around this test."""
+    told = ("OMP_NUM_THREADS", "MAKEFLAGS", "MFLAGS")
+    environment = {name: value for name, value in os.environ.items() if name not in told}
+    done = subprocess.run(
+        ["make", "--no-print-directory", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+@pytest.mark.subprocess
+def test_the_lab_and_the_tests_run_with_one_thread_setting(tmp_path: Path) -> None:
+    """Times of one are compared with times of the other. The shell of every recipe inherits it; none sets another."""
+    say = ["--silent", "--eval", "threads: ; @echo $$OMP_NUM_THREADS", "threads"]
+    assert make(*say) == "1\n"
+    assert make(*say, "OMP_NUM_THREADS=8") == "8\n"
+    commands = make("--just-print", f"VENV={tmp_path}", "lab", "test")
+    assert "jupyter lab" in commands and "pytest" in commands
+    assert "OMP_NUM_THREADS" not in commands
+
+
+@pytest.mark.subprocess
+def test_the_lab_asks_for_no_news(tmp_path: Path) -> None:
+    commands = make("--just-print", f"VENV={tmp_path}", "lab")
+    written = re.search(r"'(\{.*\})' > (\S+)/default_setting_overrides\.json", commands)
+    assert written and written[2] == f"{tmp_path}/etc/jupyter/labconfig"
+    settings = json.loads(written[1])["@jupyterlab/apputils-extension:notification"]
+    assert settings == {"fetchNews": "false", "checkForUpdates": False}
+
+
 def test_ci_runs_the_make_target() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
