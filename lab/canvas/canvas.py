@@ -363,8 +363,14 @@ class Canvas(Still, anywidget.AnyWidget):
             state |= {"step": -1, "_meta": {**self._meta, "replay": True}}
         state["_rows"] = base64.b64encode(self._rows).decode()
         title = self.title or str(trace.metadata.get("prompt", "")) or "Denoising canvas"
-        intro = "" if trace.token_by_token else EXPLAINED
-        return write_page(path, "canvas/canvas.js", state, title=title, sheets=SHEETS, intro=intro)
+        return write_page(
+            path,
+            "canvas/canvas.js",
+            state,
+            title=title,
+            sheets=SHEETS,
+            intro=EXPLAINED[trace.mode],
+        )
 
     def to_png(
         self, path: str | os.PathLike[str] | None = None, *, step: int | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,22 @@ from dgemma_core.errors import DgemmaError
 if TYPE_CHECKING:
     from dgemma_lab.canvas.canvas import Canvas
 
-EXPLAINED = (
-    "A text-diffusion model writes all tokens of a text at once: it starts from noise, which is random tokens, and "
-    "improves them in a few denoising steps. At each step it accepts the tokens of which it is sure, shown filled, "
-    "and draws the others anew; it may take back what it accepted. The colour of a token is the model's confidence "
-    "in it, from dark blue for unsure to pale yellow for sure."
-)
+COLOUR = "confidence in it, from dark blue for unsure to pale yellow for sure."
+EXPLAINED: Mapping[str, str] = {
+    "diffusion": "A text-diffusion model writes all tokens of a text at once: it starts from noise, which is random "
+    "tokens, and improves them in a few denoising steps. At each step it accepts the tokens of which it is sure, shown "
+    "filled, and draws the others anew; it may take back what it accepted. The colour of a token is the model's "
+    + COLOUR,
+    "autoregressive": "An autoregressive model writes a text one token after another. Each pass reads all tokens so "
+    "far and chooses the next one, shown in a frame; a token that is written stays. The colour of a token is the "
+    "model's " + COLOUR,
+    "speculative": "Speculation writes the text that the model would write token by token, in fewer passes: in each "
+    "round it drafts several tokens at once by denoising, and one pass of its causal mode verifies them. The draft "
+    "stays up to the first token that the causal mode would not have written; its own choice, shown with a heavy line "
+    "on the left, takes that place, and the next round begins behind it. The colour of a token is the model's "
+    + COLOUR,
+}
+"""What is seen of a run of each mode, in three sentences."""
 MIMES = {"html": "text/html", "gif": "image/gif"}
 
 

@@ -74,7 +74,7 @@ def test_it_opens_playing_from_the_noise_and_rests_on_the_last_step(
     expect(page.get_by_role("button", name="Play")).to_be_visible()
     assert step(page) == 6
     expect(page.locator(".dg-summary")).to_contain_text("stopped by eos")
-    expect(page.get_by_text(EXPLAINED)).to_be_visible()
+    expect(page.get_by_text(EXPLAINED["diffusion"])).to_be_visible()
 
 
 def test_a_replay_gives_way_to_the_reader(open_page: OpenPage, board: Path) -> None:
