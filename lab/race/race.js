@@ -82,21 +82,23 @@ export function steps(lane) {
 }
 
 /**
- * Who was first, in words: over the rounds in which the lanes took turns, with the range of their ratios. Where the
- * order changes from round to round nobody is. Of lanes behind the second only their distance is told.
+ * Who was first, in words, and how far the others are behind: by the median times, with the range over the rounds in
+ * which the lanes took turns. Where the order changes from round to round nobody is.
  */
 export function verdict(lanes) {
   if (lanes.length < 2) return "";
-  const [first, second, ...others] = [...lanes].sort((a, b) => a.total - b.total);
-  const behind = others.map(({ name, total }) => ` and ${(total / first.total).toFixed(1)} times as fast as ${name}`).join("");
-  const each = [first, second, ...others].map(({ name, kept, passes }) => `${name}: ${kept.length} tokens in ${passes} passes`).join(", ");
-  const rounds = Math.min(first.times.length, second.times.length);
-  const ratios = first.times.slice(0, rounds).map((seconds, i) => second.times[i] / seconds).sort((a, b) => a - b);
-  const won = ratios.filter((ratio) => ratio > 1).length;
-  const [low, high] = [ratios[0], ratios.at(-1)].map((ratio) => ratio.toFixed(1));
-  if (rounds < 2) return `${first.name} was first in the only run, ${(second.total / first.total).toFixed(1)} times as fast as ${second.name}${behind} (${each}).`;
-  if (won < rounds) return `No clear winner: ${first.name} was first in ${won} of ${rounds} rounds, ${low} to ${high} times as fast as ${second.name} (${each}).`;
-  return `${first.name} is first in all ${rounds} rounds, ${(second.total / first.total).toFixed(1)} times as fast as ${second.name} (${low} to ${high}${behind ? `)${behind} (` : "; "}${each}).`;
+  const [first, ...others] = [...lanes].sort((a, b) => a.total - b.total);
+  const rounds = Math.min(...lanes.map(({ times }) => times.length));
+  const times = first.times.slice(0, rounds);
+  const won = times.filter((seconds, i) => others.every((other) => seconds < other.times[i])).length;
+  const who = rounds < 2 ? `${first.name} was first in the only run`
+    : won < rounds ? `No clear winner: ${first.name} was first in ${won} of ${rounds} rounds` : `${first.name} is first in all ${rounds} rounds`;
+  const behind = others.map((other) => {
+    const ratios = times.map((seconds, i) => other.times[i] / seconds);
+    const range = rounds < 2 ? "" : ` (${Math.min(...ratios).toFixed(1)} to ${Math.max(...ratios).toFixed(1)})`;
+    return `${(other.total / first.total).toFixed(1)} times as fast as ${other.name}${range}`;
+  });
+  return `${who}, ${behind.join(", ")}.`;
 }
 
 function stairs(points, x, y) {
