@@ -128,7 +128,7 @@ class View {
     const tail = this.model.get("_tail");
     if (!this.live || !tail || tail.version !== this.version || !tail.rows) return;
     if (tail.first > this.last || tail.firstToken > this.texts.length) {
-      this.model.send({ type: "resend", first: this.last, firstToken: this.texts.length });
+      this.kernel.send({ type: "resend", first: this.last, firstToken: this.texts.length });
       return;
     }
     tail.texts.forEach((text, j) => (this.texts[tail.firstToken + j] = text));

@@ -63,9 +63,8 @@ export class Card {
     const [from, to] = view.grid.span();
     if (action !== "branch" && selected < 0) return;
     view.player.stop();
-    if (view.kernel.gone) return; // the view says so
     const where = action === "branch" ? {} : { position: selected, start: from, stop: to + 1 };
-    view.model.send({ type: "steer", action, step: view.step, ...where, ...more });
+    view.kernel.send({ type: "steer", action, step: view.step, ...where, ...more });
   }
 
   // -- drawing --

@@ -25,7 +25,7 @@ export class Player {
     this.view = view;
     this.reduced = matchMedia("(prefers-reduced-motion: reduce)");
     this.play = new PlayButton(() => this.toggle(), "dg-button dg-play");
-    this.halt = button("Stop the run", "Stop", () => view.model.send({ type: "stop" }), { class: "dg-button dg-halt" });
+    this.halt = button("Stop the run", "Stop", () => view.kernel.send({ type: "stop" }), { class: "dg-button dg-halt" });
     this.branch = button("Branch from this step", "Branch", () => view.card.steer("branch"), { class: "dg-button dg-steer" });
     this.speed = menu("speed", [["0.25", "speed ¼ ×"], ["0.5", "speed ½ ×"], ["1", "speed 1 ×"], ["2", "speed 2 ×"], ["4", "speed 4 ×"],
       ["8", "speed 8 ×"], ["0", "as recorded"]], (value) => view.choose("speed", Number(value)));

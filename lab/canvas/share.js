@@ -21,7 +21,7 @@ export class Share {
   }
 
   ask() {
-    this.view.model.send({ type: "share", kind: this.node.value });
+    this.view.kernel.send({ type: "share", kind: this.node.value });
     this.node.value = "";
   }
 }

@@ -137,8 +137,7 @@ class Controls {
   }
 
   press(name) {
-    if (this.kernel.gone) return; // the line below says so
-    this.model.send({ type: "press", name });
+    this.kernel.send({ type: "press", name });
   }
 
   /** Enter takes what was typed and presses the main button, or the one with no name; Shift+Enter breaks the line. */

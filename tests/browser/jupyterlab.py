@@ -144,13 +144,14 @@ class Lab:
         )
         self._wait_for_kernel()
 
+    def shut_kernel_down(self) -> None:
+        """Ends the notebook's kernel; no other one takes its place."""
+        self.page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+
     def save_and_open_again(self) -> None:
         """Saves the notebook, shuts its kernel down and loads the page anew."""
-        self.page.evaluate("""async () => {
-            const { context, sessionContext } = jupyterapp.shell.currentWidget;
-            await context.save();
-            await sessionContext.shutdown();
-        }""")
+        self.page.evaluate("() => jupyterapp.shell.currentWidget.context.save()")
+        self.shut_kernel_down()
         self.page.reload()
         self._wait_for_kernel()
 
@@ -179,7 +180,7 @@ class Lab:
     def close(self) -> None:
         """Shuts the kernel down and closes the page."""
         try:
-            self.page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+            self.shut_kernel_down()
         except Error as error:
             self.errors.append(str(error))
         self.context.close()

@@ -338,6 +338,30 @@ def test_a_saved_notebook_keeps_its_pictures_and_a_lost_kernel_is_said(
     expect(canvas.locator(".dg-still")).to_be_hidden()
 
 
+def test_a_kernel_that_was_shut_down_is_said_at_once_and_where_it_is_asked_for(
+    open_lab: Callable[..., Lab],
+) -> None:
+    lab = open_lab("down.ipynb", [SETUP, "steering = Steering(session, SUDOKU)\nsteering.run.wait()\nsteering",
+                                  "box = session.ask(SUDOKU)\nbox.run()\nbox"])  # fmt: skip
+    lab.run_cell(0)
+    tree = lab.run_cell(1)
+    expect(tree.get_by_role("button", name="Branch from this step")).to_be_visible()
+    box = lab.run_cell(2)
+    expect(box.locator(".dg-summary")).to_have_text(re.compile("stopped by"))
+    text = box.locator(".dg-text").inner_text()
+
+    lab.shut_kernel_down()
+    expect(box.locator(".dg-summary")).to_contain_text("The kernel is gone")
+    expect(box.locator(".dgf-message")).to_contain_text("Run this cell again")
+    box.get_by_role("button", name="Run", exact=True).click()
+    expect(box.get_by_label("Share this run")).to_be_hidden()  # the kernel would make it
+    tree.get_by_role("button", name="First step").click()
+    tree.get_by_role("button", name="Branch from this step").click()
+    expect(tree.locator(".dg-summary")).to_contain_text("The kernel is gone")
+    expect(box.locator(".dg-text")).to_have_text(text)  # what was written stays to be read
+    # That the page threw nothing is checked as the test ends.
+
+
 def test_a_race_is_replayed_on_one_clock(open_lab: Callable[..., Lab]) -> None:
     lab = open_lab(
         "race.ipynb",
