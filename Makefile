@@ -126,6 +126,7 @@ results: $(VENV)/.test
 	$(BIN)/python scripts/measure_tuning.py --data runs/data --out results/tuning
 	$(BIN)/python scripts/measure_tuning.py --data runs/data --out results/tuning --tasks binary_matrix --part examples
 	$(BIN)/python scripts/measure_draft_adapter.py
+	$(BIN)/python -m scripts.record_structure
 	$(BIN)/dgemma bench index --out results
 	rm -f results/*/report.html results/*/bench.html   # index.html holds them all, and plotly.js once
 
