@@ -6,7 +6,7 @@
 //   followed without a word about it.
 // - The same script serves a notebook (anywidget calls `render`) and a standalone page (page.py calls `mount`).
 
-import { node, plainModel, write } from "../frontend/dom.js";
+import { entitle, node, plainModel, write } from "../frontend/dom.js";
 import { GONE, Kernel } from "../frontend/kernel.js";
 import { Card } from "./card.js";
 import { Grid } from "./grid.js";
@@ -202,10 +202,9 @@ class View {
     const { meta } = this;
     const { gone } = this.kernel;
     const { playing } = this.player;
-    write(this.title, this.model.get("title") || (this.model.get("heading") ? meta.prompt : "") || "");
+    entitle(this.title, this.model.get("title") || (this.model.get("heading") ? meta.prompt : "") || "");
     this.root.classList.toggle("dg-follows", this.model.get("transport") === false);
     this.root.classList.toggle("dg-nothing", this.last === 0 && !this.live);
-    this.title.hidden = !this.title.textContent;
     this.root.setAttribute("aria-label", `Denoising canvas${meta.prompt ? `: ${meta.prompt}` : ""}`);
     const facts = [this.live ? "live" : null, ...(meta.facts ?? [])].filter(Boolean).join(" · ");
     const rest = this.last === 0 && !this.live ? "The canvas fills here." : facts;

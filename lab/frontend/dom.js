@@ -24,6 +24,13 @@ export function write(place, text) {
   if (place.textContent !== text) place.textContent = text;
 }
 
+/** Writes a title, or hides it where there is none. A prompt of several lines stands in columns, as a grid does. */
+export function entitle(place, text) {
+  write(place, text);
+  place.hidden = !text;
+  place.classList.toggle("dg-lines", text.includes("\n"));
+}
+
 /** Little-endian numbers from base64, as the kernel packs them; `kind` is e.g. Uint16Array. */
 export function numbers(base64, kind) {
   return new kind(Uint8Array.from(atob(base64), (character) => character.charCodeAt(0)).buffer);

@@ -1,6 +1,6 @@
 // Runs on one prompt, replayed on one clock from the times at which their passes ended. The kernel is not asked.
 
-import { duration, node, numbers, plainModel, ticks, write } from "../frontend/dom.js";
+import { duration, entitle, node, numbers, plainModel, ticks, write } from "../frontend/dom.js";
 import { PlayButton } from "../frontend/icons.js";
 import { readable } from "../frontend/text.js";
 
@@ -142,7 +142,7 @@ class Track {
     this.plot = node("svg:svg", { class: "dgr-chart", height: HEIGHT, role: "img" });
     this.lanes = node("div", { class: "dgr-lanes" });
     this.verdict = node("div", { class: "dgr-verdict", role: "status" });
-    this.title = node("div", { class: "dgr-title" });
+    this.title = node("div", { class: "dg-title dgr-title" });
     this.root = node("div", { class: "dg-base dgf dgr", role: "group", "aria-label": "Race" },
       this.title,
       node("div", { class: "dgr-controls" }, this.play.node, this.slider, this.clock, node("label", { class: "dgr-pace" }, "pace", this.select)),
@@ -162,8 +162,7 @@ class Track {
     this.end = Math.max(...this.runs.flatMap((run) => [run.total, ...run.times]), 1e-9);
     this.most = Math.max(...this.runs.map((run) => run.kept.length), 1);
     this.select.value = String(pace(this.end));
-    write(this.title, this.model.get("title"));
-    this.title.hidden = !this.model.get("title");
+    entitle(this.title, this.model.get("title"));
     this.places = this.runs.map((run, i) => {
       const places = { count: node("span", { class: "dgr-count" }), text: node("div", { class: "dgr-text", dir: "auto", tabindex: 0, role: "group", "aria-label": `Text of ${run.name}` }) };
       places.node = node("section", { class: `dgr-lane dgr-lane-${i % 4}`, style: `--dgr-colour: var(--dgr-${i % 4})` },

@@ -11,6 +11,7 @@ from playwright.sync_api import Page, expect
 from dgemma_core.files.trace import Trace
 from dgemma_lab import Canvas
 from dgemma_lab.canvas.sharing import EXPLAINED
+from dgemma_lab.race.race import Race
 from tests.files.fake_events import EOS, diffusion_events, draft_events
 
 OpenPage = Callable[..., Page]
@@ -75,6 +76,24 @@ def test_it_opens_playing_from_the_noise_and_rests_on_the_last_step(
     assert step(page) == 6
     expect(page.locator(".dg-summary")).to_contain_text("stopped by eos")
     expect(page.get_by_text(EXPLAINED["diffusion"])).to_be_visible()
+
+
+GRID = "Sudoku:\n_ _ _ _\n2 _ _ 3\n_ 3 1 _\n_ _ _ _"
+
+
+@pytest.mark.parametrize("kind", ["canvas", "race"])
+def test_a_title_keeps_its_lines_up_to_as_many_as_a_grid_has(
+    open_page: OpenPage, tmp_path: Path, kind: str
+) -> None:
+    trace = make(BOARD)
+    heights = []
+    for title in ("one line", GRID, GRID * 3):
+        widget = Canvas(trace, title=title) if kind == "canvas" else Race([trace], title=title)
+        page = open_page(widget.to_html(tmp_path / "titled.html"), reduced_motion="reduce")
+        shown = page.locator(".dg-title")
+        assert shown.inner_text() == title
+        heights.append(shown.evaluate("node => node.clientHeight"))
+    assert heights[1] == heights[2] == pytest.approx(5 * heights[0], abs=2)
 
 
 def test_a_replay_gives_way_to_the_reader(open_page: OpenPage, board: Path) -> None:
