@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dgemma_evals.harness.models import DGemma, DGemmaAR
+    from dgemma_evals.harness.models import DGemma, DGemmaAR, DGemmaSpec
 
-__all__ = ["DGemma", "DGemmaAR"]
+__all__ = ["DGemma", "DGemmaAR", "DGemmaSpec"]
 
 
 def __getattr__(name: str) -> Any:

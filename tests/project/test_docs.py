@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from importlib import import_module
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -91,6 +92,15 @@ def test_what_answers_an_exercise_is_folded_in_jupyterlab_and_on_the_site() -> N
                 hidden = {"outputs_hidden": True, "source_hidden": True}
                 assert cell["metadata"].get("jupyter") == hidden, (path.name, cell["id"])
                 assert "hide-cell" in cell["metadata"].get("tags", ()), (path.name, cell["id"])
+
+
+@pytest.mark.slow
+@pytest.mark.subprocess
+@pytest.mark.parametrize("package", ["dgemma_core", "dgemma_lab", "dgemma_evals"])
+def test_the_api_page_has_every_public_name(site: Path, package: str) -> None:
+    anchors = Page(site / "api.html").anchors
+    described = {name.rpartition(".")[2] for name in anchors if name.startswith(package)}
+    assert set(import_module(package).__all__) - {"Settings"} <= described
 
 
 @pytest.mark.slow
