@@ -114,7 +114,7 @@ class TensorFiles:
         Only the block at hand takes memory, so a tensor of any size can be gone through.
         """
         stored = self.stored[name]
-        columns = stored.shape[-1]
+        columns = stored.shape[-1] if stored.shape else 1
         width = columns * stored.dtype.itemsize
         count = max(1, numbers // columns)
         with stored.file.open("rb", buffering=0) as opened:

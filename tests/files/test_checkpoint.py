@@ -367,6 +367,15 @@ def test_of_a_large_mapped_model_only_small_tensors_are_checked(
         load_model(folder, device="cpu")
 
 
+def test_checking_reads_beside_the_mapping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that no pass asks for, as of experts that are never chosen, then take no memory."""
+    folder, checked = write(tmp_path), []
+    monkeypatch.setattr(checkpoint, "check_finite", lambda stored, tensor: checked.append(tensor))
+    mapped = {t.untyped_storage().data_ptr() for t in load_model(folder, device="cpu").parameters()}
+    assert len(checked) > 10
+    assert not mapped & {tensor.untyped_storage().data_ptr() for tensor in checked}
+
+
 @pytest.mark.parametrize("name", [5, None, b"nano", ["nano"], "x" * 5000, "\0", "~no-such-user/x"])
 def test_what_is_no_name_is_one_error(name: Any, hub: Path) -> None:
     for attempt in (load, load_model, find_folder, describe):
@@ -752,7 +761,7 @@ BAND = f"{DECODER}self_conditioning.gate_proj.weight"
 
 # case: (how a good checkpoint is broken, what the error must say: place, expected, found, advice)
 BROKEN: dict[str, tuple[Breaker, tuple[str, ...]]] = {
-    "no folder": (vanished, ("expected 'nano', a folder", "no such folder", "check the spelling")),
+    "no folder": (vanished, ("expected 'nano' or 'nano-talk', a folder", "no such folder", "check the spelling")),
     "a file": (a_file_for_a_folder, ("expected a folder", "found a file", "name the file's")),
     "no config": (replace_by("config.json", None), ("config.json", "found none", AGAIN)),
     "empty config": (replace_by("config.json", b""), ("config.json", "an empty file", AGAIN)),

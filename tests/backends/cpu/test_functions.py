@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dgemma_core.backends.cpu import functions, norms
 from dgemma_core.functions import TORCH, using
@@ -52,6 +53,26 @@ def test_as_exact_as_float32(rows: int, layout: str, library: bool) -> None:
         found = FASTER.linear(x, weight)
         assert found.shape == exact.shape and found.dtype == torch.float32
         assert worst(found, exact) <= 6e-5 and worst(F.linear(x, weight), exact) <= 6e-5
+
+
+@needs_onednn
+def test_few_numbers_of_rows_are_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN keeps memory for each, and experts get any number of rows."""
+    monkeypatch.setattr(functions, "onednn_leads", lambda: True)
+    monkeypatch.setattr(functions, "LONG", 1)
+    seen = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            if "_linear_pointwise" in func.name():
+                seen.add(len(args[0]))
+            return func(*args, **kwargs or {})
+
+    weight = numbers(80, 192)
+    with torch.no_grad(), Watch():
+        for rows in range(1, 65):
+            FASTER.linear(numbers(rows, 192), weight)
+    assert seen == {1, 16, 32, 48, 64}
 
 
 def test_reduced_precision_would_be_noticed() -> None:
