@@ -1,6 +1,6 @@
 """Pictures of the main views, as they look in JupyterLab: `python -m scripts.screenshots` from the repository's root.
 
-Writes docs/VIEW-light.png and docs/VIEW-dark.png, which the README shows. It needs what the browser tests need.
+Writes docs/site/pictures/VIEW-light.png and docs/site/pictures/VIEW-dark.png. It needs what the browser tests need.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from playwright.sync_api import Locator, expect, sync_playwright
 
 from tests.browser.jupyterlab import PATIENCE, Lab, serve, write_notebook
 
-DOCS = Path(__file__).parents[1] / "docs"
+PICTURES = Path(__file__).parents[1] / "docs" / "site" / "pictures"
 THEMES: Mapping[str, str] = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 
 STEADY = """async (node) => {
@@ -88,7 +88,7 @@ def main() -> None:
     browser_path = shutil.which("chromium")
     if browser_path is None:
         raise SystemExit("screenshots need chromium on the PATH: run `make tools`")
-    DOCS.mkdir(exist_ok=True)
+    PICTURES.mkdir(exist_ok=True)
     expect.set_options(timeout=PATIENCE * 1000)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         write_notebook(Path(folder) / "views.ipynb", [SETUP, *(view.code for view in VIEWS)])
@@ -109,9 +109,9 @@ def main() -> None:
                 expect(output.locator(view.seen).first).to_be_visible()
                 for name, theme in THEMES.items():
                     lab.theme(theme)
-                    path = DOCS / f"{view.name}-{name}.png"
+                    path = PICTURES / f"{view.name}-{name}.png"
                     picture(output, path)
-                    print(path.relative_to(DOCS.parent), flush=True)
+                    print(path.relative_to(PICTURES.parent), flush=True)
             lab.close()
         browser.close()
 

@@ -118,9 +118,40 @@ def test_what_the_guides_run_is_right(
     dg.generate(loaded, "Spell backward:\nSTEP", listen=events.append)
     dg.Trace.record(events, metadata={}).save("run.npz")
     guides = ROOT / "docs" / "site" / "guides"
-    for guide in ("first_five_minutes", "speculate", "read_a_trace"):
+    for guide in ("first_five_minutes", "commands", "speculate", "read_a_trace"):
         names: dict[str, object] = {}
         for code in re.findall(
             r"```python\n(.*?)```", (guides / f"{guide}.md").read_text(), re.DOTALL
         ):
             exec(code, names)
+
+
+def test_the_readme_is_short_and_what_it_names_is_there() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 75
+    named = LINK.findall(text) + [("", path) for path in re.findall(r'src(?:set)?="([^"]+)"', text)]
+    assert len(named) > 10
+    for _, path in named:
+        assert (ROOT / path).exists(), path
+    for path in re.findall(r'src(?:set)?="([^"]+\.gif)"', text):
+        assert (ROOT / path).stat().st_size < 1_000_000
+
+
+def test_the_readme_has_the_figures_of_the_results() -> None:
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    against = json.loads((ROOT / "results/nano/results.json").read_text())["against"]
+    accuracy = against["nano:ar"]["accuracy"]
+    solved = [f"{100 * accuracy[side]:.1f} %" for side in ("first", "other")]
+    points = [
+        f"{100 * abs(accuracy['difference'][end]):.1f}" for end in ("estimate", "low", "high")
+    ]
+    assert f"nano solves {solved[0]} by diffusion and {solved[1]} token by token" in text
+    assert "difference −{} points, 95 % interval −{} to −{}".format(*points) in text
+    drafted = against["nano:spec"]["speed"]["tokens_per_second_ratio"]  # of diffusion to it
+    times = [f"{1 / drafted[end]:.2f}" for end in ("estimate", "high", "low")]
+    assert "{} times as many kept tokens a second as diffusion ({} to {};".format(*times) in text
+    plain = against["nano:ar"]["speed"]["tokens_per_second_ratio"]
+    assert (
+        "({:.2f} times, {:.2f} to {:.2f})".format(*(plain[e] for e in ("estimate", "low", "high")))
+        in text
+    )
