@@ -1,8 +1,9 @@
 """The look of the charts: one plotly template that sits on light and dark pages alike.
 
 - Backgrounds are transparent and data colours stand out on white and on near-black (3 : 1 or more).
-- Text is drawn in one grey, INK, legible on both (4.3 : 1). `follow()` is a cell's style sheet that turns this grey
-  into the page's own text colour, live when JupyterLab's theme is switched; exported pages carry it already.
+- Text is drawn in one grey, INK, which can be read on both (4.3 : 1, as much as one shade can have on both). Beside a
+  chart stands the style sheet of `follow()`, which turns this grey into the page's own text colour, live when
+  JupyterLab's theme is switched; exported pages carry it, too.
 - A `Figure` is interactive wherever JavaScript runs. For pages where none does (GitHub, nbconvert) it carries a PNG
   instead, on a transparent ground, where the environment variable DGEMMA_STATIC is 1: that needs kaleido and a Chrome.
 """
@@ -41,6 +42,8 @@ STYLE = (
     f'.js-plotly-plot text[style*="fill: {INK}"] '
     "{ fill: var(--jp-ui-font-color1, CanvasText) !important; }"
 )
+UNSEEN = ".jp-OutputArea-child:has(.dg-follow) { display: none; }"
+"""A style sheet takes no room in a cell's outputs."""
 PAGE_STYLE = f":root {{ color-scheme: light dark; }} body {{ background: Canvas; }} {STYLE}"
 
 _AXIS = {
@@ -87,8 +90,7 @@ TEMPLATE = go.layout.Template(
 class Figure(go.Figure):
     """A plotly figure in the house's template that survives export: a PNG beside it, pages that follow the theme."""
 
-    # plotly's own would bypass the bundle below, or put a page that needs JavaScript beside it
-    _ipython_display_ = None
+    # plotly's own would put a page that needs JavaScript beside the bundle below
     _repr_html_ = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -102,6 +104,14 @@ class Figure(go.Figure):
             return {"image/png": base64.b64encode(self.still()).decode()}
         data = {**json.loads(self.to_json()), "config": CONFIG}
         return {"application/vnd.plotly.v1+json": data}
+
+    def _ipython_display_(self) -> None:
+        """The chart and, where it is not a picture, the style sheet of its text."""
+        from IPython.display import display
+
+        display(self._repr_mimebundle_(), raw=True)
+        if not static_wanted():
+            display(follow())
 
     def show(self, *args: Any, **kwargs: Any) -> None:
         """In a notebook as a cell's last line would; with arguments as plotly does."""
@@ -152,10 +162,10 @@ class Figure(go.Figure):
 
 
 def follow() -> Any:
-    """A style sheet for a notebook's first cell: the text of its charts follows JupyterLab's theme."""
+    """A style sheet under which the text of all charts of a notebook follows JupyterLab's theme."""
     from IPython.display import HTML
 
-    return HTML(f"<style>{STYLE}</style>")
+    return HTML(f'<div class="dg-follow"><style>{STYLE} {UNSEEN}</style></div>')
 
 
 def titled(title: str, small: str) -> str:

@@ -222,24 +222,26 @@ export class Card {
     }
     if (!this.node.matches(":popover-open")) this.node.showPopover();
     const { offsetWidth: width, offsetHeight: height } = this.node;
-    const top = this.view.player.node.getBoundingClientRect().bottom;
-    const { x, y } = beside(cell.getBoundingClientRect(), { width, height }, { width: innerWidth, height: innerHeight, top });
+    const page = { width: innerWidth, height: innerHeight, controls: this.view.player.node.getBoundingClientRect() };
+    const { x, y } = beside(cell.getBoundingClientRect(), { width, height }, page);
     this.node.style.left = `${x}px`;
     this.node.style.top = `${y}px`;
   }
 }
 
 /**
- * Where a card of a size goes: below its token, else above, else at its side; within the window, and below `top`, where
- * the controls end, as far as there is room.
+ * Where a card of a size goes: below its token, else above, else at its side below the controls, else above those; within
+ * the window, and on the controls only where no other place has room.
  */
 export function beside(token, card, page) {
   const clamp = (value, low, high) => Math.max(low, Math.min(value, high));
   const [right, bottom] = [page.width - card.width - 4, page.height - card.height - 4];
   const x = clamp(token.left, 4, right);
   if (token.bottom + GAP <= bottom) return { x, y: Math.max(token.bottom + GAP, 4) };
-  if (token.top - GAP - card.height >= Math.max(page.top, 4)) return { x, y: token.top - GAP - card.height };
-  const y = clamp(token.top, Math.min(page.top + 4, bottom), bottom);
+  if (token.top - GAP - card.height >= Math.max(page.controls.bottom, 4)) return { x, y: token.top - GAP - card.height };
+  const over = page.controls.top - GAP - card.height;
+  if (page.controls.bottom + 4 > bottom && over >= 4) return { x, y: over };
+  const y = clamp(token.top, Math.min(page.controls.bottom + 4, bottom), bottom);
   const rightOf = token.right + GAP;
   return { x: rightOf <= right ? rightOf : clamp(token.left - GAP - card.width, 4, right), y: Math.max(y, 4) };
 }

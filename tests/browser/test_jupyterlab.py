@@ -29,6 +29,7 @@ LONG = 'box = session.ask("Spell backward:\\nSTEP", steps=10000, stop_rule=None)
 VIEWS = """
 from dgemma_core import Observe
 from dgemma_lab.budget.budget import Budget
+from dgemma_lab.canvas.canvas import Canvas
 from dgemma_lab.playground.playground import Playground
 from dgemma_lab.session.plan import record, token_ids
 from dgemma_lab.steering.edits import hold
@@ -53,6 +54,36 @@ BROUGHT_INTO_VIEW = """(cell) => {
   const { left, top, width } = node.getBoundingClientRect();
   return document.body.clientHeight > 0 && node.contains(document.elementFromPoint(left + width / 2, top + 20));
 }"""
+
+DRAWN = """() => jupyterapp.shell.currentWidget.content.widgets[0].model.outputs.get(0).data["image/png"]"""
+"""Whether plotly has made the picture of the first cell's chart that it saves: the last that it draws unasked."""
+CONTRASTS = """() => {
+  const luminance = (colour) => {
+    const linear = (v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    const [r, g, b] = colour.match(/[\\d.]+/g).map((v) => linear(v / 255));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ground = luminance(getComputedStyle(document.querySelector('.jp-Notebook')).backgroundColor);
+  return [...document.querySelectorAll('.main-svg text')].filter((node) => node.textContent.trim()).map((node) => {
+    const [low, high] = [ground, luminance(getComputedStyle(node).fill)].sort((a, b) => a - b);
+    return (high + 0.05) / (low + 0.05);
+  });
+}"""
+"""The contrast of every text in a chart with the notebook's ground."""
+
+
+def covered(output: Locator) -> list[str]:
+    """The controls of a canvas that its floating card touches."""
+    found: list[str] = output.evaluate("""(output) => {
+      const card = output.querySelector('.dg-panel').getBoundingClientRect();
+      return [...output.querySelectorAll('.dg-controls :is(button, input, select)')].filter((node) => {
+        const box = node.getBoundingClientRect();
+        const beside = box.right <= card.left || card.right <= box.left;
+        return box.width && !beside && box.top < card.bottom && card.top < box.bottom;
+      }).map((node) => node.getAttribute('aria-label') ?? node.className);
+    }""")
+    return found
+
 
 expect.set_options(timeout=PATIENCE * 1000)
 
@@ -360,6 +391,66 @@ def test_a_kernel_that_was_shut_down_is_said_at_once_and_where_it_is_asked_for(
     expect(tree.locator(".dg-summary")).to_contain_text("The kernel is gone")
     expect(box.locator(".dg-text")).to_have_text(text)  # what was written stays to be read
     # That the page threw nothing is checked as the test ends.
+
+
+def test_the_text_of_a_chart_is_legible_in_both_themes_whatever_the_notebook_did_before(
+    open_lab: Callable[..., Lab],
+) -> None:
+    chart = "from dgemma_lab.charts.drafts import predicted_speculation\npredicted_speculation()"
+    lab = open_lab("chart.ipynb", [chart])
+    output = lab.run_cell(0)
+    expect(output.locator(".main-svg text").first).to_be_visible()
+    lab.page.wait_for_function(DRAWN)
+    for theme in ("JupyterLab Dark", "JupyterLab Light"):
+        lab.theme(theme)
+        contrasts = lab.page.evaluate(CONTRASTS)
+        assert len(contrasts) > 10 and min(contrasts) >= 4.5, (theme, min(contrasts))
+    expect(output.locator(".jp-OutputArea-child:visible")).to_have_count(1)  # the chart alone
+
+
+def test_a_canvas_and_its_budget_stand_on_one_screen_and_a_floating_card_on_no_control(
+    open_lab: Callable[..., Lab],
+) -> None:
+    setup = SETUP + VIEWS + "canvas = Canvas(trace)"
+    lab = open_lab("budget.ipynb", [setup, "display(canvas, Budget(canvas))"])
+    lab.page.set_viewport_size({"width": 1280, "height": 900})
+    lab.run_cell(0)
+    output = lab.run_cell(1)
+    expect(output.locator(".dgb-dot").first).to_be_visible()
+    expect(output.locator(".dg-cell").first).to_be_visible()
+    output.locator(".dg-head").evaluate("node => node.scrollIntoView({ block: 'start' })")
+    parts = [".dg-head", ".dg-controls", ".dg-grids", ".dgb-chart", ".dgb-why"]
+    shown = lab.page.evaluate(
+        """(parts) => parts.map((name) => {
+        const { top, bottom } = document.querySelector(`.jp-OutputArea ${name}`).getBoundingClientRect();
+        return [name, Math.round(top), Math.round(bottom)] })""",
+        parts,
+    )
+    panel = lab.page.locator(".jp-WindowedPanel-outer").first.bounding_box()
+    assert panel is not None
+    for name, top, bottom in shown:
+        assert top >= panel["y"] - 1 and bottom <= panel["y"] + panel["height"], (name, shown)
+
+    lab.page.set_viewport_size({"width": 600, "height": 900})
+    lab.page.evaluate("() => jupyterapp.shell.collapseLeft()")
+    card = output.locator(".dg-panel")
+    cells = output.locator(".dg-grid .dg-cell")
+    for index in (0, cells.count() // 2, cells.count() - 1):
+        cells.nth(index).hover()
+        expect(card).to_be_visible()
+        assert card.evaluate("node => node.matches(':popover-open')")
+        assert covered(output) == [], index
+
+
+def test_enter_in_a_field_of_a_playgrounds_column_runs_it(open_lab: Callable[..., Lab]) -> None:
+    column = "Playground(session, SUDOKU, columns=[{'stop': False, 'steps': 5}])"
+    lab = open_lab("enter.ipynb", [SETUP + VIEWS + column])
+    output = lab.run_cell(0)
+    steps = output.get_by_label("steps", exact=True)
+    expect(steps).to_have_value("5")
+    steps.fill("3")
+    steps.press("Enter")
+    expect(output.get_by_label("Step of all")).to_have_attribute("max", "3")
 
 
 def test_a_race_is_replayed_on_one_clock(open_lab: Callable[..., Lab]) -> None:

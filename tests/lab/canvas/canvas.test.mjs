@@ -228,13 +228,14 @@ test("cells fit nine in ten tokens whole, and the longest in small letters", () 
 
 test("a floating card leaves its token and the controls to be seen", () => {
   const card = { width: 256, height: 312 };
-  const page = { width: 600, height: 700, top: 190 };
-  const at = (left, top) => beside({ left, top, right: left + 60, bottom: top + 25 }, card, page);
+  const page = { width: 600, height: 700, controls: { top: 132, bottom: 190 } };
+  const at = (left, top, controls = page.controls) => beside({ left, top, right: left + 60, bottom: top + 25 }, card, { ...page, controls });
   assert.deepEqual(at(20, 220), { x: 20, y: 251 }); // below
   assert.deepEqual(at(500, 220), { x: 340, y: 251 });
   assert.deepEqual(at(20, 640), { x: 20, y: 322 }); // above, where that is below the controls
   assert.deepEqual(at(20, 400), { x: 86, y: 384 }); // neither: at its right
   assert.deepEqual(at(480, 400), { x: 218, y: 384 }); // or left
+  assert.deepEqual(at(20, 560, { top: 420, bottom: 478 }), { x: 20, y: 102 }); // no room below the controls: above them
 });
 
 test("bytes are legible one by one, and spell characters in running text", () => {
