@@ -97,7 +97,7 @@ docs: $(VENV)/.test
 
 # Runs all notebooks and keeps the outputs that a page without JavaScript shows; needed when nano changes.
 notebooks: $(VENV)/.test tools
-	$(BIN)/python scripts/execute_notebooks.py
+	$(BIN)/python -m scripts.execute_notebooks
 
 # The standing results, each written into a folder of its own, then one page of all. A stopped run goes on.
 results: $(VENV)/.test

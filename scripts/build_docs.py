@@ -2,6 +2,8 @@
 
     python -m scripts.build_docs [--out build/docs]
 
+Where a notebook shows a canvas, a race or a chart, its page has a live one (scripts/players.py).
+
 A warning is an error. Links between pages, anchors and pictures are checked; links into the repository become the
 names of its files, since the site is read without it, and links to a term of the glossary lead there.
 """
@@ -14,7 +16,10 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.resources import files
 from pathlib import Path
+
+from scripts.players import enlivened
 
 ROOT = Path(__file__).parents[1]
 COPIED = {"docs/architecture.md": "architecture.md", "docs/architecture.svg": "architecture.svg",
@@ -33,6 +38,8 @@ def assemble(source: Path) -> None:
             (source / name).write_text(LINK.sub(inside, text), encoding="utf-8")
         else:
             shutil.copyfile(ROOT / origin, source / name)
+    plotly = files("plotly") / "package_data" / "plotly.min.js"
+    (source / "_static" / plotly.name).write_bytes(plotly.read_bytes())
     (source / "notebooks").mkdir()
     for notebook in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
         page = json.loads(notebook.read_text(encoding="utf-8"))
@@ -40,6 +47,9 @@ def assemble(source: Path) -> None:
         for cell in page["cells"]:
             if cell["cell_type"] == "markdown":
                 cell["source"] = LINK.sub(from_notebook, "".join(cell["source"]))
+        players = source / "players" / f"{notebook.stem}.json"
+        if players.exists():
+            enlivened(page, json.loads(players.read_text(encoding="utf-8")))
         (source / "notebooks" / notebook.name).write_text(json.dumps(page), encoding="utf-8")
 
 

@@ -1,11 +1,13 @@
-"""Runs notebooks and writes them back with the outputs that readers see: `python scripts/execute_notebooks.py [FILE]`.
+"""Runs notebooks and writes them back with the outputs that readers see: `python -m scripts.execute_notebooks [FILE]`.
 
 Charts are kept as PNG, widgets as stills and live runs as they ended (DGEMMA_STATIC=1), so that a page without
-JavaScript shows everything. JupyterLab shows the same until a cell is run.
+JavaScript shows everything. JupyterLab shows the same until a cell is run. What plays without a kernel is kept for the
+site, in docs/site/players.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -14,7 +16,11 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+from scripts.players import taken
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = ROOT / "notebooks"
+PLAYERS = ROOT / "docs" / "site" / "players"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 SECONDS_A_CELL = 600
 
@@ -30,12 +36,17 @@ def execute(path: Path) -> float:
         resources={"metadata": {"path": str(path.parent)}},
         store_widget_state=False,
         record_timing=False,
+        extra_arguments=["--IPKernelApp.extra_extensions=scripts.players"],
     )
     client.execute()
     seconds = time.perf_counter() - started
+    players = taken(notebook)
     tidy(notebook)
     nbformat.validate(notebook)
     nbformat.write(notebook, path)
+    kept = PLAYERS / f"{path.stem}.json"
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text(json.dumps(players, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
     return seconds
 
 
@@ -51,7 +62,7 @@ def tidy(notebook: nbformat.NotebookNode) -> None:
 
 
 def main() -> None:
-    os.environ["DGEMMA_STATIC"] = "1"
+    os.environ |= {"DGEMMA_STATIC": "1", "PYTHONPATH": str(ROOT)}  # of the kernels
     for path in [Path(name) for name in sys.argv[1:]] or sorted(NOTEBOOKS.glob("*.ipynb")):
         print(f"{path.name}: {execute(path):.1f} s", flush=True)
 

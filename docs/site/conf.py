@@ -13,13 +13,16 @@ nb_execution_mode = (
     "off"  # outputs are those that the notebooks were committed with, and CI compares them
 )
 nb_merge_streams = True
-exclude_patterns = ["**/.ipynb_checkpoints"]
+exclude_patterns = ["**/.ipynb_checkpoints", "players"]
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 88
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["players.css"]
+html_copy_source = False
 html_title = "dgemma"
 html_theme_options = {"source_directory": "docs/site/"}
-# Widgets' state lives in a running kernel; a page shows the static picture beside it.
+# Canvases, races and charts are live (scripts/players.py); of other widgets a page shows the still beside them.
 suppress_warnings = ["mystnb.unknown_mime_type"]
