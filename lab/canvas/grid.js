@@ -31,6 +31,7 @@ export function longestLine(starts) {
 export class Grid {
   cells = []; // [canvas][place] nodes
   width = null; // of all cells, in characters
+  starts = new Set(); // answer positions that begin a line
   hovered = null; // {g, i} under the pointer
   anchor = null; // the other end of a marked span
 
@@ -58,7 +59,7 @@ export class Grid {
     const grids = [...this.node.querySelectorAll(".dg-grid")];
     this.width ??= live ? USUAL : cellWidth(this.lengths());
     this.node.style.setProperty("--dg-columns", `${this.width}ch`);
-    const starts = live ? new Set() : run.lineStarts(this.view.texts, this.view.ends());
+    const starts = (this.starts = this.lines());
     this.node.style.setProperty("--dg-line-length", longestLine(starts));
     this.cells = run.groups.map((group, g) => {
       const grid = grids[g] ?? this.add();
@@ -74,6 +75,19 @@ export class Grid {
       return [...grid.children];
     });
     for (const extra of grids.slice(run.groups.length)) extra.parentNode.remove();
+  }
+
+  /**
+   * Where lines begin: as the text has it; of a run that denoises live as its draft had it at two steps in succession, and
+   * until then as before, so that the grid does not follow every change of mind, and does not jump at the end.
+   */
+  lines() {
+    const { run, live, last, texts } = this.view;
+    const at = (step) => run.lineStarts(texts, this.view.ends(), step);
+    const found = at(last);
+    if (!live || run.autoregressive) return found;
+    const before = at(last - 1);
+    return found.size === before.size && [...found].every((start) => before.has(start)) ? found : this.starts;
   }
 
   add() {

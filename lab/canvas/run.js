@@ -111,15 +111,16 @@ export class Run {
   }
 
   /**
-   * Answer positions that begin a line of the final text, where it has several: behind a line break, unless nothing but
-   * another one stands there, and the first one behind the end. texts: of local ids; ends: local ids of end marks.
+   * Answer positions that begin a line of the text at a frame, the last if none is named, where it has several: behind a
+   * line break, unless nothing but another one stands there, and the first one behind the end. texts: of local ids;
+   * ends: local ids of end marks.
    */
-  lineStarts(texts, ends) {
+  lineStarts(texts, ends, step = this.rows.length) {
     const starts = new Set();
     const text = []; // [position, token, whether it is behind the end]
     for (const group of this.groups) {
       for (let i = 0; i < group.n; i++) {
-        const cell = this.cell(group, i, this.rows.length, "draft");
+        const cell = this.cell(group, i, step, "draft");
         if (cell) text.push([group.position + i, cell.token, cell.state === 5]);
       }
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -347,19 +347,22 @@ HEAR = """() => {
 }"""
 
 
-def live_tails() -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The live header and the messages that a widget sends for a run of 12 passes on two canvases, one for every 3."""
+def live_tails(
+    answer: Sequence[int] = ANSWER[:20],
+    *,
+    every: int = 3,
+    decode: Callable[[int], str] = decode,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The live header and the messages that a widget sends for a run of 6 passes a canvas, one for `every` so many."""
     widget = Canvas()
     widget.begin(prompt="live", decode=decode, eos_token_ids=[EOS])
     live = widget._live
     assert live is not None
-    events = [
-        e for e in diffusion_events(ANSWER[:20], steps=6, top_k=2) if isinstance(e, StepEvent)
-    ]
+    events = [e for e in diffusion_events(answer, steps=6, top_k=3) if isinstance(e, StepEvent)]
     tails = []
     for i, event in enumerate(events):
         live.add(event, widget._table, 5)
-        if i % 3 == 2:
+        if (i + 1) % every == 0:
             live.times = []
             widget._send_tail()
             rows = [base64.b64encode(row).decode() for row in widget._tail["rows"]]
@@ -367,6 +370,8 @@ def live_tails() -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return widget._meta, tails
 
 
+BEGIN_LIVE = """(meta) => { canvas.set('_rows', new DataView(new ArrayBuffer(0))); canvas.set('_tokens', {});
+  canvas.set('_meta', meta) }"""
 SEND_TAIL = """(tail) => canvas.set('_tail', { ...tail, rows: tail.rows.map((row) =>
   new DataView(Uint8Array.from(atob(row), (c) => c.charCodeAt(0)).buffer)) })"""
 
@@ -375,10 +380,7 @@ def test_live_rows_appear_as_they_come(open_page: OpenPage, exported: Path) -> N
     page = open_page(exported)
     page.evaluate(HEAR)
     meta, tails = live_tails()
-    page.evaluate(
-        "canvas.set('_rows', new DataView(new ArrayBuffer(0))); canvas.set('_tokens', {})"
-    )
-    set_value(page, "_meta", meta)
+    page.evaluate(BEGIN_LIVE, meta)
     expect(page.locator(".dg-grid")).to_have_count(0)
     expect(page.locator(".dg-summary")).to_contain_text("live")
     page.evaluate(SEND_TAIL, tails[0])
@@ -473,10 +475,7 @@ def test_the_last_step_is_shown_when_a_run_is_over(open_page: OpenPage, exported
     page.evaluate("globalThis.kept = ['_rows', '_tokens'].map((name) => [name, canvas.get(name)])")
     meta, tails = live_tails()
     for back, at in ((False, 24), (True, 1)):
-        page.evaluate(
-            "canvas.set('_rows', new DataView(new ArrayBuffer(0))); canvas.set('_tokens', {})"
-        )
-        set_value(page, "_meta", {**meta, "version": meta["version"] + back})
+        page.evaluate(BEGIN_LIVE, {**meta, "version": meta["version"] + back})
         page.evaluate(SEND_TAIL, {**tails[0], "version": meta["version"] + back})
         if back:
             page.get_by_role("button", name="First step").click()

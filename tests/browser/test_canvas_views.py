@@ -12,11 +12,13 @@ from dgemma_core.files.trace import Trace
 from dgemma_lab import Canvas
 from dgemma_lab.canvas.sharing import EXPLAINED
 from dgemma_lab.race.race import Race
+from tests.browser.test_canvas_page import BEGIN_LIVE, SEND_TAIL, live_tails
 from tests.files.fake_events import EOS, diffusion_events, draft_events
 
 OpenPage = Callable[..., Page]
 WORDS = {10: "1", 11: " 2", 12: "\n", EOS: "<turn|>"}
 BOARD = [10, 11, 11, 12, 11, 10, 11, 12, 10, 11, 10, EOS]
+OTHER_BOARD = [*BOARD[:5], 11, *BOARD[6:]]
 META = {"prompt": "A board", "eos_token_ids": [EOS]}
 
 
@@ -133,10 +135,33 @@ def test_a_board_is_drawn_as_one_even_where_there_is_little_room(
     assert page.evaluate(focused) == 1
 
 
+def test_a_live_run_becomes_a_board_as_soon_as_its_breaks_have_held_for_two_steps(
+    open_page: OpenPage, board: Path
+) -> None:
+    page = open_page(board, reduced_motion="reduce")
+    expect(page.locator(".dg-grid .dg-cell")).to_have_count(16)
+    rested = lines(page)
+    page.evaluate(
+        "globalThis.kept = ['_rows', '_tokens', '_meta'].map((name) => [name, canvas.get(name)])"
+    )
+    meta, tails = live_tails(BOARD, every=1, decode=text)
+    page.evaluate(BEGIN_LIVE, meta)
+    seen = []
+    for tail in tails:
+        page.evaluate(SEND_TAIL, tail)
+        seen.append(lines(page))
+    assert rested[:3] == [4, 4, 4] and seen[0] != rested
+    assert seen[-2:] == [rested, rested], "it is a board before it ends"
+    page.evaluate(
+        "kept.forEach(([name, value]) => canvas.set(name, name === '_meta' ? { ...value, version: 99 } : value))"
+    )
+    assert lines(page) == rested
+
+
 def test_what_another_run_has_is_marked_where_it_differs(
     open_page: OpenPage, tmp_path: Path
 ) -> None:
-    one, other = make(BOARD), make([*BOARD[:5], 11, *BOARD[6:]])
+    one, other = make(BOARD), make(OTHER_BOARD)
     widget = Canvas(one)
     page = open_page(widget.to_html(tmp_path / "differs.html", play=False))
     expect(page.locator(".dg-differs:not(.dg-sample)")).to_have_count(0)
@@ -150,12 +175,23 @@ def test_what_another_run_has_is_marked_where_it_differs(
     expect(page.locator(".dg-legend")).to_contain_text("not as in B: 1")
 
 
+def taken_back() -> Trace:
+    """A run that takes back some of what it accepted."""
+    trace = make([*range(20, 35), EOS], seed=2)
+    assert trace.remelted().any()
+    return trace
+
+
+def drafted() -> Trace:
+    """A run of speculation in four rounds."""
+    events = draft_events([*range(20, 30), EOS], [2, 0, 4, 0])
+    return Trace.record(events, metadata=META, decode=text)
+
+
 def test_a_token_that_is_taken_back_flashes_while_one_watches(
     open_page: OpenPage, tmp_path: Path
 ) -> None:
-    trace = make([*range(20, 35), EOS], seed=2)
-    taken = trace.remelted()
-    assert taken.any()
+    trace = taken_back()
     page = open_page(Canvas(trace).to_html(tmp_path / "flash.html", play=False))
     flashing = "document.querySelectorAll('.dg-grid .dg-flash').length"
     for frame in range(len(trace) + 1):
@@ -173,8 +209,7 @@ def test_a_token_that_is_taken_back_flashes_while_one_watches(
 def test_a_round_of_speculation_shows_what_became_of_each_token(
     open_page: OpenPage, tmp_path: Path, violations: Callable[[Page], list[str]]
 ) -> None:
-    events = draft_events([*range(20, 30), EOS], [2, 0, 4, 0])
-    trace = Trace.record(events, metadata=META, decode=text)
+    trace = drafted()
     for scheme in ("light", "dark"):
         page = open_page(
             Canvas(trace).to_html(tmp_path / "rounds.html", play=False), color_scheme=scheme
