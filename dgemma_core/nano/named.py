@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dgemma_core.config import GenerationDefaults, ModelConfig
 from dgemma_core.files.text import Tokenizer, load_tokenizer
 from dgemma_core.train.distillation import Teacher
 from dgemma_core.train.recipe import Recipe
+
+if TYPE_CHECKING:
+    from dgemma_core.nano.replies import Replies
 
 NANO = Path(__file__).parent / "weights"
 TURN_END = "<turn|>"
@@ -38,6 +42,8 @@ class NamedRecipe:
     generation: GenerationDefaults
     teacher: Teacher | None = None
     """For distillation: how the model that the run begins with writes what is learnt from (distillation.py)."""
+    replies: Replies | None = None
+    """Of a run with stages: whether the model that it begins with writes the replies that are learnt (replies.py)."""
     own_steps: int = 0
     """The most denoising steps that the model makes on a canvas before it learns from it (train/own_steps.py)."""
     stages: tuple[Stage, ...] = field(default=())

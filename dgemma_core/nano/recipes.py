@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from dgemma_core.config import GenerationDefaults, LayerConfig, ModelConfig, TextConfig
 from dgemma_core.errors import RequestError
 from dgemma_core.nano.english.kinds import SHARES
 from dgemma_core.nano.legs import DISTIL, FIRST, LEGS, NANO_RECIPE
 from dgemma_core.nano.named import NANO, TURN_END, NamedRecipe, Stage, nano_tokenizer, turn_end
+from dgemma_core.nano.replies import Replies
 from dgemma_core.nano.texts import FamilyTexts, StagedTexts
 from dgemma_core.train.recipe import Recipe
 
@@ -112,7 +114,73 @@ ENGLISH = NamedRecipe(
 )
 """From nothing, in one run: English and the twelve families, short texts first, at the end more of what is hardest."""
 
-RECIPES: Mapping[str, NamedRecipe] = {"english": ENGLISH, **LEGS}
+_TALK: Mapping[str, float] = {
+    "greeting": 4, "identity": 5, "small_talk": 5, "introduce": 2, "chat": 4, "follow_up": 3, "unknown": 14,
+    "arithmetic": 12, "word_problem": 2, "opposite": 5, "plural": 4, "rhyme": 5, "degrees": 2, "verb_forms": 2,
+    "capitals": 4, "colours": 2, "calendar": 3, "yes_no": 3, "animal_facts": 4, "thing_facts": 3, "list": 5,
+    "past_tense": 3, "future_tense": 2, "as_question": 3, "negation": 2, "polite": 2, "typos": 3, "use_word": 3,
+    "describe": 5, "couplet": 5, "poem": 6, "story": 9, "continue_story": 3, "json": 3, "reading": 3,
+}  # fmt: skip
+_TALK_LATER = ("poem", "story", "continue_story", "follow_up", "reading", "chat")
+
+TALK = replace(
+    ENGLISH,
+    config=replace(
+        ENGLISH.config,
+        text=replace(LEGS["drafting"].config.text, vocab_size=2048),
+        canvas_length=32,
+    ),
+    training=Recipe(
+        steps=3200,
+        batch_size=128,
+        learning_rate=2e-3,
+        matrix_learning_rate=0.012,
+        warmup=40,
+        decay=1300,
+        micro_batches=4,
+        pool=8,
+        drafts=(16, 32),
+        tail=0.2,
+        self_conditioning=1 / 3,
+        seed=200,
+    ),
+    stages=(
+        Stage(
+            until=0.25,
+            english=1,
+            kinds={
+                name: share / 4 if name in _TALK_LATER else share for name, share in _TALK.items()
+            },
+            families={},
+        ),
+        Stage(until=1, english=1, kinds=_TALK, families={}),
+    ),
+    validate_every=0,
+)
+"""English alone, in two hours of two cores: nano's weights, whose puzzles it forgets, with a tokenizer for English. The
+long kinds come more often once short replies are learnt."""
+
+TALK_REPLIES = replace(
+    TALK,
+    training=replace(
+        TALK.training,
+        steps=2400,
+        learning_rate=1e-3,
+        matrix_learning_rate=6e-3,
+        decay=None,
+        seed=201,
+    ),
+    stages=TALK.stages[-1:],
+    replies=Replies(own_steps=4),
+)
+"""From `talk`, whose denoiser trails its causal mode: the same requests, answered by that mode where it is right."""
+
+RECIPES: Mapping[str, NamedRecipe] = {
+    "english": ENGLISH,
+    "talk": TALK,
+    "talk_replies": TALK_REPLIES,
+    **LEGS,
+}
 
 
 def named_recipe(name: str) -> NamedRecipe:

@@ -1,10 +1,16 @@
-"""The weights that a run from nothing begins with."""
+"""The weights that a run begins with: from nothing, or from a model with another tokenizer."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
+from torch import Tensor
 
 from dgemma_core.model import DiffusionGemma
+
+if TYPE_CHECKING:
+    from dgemma_core.files.text import Tokenizer
 
 
 @torch.no_grad()
@@ -23,3 +29,21 @@ def initialise(model: DiffusionGemma, seed: int) -> None:
             parameter.normal_(0, parameter.shape[-1] ** -0.5, generator=generator)
         else:
             parameter.fill_(1.0)
+
+
+def carried_embeddings(embeddings: Tensor, old: Tokenizer, new: Tokenizer) -> Tensor:
+    """Embeddings [new vocabulary, width] for the tokens of `new`, from those of `old` [old vocabulary, width].
+
+    A token that `old` writes in several pieces begins as the mean of theirs, at their mean length: a word then means
+    what its pieces meant together.
+    """
+    known = old.backend.get_vocab()
+    rows = []
+    for token in range(new.vocab_size):
+        name = new.backend.id_to_token(token)
+        pieces = [known[name]] if name in known else old.encode(new.decode([token])) or [0]
+        found = embeddings[pieces]
+        mean = found.mean(0)
+        longer = found.norm(dim=-1).mean() / mean.norm().clamp(min=1e-6)
+        rows.append(mean if len(pieces) == 1 else mean * longer)
+    return torch.stack(rows)

@@ -30,6 +30,7 @@ TEACHER = "teacher"
 """Folder, within a distillation's, of the model that it began with."""
 TOKENIZER = "tokenizer"
 """Folder, within a run's, of the tokenizer that it built."""
+EMBEDDINGS = "embed_tokens.weight"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
@@ -49,6 +50,7 @@ def make_trainer(
     from dgemma_core.files.devices import resolve_device
     from dgemma_core.model import DiffusionGemma
     from dgemma_core.nano.named import turn_end
+    from dgemma_core.nano.replies import RepliedTexts
     from dgemma_core.nano.texts import FamilyTexts, StagedTexts
     from dgemma_core.nano.validation import Validation
     from dgemma_core.train.distillation import TeacherTexts
@@ -65,18 +67,22 @@ def make_trainer(
         texts = StagedTexts(recipe.stages, total, tokenizer, settings.seed)
     else:
         texts = FamilyTexts(recipe.mix, tokenizer, settings.seed, own_steps=recipe.own_steps)
-    if recipe.teacher is not None:
+    if recipe.teacher is not None or recipe.replies is not None:
         kept = folder / TEACHER
         if start is None and not (kept / "config.json").exists():
             raise RequestError("this recipe distils a trained model: name it with --from")
         if start is not None:
-            export(_loaded(start, recipe), recipe, kept)
+            export(_loaded(start, recipe, tokenizer), recipe, kept)
         begun = load_model(kept, dtype="float32", device="cpu")
-        texts = TeacherTexts(
-            begun, recipe.teacher, recipe.mix, tokenizer, first=recipe.training.seed * 10**9
-        )
+        if isinstance(texts, StagedTexts):
+            assert recipe.replies is not None, "a run with stages has no other teacher"
+            texts = RepliedTexts(begun, recipe.replies, texts)
+        else:
+            assert recipe.teacher is not None, "replies are of a run with stages"
+            first = settings.seed * 10**9
+            texts = TeacherTexts(begun, recipe.teacher, recipe.mix, tokenizer, first=first)
     elif start is not None:
-        begun = _loaded(start, recipe)
+        begun = _loaded(start, recipe, tokenizer)
     if begun is None:
         initialise(model, recipe.training.seed)
     else:
@@ -122,19 +128,27 @@ def run_tokenizer(recipe: NamedRecipe, folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def _loaded(start: str, recipe: NamedRecipe) -> DiffusionGemma:
-    """The checkpoint `start`, float32. RequestError if its weights are of another shape than the recipe's model's."""
+def _loaded(start: str, recipe: NamedRecipe, tokenizer: Tokenizer) -> DiffusionGemma:
+    """The checkpoint `start`, float32, with embeddings of the run's own tokens (initial.py). RequestError if its
+    weights are otherwise of another shape than the recipe's model's."""
     from dgemma_core.files.checkpoint import load_model
     from dgemma_core.files.finding import find_folder
+    from dgemma_core.files.text import load_tokenizer
     from dgemma_core.model import DiffusionGemma
+    from dgemma_core.train.initial import carried_embeddings
 
-    model = load_model(find_folder(start), dtype="float32", device="cpu")
-    wanted = DiffusionGemma(recipe.config, device="meta").state_dict()
-    shapes = {name: tensor.shape for name, tensor in wanted.items()}
-    if shapes != {name: tensor.shape for name, tensor in model.state_dict().items()}:
+    source = find_folder(start)
+    weights = load_model(source, dtype="float32", device="cpu").state_dict()
+    own = load_tokenizer(source)
+    if recipe.tokenizer and own is not None and own.vocab_size == len(weights[EMBEDDINGS]):
+        weights[EMBEDDINGS] = carried_embeddings(weights[EMBEDDINGS], own, tokenizer)
+    model = DiffusionGemma(recipe.config)
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if wanted != {name: tensor.shape for name, tensor in weights.items()}:
         raise RequestError(
             f"{start} has another shape than the recipe's model: train without --from"
         )
+    model.load_state_dict(weights)
     return model
 
 

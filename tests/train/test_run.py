@@ -13,10 +13,10 @@ import torch
 
 import dgemma_core as dg
 from dgemma_core.backends.cpu.small_model import fits
-from dgemma_core.errors import CheckpointError
+from dgemma_core.errors import CheckpointError, RequestError
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.nano import tokenizer as nano_tokenizer
-from dgemma_core.nano.recipes import ENGLISH, NamedRecipe
+from dgemma_core.nano.recipes import ENGLISH, TALK, NamedRecipe
 from dgemma_core.nano.validation import Validation
 from dgemma_core.train import Trainer
 from dgemma_core.train.run import export, make_trainer, run_tokenizer, run_with_progress
@@ -163,3 +163,35 @@ def test_a_folder_that_takes_no_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="tokenizer cannot be written") as caught:
         run_tokenizer(RECIPE, tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_it_begins_with_the_weights_of_a_model_with_another_tokenizer(tmp_path: Path) -> None:
+    """A token that both have keeps its embedding, another begins as the mean of its pieces; all else is as it was."""
+    text = replace(TALK.config.text, vocab_size=VOCABULARY)
+    recipe = replace(TALK, config=replace(TALK.config, text=text))
+    model = make_trainer(recipe, tmp_path, "cpu", "nano", workers=1).model
+    nano = dg.load("nano", dtype="float32")
+    old, new = nano.tokenizer, run_tokenizer(recipe, tmp_path)
+    assert old is not None
+    before, after = nano.model.embed_tokens.weight, model.embed_tokens.weight.detach()
+    mine, theirs = new.backend.get_vocab(), old.backend.get_vocab()
+    shared = [name for name in mine if name in theirs]
+    own = [name for name in mine if name not in theirs]
+    assert len(shared) > 300 and len(own) > 20
+    torch.testing.assert_close(
+        after[[mine[name] for name in shared]], before[[theirs[name] for name in shared]]
+    )
+    for name in own[:20]:
+        pieces = before[old.encode(new.decode([mine[name]]))]
+        assert len(pieces) > 1
+        likeness = torch.cosine_similarity(after[mine[name]], pieces.mean(0), dim=0)
+        assert likeness > 0.9999
+        torch.testing.assert_close(after[mine[name]].norm(), pieces.norm(dim=-1).mean())
+    ours, its = model.state_dict(), nano.model.state_dict()
+    for name in ours.keys() - {"embed_tokens.weight"}:
+        assert torch.equal(ours[name], its[name]), name
+
+
+def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="nano has another shape than the recipe's model"):
+        make_trainer(RECIPE, tmp_path, "cpu", "nano", workers=1)
