@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -29,8 +30,14 @@ def test_pages_do_in_firefox_what_they_do_in_chromium(tmp_path: Path) -> None:
     firefox = shutil.which("firefox-esr") or shutil.which("firefox")
     assert firefox, "this test needs firefox on the PATH: run `make test`, which installs it"
     Canvas(test_canvas_page.make()).to_html(tmp_path / "run.html", play=False)
-    board = test_canvas_views.make(test_canvas_views.BOARD)
-    Canvas(board).to_html(tmp_path / "board.html")
+    Canvas(test_canvas_views.taken_back()).to_html(tmp_path / "flash.html", play=False)
+    Canvas(test_canvas_views.drafted()).to_html(tmp_path / "rounds.html", play=False)
+    board = Canvas(test_canvas_views.make(test_canvas_views.BOARD))
+    board.to_html(tmp_path / "board.html")
+    board.compare(test_canvas_views.make(test_canvas_views.OTHER_BOARD), "B")
+    meta, tails = test_canvas_page.live_tails()
+    told = {"meta": meta, "tails": tails, "against": board._against}
+    (tmp_path / "told.json").write_text(json.dumps(told), "utf-8")
     answer = test_race_page.ANSWER
     lanes = (diffusion_events(answer), token_events(answer), draft_events(answer, [3] * 5 + [1]))
     Race(
@@ -46,7 +53,7 @@ def test_pages_do_in_firefox_what_they_do_in_chromium(tmp_path: Path) -> None:
         env={**os.environ, "PAGES": str(tmp_path), "FIREFOX": firefox},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1200,
     )
     assert asked.returncode == 0, asked.stdout + asked.stderr
-    assert "# pass 8" in asked.stdout, asked.stdout
+    assert "# pass 14" in asked.stdout, asked.stdout
