@@ -95,7 +95,8 @@ thousand: $(VENV)/.test
 docs: $(VENV)/.test
 	$(BIN)/python -m scripts.build_docs
 
-# Runs all notebooks and keeps the outputs that a page without JavaScript shows; needed when nano changes.
+# Runs all notebooks; keeps the outputs that a page without JavaScript shows, and the players of the site. Needed when nano
+# changes; nothing else should run.
 notebooks: $(VENV)/.test tools
 	$(BIN)/python -m scripts.execute_notebooks
 
