@@ -2,12 +2,13 @@
 
     python -m scripts.measure_nano [--model nano] [--count 500] [--seeds 3] [--out docs/nano/measured.json]
 
-Subjects are the twelve families in their own wording and the kinds of English requests, half of these about what was
-never asked about in training and half in wordings that were never trained. Every subject is written by diffusion with
-the checkpoint's own sampler settings (seeds averaged), by greedy autoregression and by speculative decoding, and judged
-by its verifier; families also in the wording that is kept from training. A family's documents, prompts, seeds and
-verdicts are those of `dgemma compare`: both give the same accuracies. What has been measured is kept in the file, so
-that a stopped run goes on. `--against` says how far both modes lie from an earlier file's, problem by problem.
+Subjects are those that the model was taught: families in their own wording, and kinds of English requests, half of
+these about what was never asked about in training and half in wordings that were never trained. Every subject is
+written by diffusion with the checkpoint's own sampler settings (seeds averaged), by greedy autoregression and by
+speculative decoding, and judged by its verifier; families also in the wording that is kept from training. A family's
+documents, prompts, seeds and verdicts are those of `dgemma compare`: both give the same accuracies. What has been
+measured is kept in the file, so that a stopped run goes on. `--against` says how far both modes lie from an earlier
+file's, problem by problem.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ import torch
 from tqdm.auto import tqdm
 
 import dgemma_core as dg
+from dgemma_core.files.finding import find_folder
 from dgemma_core.files.trace import Trace
 from dgemma_core.nano import families
 from dgemma_core.nano.english import kinds
 from dgemma_core.nano.english.lexicon import BOYS, GIRLS
+from dgemma_core.nano.problems import known
 from dgemma_core.nano.wordings import reworded
 from dgemma_evals.comparison.answers import answer_all
 from dgemma_evals.comparison.questions import load_tasks, quiet_harness
@@ -94,6 +97,13 @@ SUBJECTS: dict[str, Callable[[str, int], list[Asked]]] = {
         for name in kinds.NAMES
     },
 }  # fmt: skip
+
+
+def taught(model: str) -> list[str]:
+    """The subjects that a checkpoint says it was trained for; all where it does not say."""
+    given = known(find_folder(model))
+    names = {*given.families, *(f"english_{name}" for name in given.kinds)}
+    return [name for name in SUBJECTS if name in names] or list(SUBJECTS)
 
 
 def written(
@@ -160,10 +170,10 @@ def alive(loaded: dg.Loaded, asked: Sequence[Asked], limit: int) -> dict[str, fl
         trace = Trace.record(events, metadata=end)
         taus += [order.tau for order in orders(trace)]
         melts.append(int(remelt_counts(trace)[0].sum()))
-    known = [tau for tau in taus if not math.isnan(tau)]
+    ordered = [tau for tau in taus if not math.isnan(tau)]
     return {
-        "tau": float(np.mean(known)) if known else float("nan"),
-        "canvases_with_an_order": len(known),
+        "tau": float(np.mean(ordered)) if ordered else float("nan"),
+        "canvases_with_an_order": len(ordered),
         "remelts": float(np.mean(melts)),
         "texts_with_remelts": float(np.mean([melt > 0 for melt in melts])),
     }
@@ -279,7 +289,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     record = resumed(arguments.out, {"settings": same, "subjects": {}})
     rows: dict[str, Any] = record["subjects"]
-    for name in tqdm([name for name in arguments.subjects if name not in rows], desc="subjects"):
+    subjects = arguments.subjects or taught(arguments.model)
+    for name in tqdm([name for name in subjects if name not in rows], desc="subjects"):
         asked = SUBJECTS[name](arguments.split, arguments.count)
         rows[name] = measured(writers, name, asked, arguments)
         write_json(arguments.out, record)
@@ -365,7 +376,9 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--max-new-tokens", type=int, default=192)
-    parser.add_argument("--subjects", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))
+    parser.add_argument(
+        "--subjects", nargs="+", choices=list(SUBJECTS), help="all that the model was taught"
+    )
     parser.add_argument("--out", type=Path, default=Path("docs/nano/measured.json"))
     parser.add_argument("--against", type=Path, help="an earlier --out, of the same problems")
     arguments = parser.parse_args(given)

@@ -1,18 +1,22 @@
 """Writes docs/nano/replies.md: a hundred requests drawn by seed, and what both modes reply.
 
-    python -m scripts.write_replies [--model nano] [--count 100] [--seed 0] [--out docs/nano/replies.md]
+    python -m scripts.write_replies [--model nano-talk] [--count 100] [--seed 0] [--out docs/nano/replies.md]
 
-Kinds come as often as in training, each about what was never asked about there; nothing is left out by taste.
+Kinds that the model was taught come as often as the table of shares says, each about what was never asked about in
+training; nothing is left out by taste.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 from pathlib import Path
 from random import Random
 
 import dgemma_core as dg
+from dgemma_core.files.finding import find_folder
 from dgemma_core.nano.english import kinds
+from dgemma_core.nano.problems import known
 
 HEAD = """# {count} replies of {model}
 
@@ -22,10 +26,11 @@ settings, and greedy autoregression. A tick is the verdict of the kind's verifie
 """
 
 
-def drawn(count: int, seed: int) -> list[kinds.Example]:
-    """Requests, kinds as often as in training."""
+def drawn(count: int, seed: int, taught: Collection[str]) -> list[kinds.Example]:
+    """Requests of the kinds that were taught, as often as the table of shares says."""
     rng = Random(f"replies {seed}")
-    names = rng.choices(tuple(kinds.SHARES), weights=tuple(kinds.SHARES.values()), k=count)
+    shares = {name: share for name, share in kinds.SHARES.items() if name in taught}
+    names = rng.choices(tuple(shares), weights=tuple(shares.values()), k=count)
     return [kinds.draw(name, rng.randrange(10**9), "test_slots") for name in names]
 
 
@@ -38,12 +43,16 @@ def quoted(text: str) -> str:
 def main() -> None:
     """Writes the sheet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="nano")
+    parser.add_argument("--model", default="nano-talk")
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("docs/nano/replies.md"))
     arguments = parser.parse_args()
-    loaded, examples = dg.load(arguments.model), drawn(arguments.count, arguments.seed)
+    loaded = dg.load(arguments.model)
+    taught = known(find_folder(arguments.model)).kinds
+    if not taught:
+        parser.error(f"{arguments.model} was taught no English: name another --model")
+    examples = drawn(arguments.count, arguments.seed, taught)
     prompts = [example.messages for example in examples]
     texts = {
         mode: dg.generate(loaded, prompts, mode=mode, seed=arguments.seed, max_new_tokens=192, batch_size=16)

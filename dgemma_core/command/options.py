@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dgemma_core.generation.settings import ModeSettings
     from dgemma_core.samplers import Sampler
 
-MODEL_HELP = "nano, a folder, or a name on the Hugging Face hub."
+MODEL_HELP = "nano, nano-talk, a folder, or a name on the Hugging Face hub."
 
 Prompt = Annotated[
     str, typer.Argument(help="What to ask; - reads standard input.", callback=text_option)

@@ -19,7 +19,7 @@ from dgemma_core.facts.machine import bfloat16_multiplies
 from dgemma_core.facts.memory import Line, cache_lines, canvas_length, working_lines
 from dgemma_core.facts.published import CONFIGS, VISION_PARAMETERS
 from dgemma_core.facts.tuning import BASES, Tuning, TuningMemory, tuning_memory
-from dgemma_core.files.finding import read_config
+from dgemma_core.files.finding import SHIPPED, read_config
 from dgemma_core.files.quantised import GROUP, SCHEMES
 
 UNITS: Mapping[str, int] = {
@@ -94,7 +94,7 @@ def parse_memory(text: str) -> int:
 
 
 def find_config(model: str | os.PathLike[str]) -> ModelConfig:
-    """The configuration of "nano", a folder, or a released checkpoint whose shape is known.
+    """The configuration of a shipped model, a folder, or a released checkpoint whose shape is known.
 
     Nothing is downloaded, and a folder needs no more than its config.json. Raises RequestError for
     another name.
@@ -102,10 +102,10 @@ def find_config(model: str | os.PathLike[str]) -> ModelConfig:
     name = os.fspath(model)
     if name in CONFIGS:
         return CONFIGS[name]
-    if name == "nano" or (name and Path(name).expanduser().is_dir()):
+    if name in SHIPPED or (name and Path(name).expanduser().is_dir()):
         return read_config(name)[0]
     raise RequestError(
-        f"model: expected nano, a folder or {', '.join(CONFIGS)}, found {name!r}; put the"
+        f"model: expected {', '.join(SHIPPED)}, a folder or {', '.join(CONFIGS)}, found {name!r}; put the"
         " checkpoint's config.json into a folder and name that"
     )
 

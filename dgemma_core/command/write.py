@@ -124,7 +124,7 @@ def generate(
 
 
 def chat(
-    model: options.Model = "nano",
+    model: options.Model = "nano-talk",
     mode: options.ModeName = "diffusion",
     sampler: options.SamplerName = None,
     sampler_option: options.SamplerOptions = None,

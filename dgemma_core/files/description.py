@@ -32,7 +32,7 @@ class Description:
 
 
 def describe(name_or_path: str | os.PathLike[str]) -> Description:
-    """Configuration and headers of "nano", a folder or a hub checkpoint, whose weights stay on the hub.
+    """Configuration and headers of a shipped model, a folder or a hub checkpoint, whose weights stay on the hub.
 
     Raises CheckpointError where there is none, or it is damaged.
     """

@@ -1,4 +1,4 @@
-"""Finds a checkpoint by name: "nano", a folder, or "owner/name" on the Hugging Face hub.
+"""Finds a checkpoint by name: "nano", "nano-talk", a folder, or "owner/name" on the Hugging Face hub.
 
 A hub checkpoint is taken from the hub's cache or downloaded: first its json files, whose
 configuration is checked, then its weights.
@@ -21,17 +21,19 @@ from dgemma_core.files.tensors import dtype_name
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 NANO = Path(__file__).parents[1] / "nano" / "weights"
+SHIPPED = {"nano": NANO, "nano-talk": NANO.with_name("talk")}
+"""Models that come with the package: one for puzzles, one for English."""
 
 _SMALL_FILES = ("*.json", "*.jinja")
 
 
 def find_folder(name_or_path: str | os.PathLike[str]) -> Path:
-    """The folder that "nano", a path or a hub name stands for; the hub's is downloaded if need be.
+    """The folder that a shipped model's name, a path or a hub name stands for; the hub's is downloaded if need be.
 
     Raises CheckpointError where there is none.
     """
-    if isinstance(name_or_path, str) and name_or_path == "nano":
-        return NANO
+    if isinstance(name_or_path, str) and name_or_path in SHIPPED:
+        return SHIPPED[name_or_path]
     name = as_name(name_or_path)
     path = as_path(name)
     try:
@@ -48,8 +50,8 @@ def find_folder(name_or_path: str | os.PathLike[str]) -> Path:
     if is_hub_name(name):
         return _download(name)
     raise CheckpointError(
-        f"{plain(name)}: expected 'nano', a folder or a hub name (owner/name), found no such folder;"
-        " check the spelling"
+        f"{plain(name)}: expected {' or '.join(map(repr, SHIPPED))}, a folder or a hub name (owner/name), found no"
+        " such folder; check the spelling"
     )
 
 
@@ -88,7 +90,7 @@ def as_path(name: str) -> Path:
 
 def is_hub_name(name: str) -> bool:
     """Whether nothing here has this name, and it is one that the hub may have."""
-    if name == "nano" or re.fullmatch(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}", name) is None:
+    if name in SHIPPED or re.fullmatch(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}", name) is None:
         return False
     return not as_path(name).exists()
 

@@ -23,6 +23,7 @@ from dgemma_core.backends import check_name
 from dgemma_core.constraints.language import Constraint, read_constraint
 from dgemma_core.errors import shown
 from dgemma_core.events import Mode
+from dgemma_core.files.finding import SHIPPED
 from dgemma_core.files.quantised import scheme
 from dgemma_core.generation.settings import MODES, ModeSettings, settings_from
 from dgemma_core.samplers import SAMPLERS
@@ -130,7 +131,8 @@ class Options:
             raise RequestError("slot_passes has an effect with likelihood=slot only")
         if self.slot_passes < 1:
             raise RequestError(f"slot_passes: expected at least 1, got {self.slot_passes}")
-        if self.revision is not None and (self.pretrained == "nano" or _is_folder(self.pretrained)):
+        local = self.pretrained in SHIPPED or _is_folder(self.pretrained)
+        if self.revision is not None and local:
             raise RequestError("revision is of a checkpoint on the hub: leave it out for a folder")
         self.settings(GenerationDefaults())  # refuses what is wrong before a long load
 

@@ -1,4 +1,5 @@
-"""The shipped model: it loads, is DiffusionGemma to transformers too, repeats itself, and solves what it was taught.
+"""The shipped models: they load, are DiffusionGemma to transformers too, repeat themselves, and solve what they were
+taught.
 
 Floors are on verdicts over unseen test problems, far enough below the measured rates (dgemma_core/nano/README.md) that
 another CPU's last bits do not matter.
@@ -13,9 +14,13 @@ import pytest
 import torch
 
 import dgemma_core as dg
+from dgemma_core.files.finding import SHIPPED
+from dgemma_core.nano.english import kinds
 from dgemma_core.nano.families import examples, family, is_test_prompt, training_example
-from dgemma_core.nano.recipes import NANO, NANO_RECIPE
+from dgemma_core.nano.problems import known
+from dgemma_core.nano.recipes import NANO_RECIPE, TALK
 
+RECIPE_OF = {"nano": NANO_RECIPE, "nano-talk": TALK}
 PROBLEMS = 20
 FLOORS = {
     "mini_sudoku": 0.8,
@@ -47,22 +52,44 @@ AUTOREGRESSIVE_FLOORS = {
 }
 
 
+ENGLISH_FLOORS = {
+    "future_tense": (0.6, 0.85),
+    "as_question": (0.5, 0.85),
+    "past_tense": (0.35, 0.8),
+    "chat": (0.35, 0.8),
+    "colours": (0.1, 0.75),
+    "polite": (0.1, 0.8),
+    "json": (0.1, 0.5),
+    "couplet": (0.0, 0.7),
+    "unknown": (0.0, 0.4),
+}
+"""Of nano-talk, by diffusion and token by token."""
+
+
 @cache
 def nano() -> dg.Loaded:
     return dg.load("nano")
 
 
-def test_it_is_small_and_complete() -> None:
-    assert (NANO / "model.safetensors").stat().st_size <= 16_000_000
-    assert {path.name for path in NANO.iterdir()} >= {
+@cache
+def talk() -> dg.Loaded:
+    return dg.load("nano-talk")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_it_is_small_and_complete(name: str) -> None:
+    folder, recipe, loaded = SHIPPED[name], RECIPE_OF[name], dg.load(name)
+    assert (folder / "model.safetensors").stat().st_size <= 12_000_000
+    assert {path.name for path in folder.iterdir()} >= {
         "config.json",
         "generation_config.json",
         "tokenizer.json",
         "chat_template.jinja",
+        "problems.json",
         "README.md",
     }
-    assert nano().model.config == NANO_RECIPE.config
-    assert nano().generation == NANO_RECIPE.generation
+    assert loaded.model.config == recipe.config
+    assert loaded.generation == recipe.generation
 
 
 def _share_solved(name: str, mode: str) -> float:
@@ -84,6 +111,19 @@ def test_it_solves_unseen_problems_token_by_token(name: str) -> None:
     assert _share_solved(name, "autoregressive") >= AUTOREGRESSIVE_FLOORS[name]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "column"), [("diffusion", 0), ("autoregressive", 1)])
+def test_it_talks(mode: str, column: int) -> None:
+    """Replies to unseen requests, twenty of a kind, that the kind's verifier accepts."""
+    for name, floors in ENGLISH_FLOORS.items():
+        asked = kinds.examples(name, "test_slots", PROBLEMS)
+        texts = dg.generate(
+            talk(), [each.messages for each in asked], mode=mode, batch_size=PROBLEMS
+        )
+        accepted = [kinds.accepts(e, t.text) for e, t in zip(asked, texts, strict=True)]
+        assert sum(accepted) / PROBLEMS >= floors[column], name
+
+
 def test_training_never_draws_a_test_problem() -> None:
     for index in range(200):
         assert not is_test_prompt(training_example(index, NANO_RECIPE.mix).prompt)
@@ -98,16 +138,19 @@ def test_the_same_seed_gives_the_same_ids_whatever_the_batch() -> None:
     assert alone[0].ids == together[1].ids
 
 
-def test_transformers_gives_the_same_logits() -> None:
+@pytest.mark.parametrize("name", SHIPPED)
+def test_transformers_gives_the_same_logits(name: str) -> None:
     from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache
 
-    oracle = DiffusionGemmaForBlockDiffusion.from_pretrained(NANO, dtype=torch.float32).eval()
-    ours = dg.load("nano", dtype="float32").model
-    tokenizer = nano().tokenizer
+    folder, loaded = SHIPPED[name], dg.load(name, dtype="float32")
+    oracle = DiffusionGemmaForBlockDiffusion.from_pretrained(folder, dtype=torch.float32).eval()
+    ours, tokenizer = loaded.model, loaded.tokenizer
     assert tokenizer is not None
-    ids = torch.tensor([tokenizer.chat_ids(examples("mini_sudoku", count=1)[0].prompt)])
+    (problem, *_) = known(folder).labels()
+    ids = torch.tensor([tokenizer.chat_ids(known(folder).problem(problem, 0).prompt)])
+    size = (1, ours.config.canvas_length)
     canvas = torch.randint(
-        0, 1024, (1, NANO_RECIPE.config.canvas_length), generator=torch.Generator().manual_seed(0)
+        ours.config.text.vocab_size, size, generator=torch.Generator().manual_seed(0)
     )
     cache = ours.encode(ids)
     past = DynamicCache(config=oracle.config.get_text_config())

@@ -10,6 +10,7 @@ import pytest
 
 import dgemma_core as dg
 from dgemma_core.nano import families
+from dgemma_core.nano.recipes import TALK
 from scripts import measure_minds, measure_nano, write_replies
 
 
@@ -77,9 +78,15 @@ def test_a_hundred_replies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     text = out.read_text()
     assert text.count("\n## ") == 3 and text.count(" diffusion, ") == 3
     assert "The verifiers accept" in text
-    assert [each.seed for each in write_replies.drawn(3, 5)] == [
-        each.seed for each in write_replies.drawn(3, 5)
-    ]
+    drawn = write_replies.drawn(30, 5, ("greeting", "story"))
+    assert drawn == write_replies.drawn(30, 5, ("greeting", "story"))
+    assert {each.kind for each in drawn} == {"greeting", "story"}
+
+
+def test_a_model_is_measured_on_what_it_was_taught() -> None:
+    puzzles, english = measure_nano.taught("nano"), measure_nano.taught("nano-talk")
+    assert puzzles == list(families.TASKS)
+    assert set(english) == {f"english_{name}" for name in TALK.stages[-1].kinds}
 
 
 def test_both_minds(
