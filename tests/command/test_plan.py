@@ -238,8 +238,14 @@ def test_json_holds_the_same() -> None:
     ("arguments", "words"),
     [
         (["--memory", "18GX"], "memory: expected"),
-        (["--memory", "18GB", "--model", "owner/name"], "model: expected nano, nano-talk, a folder"),
-        (["--memory", "18GB", "--model", "no-such-model"], "model: expected nano, nano-talk, a folder"),
+        (
+            ["--memory", "18GB", "--model", "owner/name"],
+            "model: expected nano, nano-talk, a folder",
+        ),
+        (
+            ["--memory", "18GB", "--model", "no-such-model"],
+            "model: expected nano, nano-talk, a folder",
+        ),
         (["--memory", "18GB", "--prefix", "0"], "prefix: expected 1"),
         (["--memory", "18GB", "--prefix", "140000"], "prefix: expected 1 … 130,816"),
         (["--model", "nano"], "--memory"),
