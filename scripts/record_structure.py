@@ -208,9 +208,8 @@ def structure(config: ModelConfig, prefix: int, touched: int) -> dict[str, Any]:
     places = {}
     for place, found in record(config, prefix, touched).places.items():
         times = layers.get(place, 1)
-        assert not any(count % times for count in found.values()), (
-            place
-        )  # layers of a kind are alike
+        alike = not any(count % times for count in found.values())
+        assert alike, f"layers of a kind differ: {place}"
         places[place] = {
             "times": times,
             "operations": [{**asdict(one), "count": n // times} for one, n in found.items()],

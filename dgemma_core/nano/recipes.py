@@ -127,21 +127,17 @@ TALK = replace(
     ENGLISH,
     config=replace(
         ENGLISH.config,
-        text=replace(LEGS["drafting"].config.text, vocab_size=2048),
+        text=replace(NANO_RECIPE.config.text, vocab_size=ENGLISH.config.text.vocab_size),
         canvas_length=32,
     ),
-    training=Recipe(
+    training=replace(
+        ENGLISH.training,
         steps=3200,
-        batch_size=128,
         learning_rate=2e-3,
         matrix_learning_rate=0.012,
         warmup=40,
         decay=1300,
-        micro_batches=4,
-        pool=8,
         drafts=(16, 32),
-        tail=0.2,
-        self_conditioning=1 / 3,
         seed=200,
     ),
     stages=(

@@ -18,14 +18,11 @@ from typing import TYPE_CHECKING, ClassVar
 from dgemma_core.autoregression import decode_tokens
 from dgemma_core.errors import check_count
 from dgemma_core.events import FinishEvent
-from dgemma_core.nano import families
-from dgemma_core.nano.english import kinds
-from dgemma_core.nano.texts import StagedTexts, as_text
+from dgemma_core.nano.texts import StagedTexts, accepts, as_text
 from dgemma_core.request import Request
 
 if TYPE_CHECKING:
     from dgemma_core.model import DiffusionGemma
-    from dgemma_core.nano.english.kind import Example
     from dgemma_core.train.texts import Text
 
 
@@ -87,12 +84,6 @@ class RepliedTexts:
             if not isinstance(event, FinishEvent) or event.stop_reason != "eos":
                 continue
             assert isinstance(event.request, int)
-            if _accepted(examples[event.request], tokenizer.decode(event.ids)):
+            if accepts(examples[event.request], tokenizer.decode(event.ids)):
                 texts[event.request] = replace(texts[event.request], answer=tuple(event.ids[:-1]))
         return texts
-
-
-def _accepted(example: Example | families.Example, text: str) -> bool:
-    if isinstance(example, families.Example):
-        return families.family(example.family).solved(example.entry, text)
-    return kinds.accepts(example, text)

@@ -117,6 +117,13 @@ def as_text(example: Example | families.Example, tokenizer: Tokenizer) -> Text:
     return Text(prompt, answer, blank=(touching[0], touching[-1] + 1))
 
 
+def accepts(example: Example | families.Example, text: str) -> bool:
+    """The verifier's verdict on any text that answers the example's request."""
+    if isinstance(example, families.Example):
+        return families.family(example.family).solved(example.entry, text)
+    return kinds.accepts(example, text)
+
+
 def _drawn(shares: Mapping[str, float], rng: Random) -> str:
     """A name, as often as its share says."""
     return rng.choices(tuple(shares), cum_weights=tuple(accumulate(shares.values())))[0]

@@ -12,6 +12,7 @@ from dgemma_core.events import Event, FinishEvent
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.nano import families
 from dgemma_core.nano.english import kinds
+from dgemma_core.nano.texts import accepts
 from dgemma_core.request import Request
 
 if TYPE_CHECKING:
@@ -89,11 +90,8 @@ class Validation:
             if not isinstance(event, FinishEvent):
                 continue
             assert isinstance(event.request, int)
-            drawn, text = asked[event.request], self.tokenizer.decode(event.ids)
-            if isinstance(drawn, families.Example):
-                accepted[event.request] = families.family(drawn.family).solved(drawn.entry, text)
-            else:
-                accepted[event.request] = kinds.accepts(drawn, text)
+            text = self.tokenizer.decode(event.ids)
+            accepted[event.request] = accepts(asked[event.request], text)
             steps += event.denoising_steps
             canvases += event.canvases
         return accepted, steps, canvases

@@ -49,10 +49,10 @@ def _plain(*tensors: Tensor) -> bool:
 
 
 def _onednn_linear(x: Tensor, weight: Tensor) -> Tensor:
-    rows = x.reshape(-1, x.shape[-1])
-    count = len(rows)
-    if count > 1 and count % ROUNDED:
-        rows = F.pad(rows, (0, 0, 0, -count % ROUNDED))
+    count = x.numel() // x.shape[-1]
+    if count == 1 or count % ROUNDED == 0:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    rows = F.pad(x.reshape(count, -1), (0, 0, 0, -count % ROUNDED))
     found = torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "")
     return found[:count].view(*x.shape[:-1], -1)
 
