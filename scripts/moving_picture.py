@@ -1,18 +1,17 @@
 """The README's moving picture: `python -m scripts.moving_picture` writes docs/site/pictures/run-light.gif
 and run-dark.gif.
 
-It is the lab's own `Canvas.to_gif` of one run: of the seeds tried, the right answer that took most steps, so that there
-is something to see. It is not a typical run.
+It is the lab's own animation of one run, as `Canvas.to_gif` makes it: of the seeds tried, the right answer that took
+most steps, so that there is something to see. It is not a typical run.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from unittest.mock import patch
 
 import dgemma_core as dg
 from dgemma_core.nano.families import examples, family
-from dgemma_lab import Canvas, record
+from dgemma_lab import record
 from dgemma_lab.canvas import pictures
 
 PICTURES = Path(__file__).parents[1] / "docs" / "site" / "pictures"
@@ -32,10 +31,10 @@ def main() -> None:
     right = [family(PROBLEM.family).solved(PROBLEM.entry, answer.text) for answer in answers]
     steps = [answer.denoising_steps * solved for answer, solved in zip(answers, right, strict=True)]
     seed = SEEDS[steps.index(max(steps))]
-    canvas = Canvas(record(nano, PROBLEM.prompt, seed=seed, observe=dg.Observe(top_k=5)))
+    trace = record(nano, PROBLEM.prompt, seed=seed, observe=dg.Observe(top_k=5))
     for name, inks in (("light", pictures.ON_WHITE), ("dark", ON_DARK)):
-        with patch.object(pictures, "ON_WHITE", inks):
-            path = canvas.to_gif(PICTURES / f"run-{name}.gif", seconds_a_step=0.6)
+        file = PICTURES / f"run-{name}.gif"
+        path = pictures.animate(trace, file, "GIF", seconds_a_step=0.6, inks=inks)
         print(f"{path.name}: seed {seed}, {max(steps)} steps, {path.stat().st_size / 1000:.0f} kB")
 
 

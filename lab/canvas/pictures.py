@@ -86,12 +86,13 @@ def animate(
     seconds_a_step: float = 0.25,
     show: str = "draft",
     colour_by: str = "confidence",
+    inks: Inks = ON_WHITE,
 ) -> Path:
-    """All frames as an animation ("WEBP" or "GIF") on white that rests on the last one for two seconds."""
+    """All frames as an animation ("WEBP" or "GIF") that rests on the last one for two seconds."""
     if seconds_a_step <= 0:
         raise DgemmaError(f"seconds_a_step must be above 0, got {seconds_a_step}")
     frames = [
-        draw(trace, step, show, colour_by, scale=1, inks=ON_WHITE).convert("RGB")
+        draw(trace, step, show, colour_by, scale=1, inks=inks).convert("RGB")
         for step in range(len(trace) + 1)
     ]
     frames = _one_palette(frames)
