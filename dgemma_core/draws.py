@@ -148,12 +148,12 @@ def filtered(logits: Tensor, filters: Filters) -> Tensor:
 
 
 class _Philox(threading.local):
-    """A thread's generator: setting its state takes a third of the time of making another."""
+    """A thread's generator, made at its first draw (`numpy.random` takes 2 MB) and set anew: a third of making one."""
 
-    def __init__(self) -> None:
-        self.bits = np.random.Philox(key=0)
-        self.state: Any = self.bits.state
-        self.random = np.random.Generator(self.bits).random
+    @cached_property
+    def parts(self) -> tuple[Any, Any, Any]:
+        bits = np.random.Philox(key=0)
+        return bits, bits.state, np.random.Generator(bits).random
 
 
 _PHILOX = _Philox()
@@ -166,7 +166,6 @@ class CounterDraws:
     def first_canvas(
         self, rows: Sequence[RowKey], canvas_length: int, vocab_size: int, device: Device = "cpu"
     ) -> Tensor:
-        # a step before the first one: step index -1
         return self.step(rows, [-1] * len(rows), canvas_length, device).tokens(vocab_size)
 
     def step(
@@ -190,13 +189,14 @@ class CounterStep:
 
     def numbers(self, stream: Stream) -> Tensor:
         """(B, C) float64 in [0, 1), 53 random bits each."""
+        bits, state, random = _PHILOX.parts
         found = np.empty((len(self.rows), self.canvas_length))
         for line, row, step in zip(found, self.rows, self.steps, strict=True):
             # four 64-bit words, the lowest first; that one counts positions, four to a block
             counter = np.array([0, stream, step + 1, row.canvas], dtype=np.uint64)
             words = {"counter": counter, "key": np.array([row.seed, 0], dtype=np.uint64)}
-            _PHILOX.bits.state = _PHILOX.state | {"state": words}
-            _PHILOX.random(out=line)
+            bits.state = state | {"state": words}
+            random(out=line)
         return upload(torch.from_numpy(found), self.device)
 
     @cached_property

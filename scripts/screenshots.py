@@ -32,7 +32,7 @@ SETUP = """
 from dgemma_core import Observe, load
 from dgemma_core.nano.families import examples
 from dgemma_lab import (
-    Budget, Canvas, Playground, Race, Session, Steering, hold, record, record_race, settling, theme, token_ids
+    Budget, Canvas, Playground, Race, Session, Steering, hold, record, record_race, settling, token_ids
 )
 nano = load("nano")
 session = Session(nano)
@@ -40,7 +40,6 @@ SUDOKU = "Sudoku:\\n_ _ _ _\\n_ _ _ _\\n_ _ 1 3\\n_ _ 4 _"
 trace = record(nano, SUDOKU, observe=Observe(top_k=5))
 canvas = Canvas(trace, title="A 4×4 sudoku")
 canvas.step, canvas.selected = 1, 2
-theme.follow()
 """
 
 

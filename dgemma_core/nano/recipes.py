@@ -160,14 +160,15 @@ TALK_REPLIES = replace(
     TALK,
     training=replace(
         TALK.training,
-        steps=2400,
+        steps=2000,
         learning_rate=1e-3,
         matrix_learning_rate=6e-3,
         decay=None,
+        autoregressive=0.5,
         seed=201,
     ),
     stages=TALK.stages[-1:],
-    replies=Replies(own_steps=4),
+    replies=Replies(uses=3, batch_size=64, own_steps=4),
 )
 """From `talk`, whose denoiser trails its causal mode: the same requests, answered by that mode where it is right."""
 

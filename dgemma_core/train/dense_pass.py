@@ -67,22 +67,22 @@ class DensePass:
         self.causal = mask_bias(behind >= 0).unsqueeze(0)  # (1, T, T)
         self.banded = mask_bias((behind >= 0) & (behind < window)).unsqueeze(0)
 
-    def begin(self) -> None:
-        """Reads the clean text, with a gradient where that is on."""
-        self.encoded = self.encode()
+    def begin(self, rows: int | None = None) -> None:
+        """Reads the clean text, with a gradient where that is on; rows: of the first ones alone."""
+        self.encoded = self.encode(rows)
 
-    def look(self, noised: Sequence[Noised], rows: slice) -> list[Tensor]:
-        """Hidden states (rows, C, D) of canvases of the first rows, for each of `noised`."""
+    def look(self, noised: Sequence[Noised], rows: int | None) -> list[Tensor]:
+        """Hidden states (rows, C, D) of canvases of the first rows (None: of all), for each of `noised`."""
         return [self.denoise(canvas, soft, group, rows) for group, canvas, soft in noised]
 
     def run(self, noised: Sequence[Noised]) -> list[Tensor]:
         """Hidden states of the clean text (B, T, D) and, for each of `noised`, of its canvases (B, C, D)."""
-        return [self.encoded, *self.look(noised, slice(None))]
+        return [self.encoded, *self.look(noised, None)]
 
-    def encode(self) -> Tensor:
-        """The causal mode over the clean text → hidden (B, T, D)."""
+    def encode(self, rows: int | None = None) -> Tensor:
+        """The causal mode over the clean text (of the first rows) → hidden (B, T, D)."""
         self.keys = []
-        clean = self.batch.clean.to(self.model.device)
+        clean = self.batch.clean[:rows].to(self.model.device)
         positions = torch.arange(clean.shape[1], device=clean.device)
         scalars = self.model.layer_scalars(causal=True)
         return self._run(
@@ -94,14 +94,14 @@ class DensePass:
         canvas: Tensor,
         soft_embedding: Tensor | None,
         group: int = 0,
-        rows: slice = slice(None),
+        rows: int | None = None,
     ) -> Tensor:
         """The bidirectional mode over noised canvases (rows, C) of a group → hidden (rows, C, D)."""
-        prefix = self.batch.canvases[group].prefix.to(canvas.device)[rows].unsqueeze(1)
+        prefix = self.batch.canvases[group].prefix.to(canvas.device)[:rows].unsqueeze(1)
         positions = prefix + torch.arange(canvas.shape[1], device=canvas.device)
         x = conditioned(self.model, canvas, soft_embedding)
-        full, sliding = self.full[group][rows], self.sliding[group][rows]
-        return self._run(x, positions, None, full, sliding, rows)
+        full, sliding = self.full[group][:rows], self.sliding[group][:rows]
+        return self._run(x, positions, None, full, sliding, slice(rows))
 
     def _run(
         self,

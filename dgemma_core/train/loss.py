@@ -101,13 +101,17 @@ def _noised(
 ) -> list[Noised]:
     """The canvases of every group to predict from, with the soft embedding that conditions them."""
     canvases = list(noisy_canvases(batch, recipe, model.config.text.vocab_size, generator))
-    walked = batch.steps is not None
-    softs = _first_passes(model, both, [before for _, before in canvases], skip_first=walked)
+    walked = None
+    if batch.steps is not None:
+        first = canvases[0][0].to(model.device)
+        walked = take_steps(model, both, first, batch.steps, generator)
+    befores = [before for _, before in canvases]
+    softs = _first_passes(model, both, befores, skip_first=walked is not None)
     noised: list[Noised] = []
     for i, ((canvas, _), soft) in enumerate(zip(canvases, softs, strict=True)):
         canvas = canvas.to(model.device)
-        if i == 0 and batch.steps is not None:
-            canvas, soft = take_steps(model, both, canvas, batch.steps, generator)
+        if i == 0 and walked is not None:
+            canvas, soft = walked
         if soft is not None:
             soft = F.pad(soft, (0, 0, 0, 0, 0, len(canvas) - len(soft)))
         noised.append((i, canvas, soft))
@@ -152,7 +156,7 @@ def _first_passes(
     for rows in sorted({len(canvases[i]) for i in wanted}):
         members = [i for i in wanted if len(canvases[i]) == rows]
         noised = [(i, canvases[i].to(model.device), None) for i in members]
-        for i, hidden in zip(members, both.look(noised, slice(rows)), strict=True):
+        for i, hidden in zip(members, both.look(noised, rows), strict=True):
             softs[i] = _soft_embedding(model, hidden)
     del both.routings[kept:]
     return softs

@@ -36,7 +36,7 @@ def take_steps(
     for taken in range(int(steps.max())):
         rows = int((steps > taken).sum())
         given = None if soft is None else soft[:rows]
-        hidden = both.denoise(canvas[:rows], given, rows=slice(rows))
+        (hidden,) = both.look(((0, canvas[:rows], given),), rows)
         keys = [RowKey(seed, 0) for seed in seeds[:rows]]
         draws = CounterDraws().step(keys, [taken] * rows, canvas.shape[1], canvas.device)
         with torch.autocast(canvas.device.type, enabled=False):

@@ -28,7 +28,7 @@ from dgemma_core.experts import Experts, Routing
 from dgemma_core.layers import Layer, Linear, Rotation
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.train.attention import Parts, attention
-from dgemma_core.train.dense_pass import Noised, conditioned, route, run_mlp, through
+from dgemma_core.train.dense_pass import DensePass, Noised, conditioned, route, run_mlp, through
 from dgemma_core.train.functions import added_norm, norm
 from dgemma_core.train.mixture import mixture
 
@@ -43,34 +43,28 @@ class PackedPass:
         self.model = model
         self.batch = batch
         self.routings: list[Routing] = []
+        self._looks = DensePass(model, batch)
+        self._read = 0
 
     def begin(self) -> None:
         """The clean text is read with the canvases."""
 
-    def look(self, noised: Sequence[Noised], rows: slice) -> list[Tensor]:
-        """As `DensePass.look`."""
-        return self.run(noised, rows)[1:]
+    @torch.no_grad()
+    def look(self, noised: Sequence[Noised], rows: int) -> list[Tensor]:
+        """As `DensePass.look`, without a gradient: the clean text of these rows is read once for all looks."""
+        if rows > self._read:
+            self._looks.begin(rows)
+            self._read = rows
+        return self._looks.look(noised, rows)
 
-    def denoise(
-        self,
-        canvas: Tensor,
-        soft_embedding: Tensor | None,
-        group: int = 0,
-        rows: slice = slice(None),
-    ) -> Tensor:
-        """As `DensePass.denoise`."""
-        return self.run(((group, canvas, soft_embedding),), rows)[1]
-
-    def run(self, noised: Sequence[Noised], rows: slice = slice(None)) -> list[Tensor]:
-        """Both modes over the clean text and the canvases of `rows` → their hidden states, (rows, T, D) and, for each
-        of `noised`, (rows, C, D)."""
+    def run(self, noised: Sequence[Noised]) -> list[Tensor]:
+        """Both modes over the clean text and the canvases → their hidden states, (B, T, D) and, for each of `noised`,
+        (B, C, D)."""
         model = self.model
-        clean = self.batch.clean[rows].to(model.device)
+        clean = self.batch.clean.to(model.device)
         batch, span = clean.shape
         place = torch.arange(span, device=clean.device)
-        prefixes = [
-            self.batch.canvases[group].prefix[rows].to(clean.device) for group, _, _ in noised
-        ]
+        prefixes = [self.batch.canvases[group].prefix.to(clean.device) for group, _, _ in noised]
         inputs, positions = [model.embed(clean)], [place.expand(batch, span)]
         for (_, canvas, soft), prefix in zip(noised, prefixes, strict=True):
             inputs.append(conditioned(model, canvas, soft))

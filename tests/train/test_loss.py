@@ -35,10 +35,11 @@ def test_every_noising_counts(model: DiffusionGemma) -> None:
         ours = loss(model, batch, recipe, torch.Generator().manual_seed(7))
         both, single = PackedPass(model, batch), []
         for noisy, before in noisy_canvases(batch, recipe, 48, torch.Generator().manual_seed(7)):
-            p = model.logits(both.denoise(before, None, rows=slice(len(before)))).softmax(-1)
+            (look,) = both.look(((0, before, None),), len(before))
+            p = model.logits(look).softmax(-1)
             soft = p @ model.embed_tokens.weight * 16**0.5
             soft = torch.cat((soft, torch.zeros(len(noisy) - len(before), *soft.shape[1:])))
-            logits = model.logits(both.denoise(noisy, soft))
+            logits = model.logits(both.run(((0, noisy, soft),))[1])
             single.append(F.cross_entropy(logits.flatten(0, 1), canvases.tokens.flatten()))
         once = loss(model, single_batch, recipe, torch.Generator().manual_seed(7))
     assert len({float(value) for value in single}) == 3
@@ -84,15 +85,18 @@ def test_the_share_of_self_conditioning(
     model: DiffusionGemma, monkeypatch: pytest.MonkeyPatch, share: float, conditioned: int
 ) -> None:
     seen = []
-    run = PackedPass.run
+    for name in ("look", "run"):
 
-    def noted(self: PackedPass, noised: Any, *rows: slice) -> list[Tensor]:
-        ((_, canvas, soft),) = noised
-        fed = 0 if soft is None else int((soft != 0).any(-1).all(-1).sum())
-        seen.append((len(canvas), fed, torch.is_grad_enabled()))
-        return run(self, noised, *rows)
+        def noted(
+            self: PackedPass, noised: Any, *rows: int, _run: Any = getattr(PackedPass, name)
+        ) -> list[Tensor]:
+            ((_, canvas, soft),) = noised
+            fed = 0 if soft is None else int((soft != 0).any(-1).all(-1).sum())
+            found: list[Tensor] = _run(self, noised, *rows)
+            seen.append((len(canvas), fed, found[-1].requires_grad))
+            return found
 
-    monkeypatch.setattr(PackedPass, "run", noted)
+        monkeypatch.setattr(PackedPass, name, noted)
     loss(model, uneven(), replace(RECIPE, self_conditioning=share), torch.Generator())
     first = [(conditioned, 0, False)] if conditioned else []
     assert seen == [*first, (6, conditioned, True)]
@@ -133,9 +137,10 @@ def test_no_gradient_flows_through_the_soft_embedding() -> None:
     ours = gradients(model, loss(model, batch, recipe, torch.Generator().manual_seed(7)).canvas)
     canvas = noise(batch.canvases[0].tokens, 48, torch.Generator().manual_seed(7))
     both = PackedPass(model, batch)
-    p = model.logits(both.denoise(canvas, None).detach()).softmax(-1)
+    p = model.logits(both.run(((0, canvas, None),))[1].detach()).softmax(-1)
     soft = (p @ model.embed_tokens.weight * 4).detach()
-    predicted = 30 * torch.tanh(both.denoise(canvas, soft) @ model.embed_tokens.weight.T / 30)
+    hidden = both.run(((0, canvas, soft),))[1]
+    predicted = 30 * torch.tanh(hidden @ model.embed_tokens.weight.T / 30)
     plain = gradients(
         model, F.cross_entropy(predicted.flatten(0, 1), batch.canvases[0].tokens.flatten())
     )

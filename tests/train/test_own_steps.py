@@ -85,11 +85,11 @@ def test_the_loss_after_own_steps() -> None:
             if i == 0:
                 canvas, soft = take_steps(model, both, canvas, batch.steps, generator)
             else:
-                embedded = both.denoise(before, None, i, slice(len(before)))
+                (embedded,) = both.look(((i, before, None),), len(before))
                 soft = model.logits(embedded).softmax(-1) @ model.embed_tokens.weight * 128**0.5
             assert soft is not None
             fed = torch.cat((soft, torch.zeros(4 - len(soft), *soft.shape[1:])))
-            logits = model.logits(both.denoise(canvas, fed, i))
+            logits = model.logits(both.run(((i, canvas, fed),))[1])
             parts.append(F.cross_entropy(logits.flatten(0, 1), batch.canvases[i].tokens.flatten()))
     close(ours.canvas, torch.stack(parts).mean())
     kept = []
