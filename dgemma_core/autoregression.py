@@ -5,27 +5,27 @@ Axes: B rows of the batch, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from dgemma_core.cache import PrefixCache
 from dgemma_core.constraints.conditions import conditions
-from dgemma_core.draws import CounterDraws, Draws, Filters, RowKey
+from dgemma_core.draws import Draws, Filters, RowKey
 from dgemma_core.events import Event
 from dgemma_core.head import Prediction
 from dgemma_core.loop import (
     Decode,
     Row,
     causal_temperature,
-    checked_batch_size,
-    checked_eos,
     join,
     keep_token,
     memory_advice,
     queue,
     read_choices,
+    shared_arguments,
     start_tokens,
 )
 from dgemma_core.model import DiffusionGemma
@@ -50,10 +50,10 @@ def decode_tokens(
     temperature 0 is greedy. filters: top-k and top-p, for a temperature above 0. The rest as in `denoise_canvases`;
     pins have no meaning here and are refused.
     """
-    stops, size = checked_eos(model, eos, decode, observe), checked_batch_size(batch_size)
+    size, stops, draws = shared_arguments(model, batch_size, eos, decode, draws, observe)
     temperature = causal_temperature(temperature, filters, observe)
-    how = (temperature, filters, draws or CounterDraws(), observe)
-    return _decode_tokens(model, requests, size, stops, decode, *how)
+    predict = partial(_predict_tokens, model, temperature, filters, draws, observe)
+    return _decode_tokens(model, requests, size, stops, decode, predict)
 
 
 def _decode_tokens(
@@ -62,10 +62,7 @@ def _decode_tokens(
     batch_size: int,
     eos: frozenset[int],
     decode: Decode | None,
-    temperature: float,
-    filters: Filters | None,
-    draws: Draws,
-    observe: Observe | None,
+    predict: Callable[[Sequence[Row], Sequence[TokenState]], Prediction],
 ) -> Iterator[Event]:
     model.backend.refresh()
     waiting = queue(requests)
@@ -77,9 +74,9 @@ def _decode_tokens(
         if not rows:
             return
         states = [row.state for row in rows if isinstance(row.state, TokenState)]
-        prediction = _predict_tokens(model, rows, states, temperature, filters, draws, observe)
         going_on: list[tuple[Row, TokenState, int]] = []
-        for row, state, (choice,) in zip(rows, states, read_choices(prediction), strict=True):
+        choices = read_choices(predict(rows, states))
+        for row, state, (choice,) in zip(rows, states, choices, strict=True):
             if not (yield from keep_token(row, state, choice, eos, decode)):
                 going_on.append((row, state, choice.token))
         rows = [row for row, _, _ in going_on]
@@ -100,12 +97,12 @@ def _decode_tokens(
 
 def _predict_tokens(
     model: DiffusionGemma,
-    rows: Sequence[Row],
-    states: Sequence[TokenState],
     temperature: float,
     filters: Filters | None,
     draws: Draws,
     observe: Observe | None,
+    rows: Sequence[Row],
+    states: Sequence[TokenState],
 ) -> Prediction:
     keys = [RowKey(state.seed, 0) for state in states]
     step = draws.step(keys, [len(state.committed) for state in states], 1, model.device)

@@ -21,20 +21,19 @@ from torch import Tensor
 from dgemma_core.cache import PrefixCache
 from dgemma_core.constraints.checks import check_decided
 from dgemma_core.constraints.conditions import conditions
-from dgemma_core.draws import CounterDraws, Draws, RowKey
-from dgemma_core.errors import RequestError, check_kind, shown, whole_number
+from dgemma_core.draws import Draws, RowKey
+from dgemma_core.errors import RequestError, check_kind, whole_number
 from dgemma_core.events import CanvasEvent, Event, FinishEvent, PromptEvent, StepEvent
 from dgemma_core.head import Prediction, not_finite
 from dgemma_core.loop import (
     Decode,
     Row,
-    checked_batch_size,
-    checked_eos,
     cut,
     encode_prompts,
     join,
     memory_advice,
     queue,
+    shared_arguments,
 )
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.observe import Observe, Watcher
@@ -66,16 +65,15 @@ def denoise_canvases(
     soft_top_k: self-condition on so many of the most probable tokens alone (`VocabularyHead.predict`); None: on all.
     Raises RequestError for a request that cannot be met, before any work on it.
     """
-    ends = checked_eos(model, eos, decode, observe)
-    if sampler is not None and not hasattr(sampler, "plan"):
-        raise RequestError(f"sampler must be a rule, e.g. EntropyBound(), got {shown(sampler)}")
+    size, ends, draws = shared_arguments(model, batch_size, eos, decode, draws, observe)
+    check_kind("sampler", sampler, Sampler | None, "a rule, e.g. EntropyBound()")
     check_kind("stop_rule", stop_rule, StopRule | None, "a StopRule or None")
     if soft_top_k is not None:
         vocabulary = model.config.text.vocab_size
         soft_top_k = whole_number("soft_top_k", soft_top_k, low=1, high=vocabulary)
-    sampler, draws = sampler or EntropyBound(), draws or CounterDraws()
-    loop = _CanvasLoop(model, sampler, steps, stop_rule, ends, decode, draws, observe, soft_top_k)
-    return loop.run(requests, checked_batch_size(batch_size))
+    rule = sampler or EntropyBound()
+    loop = _CanvasLoop(model, rule, steps, stop_rule, ends, decode, draws, observe, soft_top_k)
+    return loop.run(requests, size)
 
 
 @dataclass

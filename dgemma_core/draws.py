@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -67,6 +67,7 @@ class StepDraws(Protocol):
         """(B, k, V) float64 distributions of the positions (B, k) → (B, k) int64."""
 
 
+@runtime_checkable
 class Draws(Protocol):
     """Where a decode loop gets its numbers; `rows` are those of the batch, in order."""
 

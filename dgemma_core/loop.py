@@ -15,7 +15,7 @@ import torch
 from dgemma_core import errors
 from dgemma_core.cache import PrefixCache
 from dgemma_core.constraints.checks import check
-from dgemma_core.draws import Filters
+from dgemma_core.draws import CounterDraws, Draws, Filters
 from dgemma_core.errors import DeviceError, RequestError, check_kind, shown
 from dgemma_core.events import Event, FinishEvent, PromptEvent, StopReason, TokenEvent
 from dgemma_core.head import Prediction, not_finite
@@ -41,15 +41,16 @@ class Row:
         return time.perf_counter() - self.started
 
 
-def checked_batch_size(batch_size: int) -> int:
-    return errors.whole_number("batch_size", batch_size, low=1, high=2**31 - 1)
-
-
-def checked_eos(model: Any, eos: Sequence[int] | None, decode: Any, observe: Any) -> frozenset[int]:
-    """The end-of-sequence ids that were given, else the checkpoint's; all arguments checked."""
+def shared_arguments(
+    model: Any, batch_size: Any, eos: Any, decode: Any, draws: Any, observe: Any
+) -> tuple[int, frozenset[int], Draws]:
+    """What every loop takes, checked: the batch size, the end-of-sequence ids (the checkpoint's if None), the draws."""
     check_kind("decode", decode, Callable | None, "a function from ids to text")
+    check_kind("draws", draws, Draws | None, "where numbers come from, e.g. CounterDraws()")
     check_kind("observe", observe, Observe | None, "an Observe, e.g. Observe(top_k=5)")
-    return frozenset(model.config.eos_token_ids if eos is None else token_ids("eos", eos))
+    size = errors.whole_number("batch_size", batch_size, low=1, high=2**31 - 1)
+    ends = frozenset(model.config.eos_token_ids if eos is None else token_ids("eos", eos))
+    return size, ends, draws or CounterDraws()
 
 
 def causal_temperature(

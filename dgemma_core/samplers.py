@@ -10,7 +10,7 @@ Axes: B rows, C canvas positions, V vocabulary, N passes, k positions that a swe
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -59,6 +59,7 @@ class CanvasBatch:
     vocab_size: int  # V
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """A rule. `reference` says which distribution entropy and soft embedding are taken from: softmax of logits / T, or
     of the raw logits. `filters` cut the distribution of the sample."""

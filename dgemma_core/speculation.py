@@ -21,7 +21,7 @@ import math
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -30,7 +30,8 @@ from torch.nn.utils.rnn import pad_sequence
 from dgemma_core.cache import PrefixCache
 from dgemma_core.checks import check_denoiser
 from dgemma_core.constraints.conditions import conditions, conditions_each
-from dgemma_core.draws import CounterDraws, Draws, Filters, RowKey, upload
+from dgemma_core.draws import Draws, Filters, RowKey, upload
+from dgemma_core.errors import check_kind
 from dgemma_core.events import DraftEvent, Event
 from dgemma_core.head import Prediction
 from dgemma_core.loop import (
@@ -38,13 +39,12 @@ from dgemma_core.loop import (
     Decode,
     Row,
     causal_temperature,
-    checked_batch_size,
-    checked_eos,
     join,
     keep_token,
     memory_advice,
     queue,
     read_choices,
+    shared_arguments,
     start_tokens,
 )
 from dgemma_core.model import DiffusionGemma
@@ -64,6 +64,7 @@ class DraftPlan:
     """Behind tokens that are yet to be verified it is drafted only where they are as probable as this, together."""
 
 
+@runtime_checkable
 class DraftRule(Protocol):
     """How much to draft. A value; `plan` is pure."""
 
@@ -142,11 +143,12 @@ def decode_speculative(
     draft: how much to draft a round, a whole canvas if None. Raises RequestError where `decode_tokens` does, and for a
     checkpoint that cannot denoise.
     """
-    ends, draws = checked_eos(model, eos, decode, observe), draws or CounterDraws()
+    size, ends, draws = shared_arguments(model, batch_size, eos, decode, draws, observe)
+    check_kind("draft", draft, DraftRule | None, "a rule, e.g. AdaptiveDraft()")
     check_denoiser(model.config)
     temperature = causal_temperature(temperature, filters, observe)
     loop = _SpeculativeLoop(model, draft, temperature, filters, ends, decode, draws, observe)
-    return loop.run(requests, checked_batch_size(batch_size))
+    return loop.run(requests, size)
 
 
 @dataclass

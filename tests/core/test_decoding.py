@@ -745,6 +745,8 @@ def test_bad_options(model: DiffusionGemma) -> None:
         ),
         ({"observe": Observe(attention_positions=(-1,))}, "position must be at least 0"),
         ({"observe": Observe(top_k=49)}, "0 … 48"),
+        ({"sampler": "entropy_bound"}, "sampler must be a rule"),
+        ({"draws": 5}, "draws must be where numbers come from"),
     ):
         with pytest.raises(RequestError, match=words):
             write(model, request, **options)
@@ -759,6 +761,7 @@ def test_bad_options(model: DiffusionGemma) -> None:
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"observe": Observe(router=True)}, "observe top_k only"),
         ({"observe": Observe(attention_positions=(0,))}, "observe top_k only"),
+        ({"draws": torch.Generator()}, "draws must be where numbers come from"),
     ):
         with pytest.raises(RequestError, match=words):
             list(decode_tokens(model, [request], **options))

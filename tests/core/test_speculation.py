@@ -333,6 +333,10 @@ def test_refusals(model: DiffusionGemma) -> None:
     gemma = tiny.model(can_denoise=False, model_type="gemma4_text")
     with pytest.raises(RequestError, match="has no denoiser"):
         decode_speculative(gemma, [Request((1, 2))])
+    with pytest.raises(RequestError, match="draft must be a rule"):
+        decode_speculative(model, [Request((1, 2))], draft="adaptive")  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="draws must be where numbers come from"):
+        decode_speculative(model, [Request((1, 2))], draws=[0.5])  # type: ignore[arg-type]
     for options, words in (
         ({"draft": "clever"}, "choose fixed, adaptive or paying"),
         ({"draft": "adaptive", "draft_positions": 4}, "belongs to draft='fixed'"),
