@@ -4,7 +4,8 @@ Twelve families whose answers' tokens depend on each other in different ways, ea
 verifier, and one of free text. Most are datasets of reasoning-gym, made from seeds and scored by
 its own `score_answer`; the rest are ours (generators.py, prose.py). A row states reasoning-gym's
 default settings and what is changed, and asks in a few words. The table was frozen before training:
-`families_digest()` and the hash of every test prompt stand in nano/test_prompts.json.
+`families_digest()` and the hash of every test prompt stand in nano/test_prompts.json, which
+`python -m dgemma_core.nano.families` writes.
 """
 
 import hashlib
@@ -432,3 +433,7 @@ def answers_seen(name: str, training_count: int, test_count: int = len(TEST_SEED
             break
         missing.discard(training_example(index, (name,)).answer)
     return sum(answer not in missing for answer in wanted) / len(wanted)
+
+
+if __name__ == "__main__":
+    TEST_PROMPTS.write_text(json.dumps(prompt_table(), indent=1, ensure_ascii=False) + "\n")

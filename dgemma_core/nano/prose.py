@@ -1,41 +1,41 @@
-"""Continue a text: public-domain prose as a family of tasks (prose.md names the books).
+"""Continue a text: public-domain prose as a family of tasks.
 
+The text is *In the Year 2889* by Jules and Michel Verne (1889), opened where reasoning-gym's package carries it.
 Unlike the other families there is no right answer, so the verifier measures words and not sense:
-the share of the continuation's words that the books know.
+the share of the continuation's words that the story knows.
 """
 
 import re
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from random import Random
 from typing import Any
 
-BOOKS = Path(__file__).parent / "prose.txt"
 SPLITS = {"train": (0, 84), "validation": (84, 88), "test": (88, 100)}
-"""The part of each book's words, in percent: what comes after 84 is never trained on."""
-
-
-def read_books() -> list[list[str]]:
-    """The words of each book, in order."""
-    text = BOOKS.read_text(encoding="utf-8")
-    bodies = [book.split("\n", 1)[1] for book in re.split(r"^# ", text, flags=re.MULTILINE)[1:]]
-    return [body.split() for body in bodies]
+"""The part of the words, in percent: what comes after 84 is never trained on."""
 
 
 @cache
-def passages(split: str) -> tuple[tuple[str, ...], ...]:
-    """The stretch of each book that belongs to `split`, one of SPLITS."""
+def words() -> tuple[str, ...]:
+    """The story's words in order, without what its publisher wrote before and after it and marks of emphasis."""
+    from reasoning_gym.data import read_data_file
+
+    text = read_data_file("in_the_year_2889.txt")
+    _, _, after_note = text.partition("[Redactor's note")[2].partition("]")
+    return tuple(after_note.partition("End of Project Gutenberg")[0].replace("_", "").split())
+
+
+@cache
+def passage(split: str) -> tuple[str, ...]:
+    """The stretch that belongs to `split`, one of SPLITS."""
     first, last = SPLITS[split]
-    return tuple(
-        tuple(words[len(words) * first // 100 : len(words) * last // 100]) for words in read_books()
-    )
+    return words()[len(words()) * first // 100 : len(words()) * last // 100]
 
 
 @cache
 def known_words() -> frozenset[str]:
-    """Every word of the books, in lower case and without its punctuation."""
-    return frozenset(_bare(word) for words in read_books() for word in words) - {""}
+    """Every word, in lower case and without its punctuation."""
+    return frozenset(_bare(word) for word in words()) - {""}
 
 
 def _bare(word: str) -> str:
@@ -68,20 +68,19 @@ class Prose:
     def __getitem__(self, seed: int) -> dict[str, Any]:
         rng = Random(seed)
         split = self.split_of(seed)
-        books = passages(split)
-        words = rng.choices(books, weights=[len(book) for book in books])[0]
+        text = passage(split)
         asked = rng.randint(*self.prompt_range)
-        start = rng.randrange(len(words) - asked - self.max_words)
+        start = rng.randrange(len(text) - asked - self.max_words)
         stop = start + asked + self.min_words
-        while stop < start + asked + self.max_words and not _ends_sentence(words[stop - 1]):
+        while stop < start + asked + self.max_words and not _ends_sentence(text[stop - 1]):
             stop += 1
         return {
-            "question": " ".join(words[start : start + asked]),
-            "answer": " ".join(words[start + asked : stop]),
+            "question": " ".join(text[start : start + asked]),
+            "answer": " ".join(text[start + asked : stop]),
             "metadata": {"source_dataset": "prose", "source_index": seed, "split": split},
         }
 
     def score_answer(self, answer: str | None, entry: dict[str, Any]) -> float:
-        """The share of `answer`'s words that occur in the books; 0 without words."""
+        """The share of `answer`'s words that occur in the story; 0 without words."""
         words = [bare for bare in map(_bare, (answer or "").split()) if bare]
         return sum(word in known_words() for word in words) / len(words) if words else 0.0

@@ -1,26 +1,19 @@
-"""Rebuild nano's tokenizer and table of test prompts: `python -m dgemma_core.nano.tokenizer`.
+"""The tokenizer of a run with English: byte-level BPE, trained on a seeded sample of what the run is trained on.
 
-Byte-level BPE, trained on a seeded sample of all families and the prose that may be trained on. A
-token holds at most one digit, and a capital that no small letter follows stands alone, so that
-numbers, grids and spelled words are seen character by character; a space goes with what follows it.
+A token holds at most one digit, and a capital that no small letter follows stands alone, so that numbers, grids and
+spelled words are seen character by character; a space goes with what follows it. Nano's own 1,024 tokens were chosen in
+the same way, from its problems and two books.
 """
 
 import json
 import os
-import re
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from dgemma_core.nano import families
-from dgemma_core.nano.prose import passages
 
-VOCABULARY = 1024
-"""An example (prompt and answer) takes 51.9 tokens on average at 768, 49.9 at 1024, 46.8 at 2048
-and 44.7 at 4096, while the work of the tied head grows with the vocabulary: at nano's width 1024
-is reckoned to cost the least per example."""
 SPECIAL = (
     "<pad>", "<eos>", "<bos>", "<unk>", "<|turn>", "<turn|>", "<|channel>", "<channel|>",
     "<|think|>", "<|image|>", "<|audio|>", "<|video|>",
@@ -35,25 +28,12 @@ PIECES = (
     r"| ?[^\s\p{L}\p{M}\p{N}_-]+"  # other signs
     r"| +(?= \S)| +|\s"  # indentation
 )
-LEADING_ZEROS = re.compile(r"(?<![\d.])0+(?=\d)")
-SAMPLE = 600
-"""Training examples a family."""
 ENGLISH_SAMPLE = 9000
 """Training examples in English."""
+ROLES = 600
+"""Times that the names of a chat's roles are seen."""
 WEIGHTS = Path(__file__).parent / "weights"
 TEMPLATE = "chat_template.jinja"
-
-
-def sample() -> Iterator[str]:
-    """The texts to train on, the same at every call: training seeds (of worked answers, the result) and training prose.
-    Sums were not written in columns yet when nano's tokens were chosen."""
-    for row in families.FAMILIES:
-        for seed in row.train_seeds[:SAMPLE]:
-            drawn = families.example(row.name, seed)
-            yield f"{drawn.prompt}\n{LEADING_ZEROS.sub('', row.result(drawn.answer))}"
-    for words in passages("train"):
-        yield " ".join(words)
-    yield "\n".join(["user", "model", "system", "thought"] * SAMPLE)
 
 
 def english_sample() -> Iterator[str]:
@@ -67,7 +47,7 @@ def english_sample() -> Iterator[str]:
     for index in range(ENGLISH_SAMPLE * 2 // 3):
         problem = families.training_example(index, families.TASKS)
         yield f"{problem.prompt}\n{problem.answer}"
-    yield "\n".join(["user", "model", "system", "thought"] * SAMPLE)
+    yield "\n".join(["user", "model", "system", "thought"] * ROLES)
 
 
 def write_tokenizer(folder: Path, vocabulary: int) -> None:
@@ -82,8 +62,8 @@ def write_tokenizer(folder: Path, vocabulary: int) -> None:
     os.replace(part, folder / "tokenizer.json")  # last: where it stands, the others do
 
 
-def build(vocabulary: int = VOCABULARY, texts: Iterator[str] | None = None) -> Any:
-    """Train a tokenizer on texts (None: those of the shipped one): a `tokenizers.Tokenizer`."""
+def build(vocabulary: int, texts: Iterator[str]) -> Any:
+    """Train a tokenizer on texts: a `tokenizers.Tokenizer`."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -100,7 +80,7 @@ def build(vocabulary: int = VOCABULARY, texts: Iterator[str] | None = None) -> A
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(sample() if texts is None else texts, trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
 
@@ -115,19 +95,3 @@ def tokenizer_config() -> dict[str, Any]:
         "clean_up_tokenization_spaces": False,
         "model_max_length": 1024,
     }
-
-
-def main() -> None:
-    """Write tokenizer.json, tokenizer_config.json and test_prompts.json."""
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else families.TEST_PROMPTS.parent / "weights"
-    folder.mkdir(parents=True, exist_ok=True)
-    build().save(str(folder / "tokenizer.json"))
-    for name, value in (
-        ("tokenizer_config.json", tokenizer_config()),
-        ("test_prompts.json", families.prompt_table()),
-    ):
-        (folder / name).write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -13,7 +13,7 @@ from dgemma_core.errors import RequestError
 from dgemma_core.files.text import load_tokenizer
 from dgemma_core.nano import families
 from dgemma_core.nano.families import NAMES, TASKS, example, examples, family, training_example
-from dgemma_core.nano.prose import SPLITS, passages
+from dgemma_core.nano.prose import SPLITS, passage, words
 
 SLOW = {"futoshiki": 100, "mini_sudoku": 300}
 """Seeds to try where a generator takes milliseconds; 500 elsewhere."""
@@ -84,8 +84,8 @@ def test_own_verifiers_decide_what_they_should():
     for wrong in ('{"name": "Ada"}', '{"name": "Ada", "likes": ["tea", "art"]}', "{", "[" * 5000):
         assert not row.solved(entry, wrong)
     row = family("prose")
-    assert row.score({}, "The Rabbit said nothing, Alice!") == 1.0
-    assert row.score({}, "Alice zxcv") == 0.5 and row.score({}, "... --") == 0.0
+    assert row.score({}, "The Newspaper said nothing, Fritz!") == 1.0
+    assert row.score({}, "Fritz zxcv") == 0.5 and row.score({}, "... --") == 0.0
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -163,11 +163,11 @@ def test_seed_ranges_are_disjoint():
 
 def test_prose_splits_share_no_stretch_of_text():
     assert [first for first, _ in SPLITS.values()] == [0, 84, 88]
-    for book in range(2):
-        parts = [passages(split)[book] for split in SPLITS]
-        whole = sum(len(part) for part in parts)
-        assert len(parts[2]) / whole == pytest.approx(0.12, abs=0.01)
-    trained = " ".join(" ".join(words) for words in passages("train"))
+    parts = [passage(split) for split in SPLITS]
+    assert sum(parts, ()) == words() and len(words()) > 5000
+    assert "Gutenberg" not in " ".join(words())
+    assert len(parts[2]) / len(words()) == pytest.approx(0.12, abs=0.01)
+    trained = " ".join(passage("train"))
     for split in ("validation", "test"):
         for problem in examples("prose", split, 50):
             assert problem.entry["metadata"]["split"] == split

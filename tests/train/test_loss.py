@@ -85,18 +85,21 @@ def test_the_share_of_self_conditioning(
     model: DiffusionGemma, monkeypatch: pytest.MonkeyPatch, share: float, conditioned: int
 ) -> None:
     seen = []
-    for name in ("look", "run"):
 
-        def noted(
-            self: PackedPass, noised: Any, *rows: int, _run: Any = getattr(PackedPass, name)
-        ) -> list[Tensor]:
+    def note(name: str) -> None:
+        plain = getattr(PackedPass, name)
+
+        def noted(self: PackedPass, noised: Any, *rows: int) -> list[Tensor]:
             ((_, canvas, soft),) = noised
             fed = 0 if soft is None else int((soft != 0).any(-1).all(-1).sum())
-            found: list[Tensor] = _run(self, noised, *rows)
+            found: list[Tensor] = plain(self, noised, *rows)
             seen.append((len(canvas), fed, found[-1].requires_grad))
             return found
 
         monkeypatch.setattr(PackedPass, name, noted)
+
+    note("look")
+    note("run")
     loss(model, uneven(), replace(RECIPE, self_conditioning=share), torch.Generator())
     first = [(conditioned, 0, False)] if conditioned else []
     assert seen == [*first, (6, conditioned, True)]

@@ -44,7 +44,7 @@ def small() -> Iterator[None]:
     """A tokenizer of few texts."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nano_tokenizer, "ENGLISH_SAMPLE", 300)
-        patch.setattr(nano_tokenizer, "SAMPLE", 20)
+        patch.setattr(nano_tokenizer, "ROLES", 20)
         yield
 
 
