@@ -346,7 +346,7 @@ def markdown(rows: dict[str, Any], english: bool) -> str:
 
 def change(rows: dict[str, Any], others: dict[str, Any]) -> str:
     """Points of accuracy more than the other measurement's, both of the same problems, and steps a canvas."""
-    shared = [name for name in rows if name in others and name in families.TASKS]
+    shared = [name for name in rows if name in others]
     said = []
     for mode, key in (("diffusion", "solved"), ("autoregressive", "solved_autoregressively")):
         pairs = [

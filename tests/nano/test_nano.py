@@ -18,9 +18,9 @@ from dgemma_core.files.finding import SHIPPED
 from dgemma_core.nano.english import kinds
 from dgemma_core.nano.families import examples, family, is_test_prompt, training_example
 from dgemma_core.nano.problems import known
-from dgemma_core.nano.recipes import NANO_RECIPE, TALK
+from dgemma_core.nano.recipes import NANO_RECIPE, TALK_REPLIES
 
-RECIPE_OF = {"nano": NANO_RECIPE, "nano-talk": TALK}
+RECIPE_OF = {"nano": NANO_RECIPE, "nano-talk": TALK_REPLIES}
 PROBLEMS = 20
 FLOORS = {
     "mini_sudoku": 0.8,
@@ -53,15 +53,16 @@ AUTOREGRESSIVE_FLOORS = {
 
 
 ENGLISH_FLOORS = {
-    "future_tense": (0.6, 0.85),
-    "as_question": (0.5, 0.85),
-    "past_tense": (0.35, 0.8),
-    "chat": (0.35, 0.8),
-    "colours": (0.1, 0.75),
-    "polite": (0.1, 0.8),
-    "json": (0.1, 0.5),
-    "couplet": (0.0, 0.7),
-    "unknown": (0.0, 0.4),
+    "future_tense": (0.8, 0.85),
+    "as_question": (0.8, 0.85),
+    "past_tense": (0.7, 0.8),
+    "chat": (0.45, 0.8),
+    "colours": (0.5, 0.7),
+    "polite": (0.5, 0.8),
+    "json": (0.3, 0.55),
+    "couplet": (0.45, 0.7),
+    "poem": (0.2, 0.3),
+    "unknown": (0.2, 0.5),
 }
 """Of nano-talk, by diffusion and token by token."""
 
