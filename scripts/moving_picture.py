@@ -1,8 +1,8 @@
 """The README's moving picture: `python -m scripts.moving_picture` writes docs/site/pictures/run-light.gif
 and run-dark.gif.
 
-It is the lab's own animation of one run, as `Canvas.to_gif` makes it: of unseen requests for a poem, the first one whose
-text by diffusion nano-talk's verifier accepts.
+It is the lab's own animation of one run, as `Canvas.to_gif` makes it: of unseen requests for a poem, the first one
+whose text by diffusion the verifier accepts.
 """
 
 from __future__ import annotations
