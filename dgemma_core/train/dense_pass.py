@@ -71,13 +71,21 @@ class DensePass:
         """Reads the clean text, with a gradient where that is on; rows: of the first ones alone."""
         self.encoded = self.encode(rows)
 
-    def look(self, noised: Sequence[Noised], rows: int | None) -> list[Tensor]:
-        """Hidden states (rows, C, D) of canvases of the first rows (None: of all), for each of `noised`."""
-        return [self.denoise(canvas, soft, group, rows) for group, canvas, soft in noised]
+    @torch.no_grad()
+    def look(self, noised: Sequence[Noised], rows: int) -> list[Tensor]:
+        """Hidden states (rows, C, D) of canvases of the first rows, for each of `noised`, without a gradient; what the
+        router chooses for them is not kept."""
+        kept = len(self.routings)
+        found = [self.denoise(canvas, soft, group, rows) for group, canvas, soft in noised]
+        del self.routings[kept:]
+        return found
 
     def run(self, noised: Sequence[Noised]) -> list[Tensor]:
         """Hidden states of the clean text (B, T, D) and, for each of `noised`, of its canvases (B, C, D)."""
-        return [self.encoded, *self.look(noised, None)]
+        return [
+            self.encoded,
+            *(self.denoise(canvas, soft, group) for group, canvas, soft in noised),
+        ]
 
     def encode(self, rows: int | None = None) -> Tensor:
         """The causal mode over the clean text (of the first rows) → hidden (B, T, D)."""

@@ -151,14 +151,12 @@ def _first_passes(
     """Of each group the soft embedding (rows, C, D) after the canvases (rows, C) of its first rows; None for no rows.
     Groups of as many rows share one pass."""
     softs: list[Tensor | None] = [None] * len(canvases)
-    kept = len(both.routings)
     wanted = [i for i, canvas in enumerate(canvases) if len(canvas) and not (skip_first and i == 0)]
     for rows in sorted({len(canvases[i]) for i in wanted}):
         members = [i for i in wanted if len(canvases[i]) == rows]
         noised = [(i, canvases[i].to(model.device), None) for i in members]
         for i, hidden in zip(members, both.look(noised, rows), strict=True):
             softs[i] = _soft_embedding(model, hidden)
-    del both.routings[kept:]
     return softs
 
 

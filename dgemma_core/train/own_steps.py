@@ -32,7 +32,7 @@ def take_steps(
     temperature = sampler.t_min + (sampler.t_max - sampler.t_min) * warmth
     seeds = torch.randint(2**62, (len(canvas),), generator=generator).tolist()
     none = torch.zeros_like(canvas, dtype=torch.bool)
-    kept, soft = len(both.routings), None
+    soft = None
     for taken in range(int(steps.max())):
         rows = int((steps > taken).sum())
         given = None if soft is None else soft[:rows]
@@ -48,5 +48,4 @@ def take_steps(
         found = prediction.soft_embedding.clone()
         canvas = torch.cat((after.canvas, canvas[rows:]))
         soft = found if soft is None else torch.cat((found, soft[rows:]))
-    del both.routings[kept:]
     return canvas, soft

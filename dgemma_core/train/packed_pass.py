@@ -43,18 +43,17 @@ class PackedPass:
         self.model = model
         self.batch = batch
         self.routings: list[Routing] = []
-        self._looks = DensePass(model, batch)
-        self._read = 0
+        self._looks: DensePass | None = None
 
     def begin(self) -> None:
         """The clean text is read with the canvases."""
 
     @torch.no_grad()
     def look(self, noised: Sequence[Noised], rows: int) -> list[Tensor]:
-        """As `DensePass.look`, without a gradient: the clean text of these rows is read once for all looks."""
-        if rows > self._read:
+        """As `DensePass.look`; the clean text of these rows is read once for all looks."""
+        if self._looks is None or rows > len(self._looks.encoded):
+            self._looks = DensePass(self.model, self.batch)
             self._looks.begin(rows)
-            self._read = rows
         return self._looks.look(noised, rows)
 
     def run(self, noised: Sequence[Noised]) -> list[Tensor]:
