@@ -1,7 +1,8 @@
 """Two runs of the product's loops with the same draws: equal, or parted at a near-tie.
 
 Where two runs first differ, the logits of both are computed again from their own states. They must lie close together,
-and that distance must explain every difference of the step (tests/oracle/ties.py).
+and that distance must explain every difference of the step (tests/oracle/ties.py). Or the first step whose logits lie
+apart is one where a router chose other experts between which it was undecided: rounding alone moves logits far then.
 
 Axes: C canvas length, V vocabulary.
 """
@@ -17,7 +18,8 @@ from torch import Tensor
 
 from dgemma_core.draws import CounterDraws, RowKey
 from dgemma_core.events import Event, FinishEvent, StepEvent, TokenEvent
-from dgemma_core.model import DiffusionGemma
+from dgemma_core.experts import Routing
+from dgemma_core.model import DiffusionGemma, Watch
 from tests.oracle.record import Knobs
 from tests.oracle.ties import LOGITS, RowStep, differences, mistakes_from_uniforms
 
@@ -50,7 +52,7 @@ class Run:
         (event,) = (event for event in self.events if isinstance(event, FinishEvent))
         return event
 
-    def logits(self, index: int) -> Tensor:
+    def logits(self, index: int, watch: Watch | None = None) -> Tensor:
         """(C, V) float32 of step number `index`, divided by its temperature."""
         step = self.steps[index]
         soft = self.steps[index - 1].state.soft_embedding if step.step else None
@@ -58,6 +60,7 @@ class Run:
             step.tokens_in.unsqueeze(0),
             step.state.cache,
             None if soft is None else soft.unsqueeze(0),
+            watch=watch,
         )
         return self.model.logits(hidden[0]) / step.temperature
 
@@ -74,6 +77,41 @@ class Outcome:
     mistakes: tuple[str, ...] = ()
 
 
+UNDECIDED = 1e-5
+"""Probabilities of two experts between which rounding decides; logits that agree move them by some 1e-6."""
+
+
+class Routes:
+    """What every router chose in a pass (`model.Watch`)."""
+
+    def __init__(self) -> None:
+        self.layers: list[Routing] = []
+
+    def router(self, layer: int, routing: Routing) -> None:
+        self.layers.append(routing)
+
+    def attention(self, layer: int, row: int, queries: Tensor, keys: Tensor) -> None:
+        """Not asked for."""
+
+
+def undecided_router(ours: Run, theirs: Run, last: int, most_noise: float) -> bool:
+    """Whether, in the first step up to `last` whose logits lie apart, a router's near-tie was decided otherwise, in the
+    first layer that chose other experts."""
+    for index in range(last + 1):
+        our, their = Routes(), Routes()
+        apart = (ours.logits(index, our) - theirs.logits(index, their)).abs().max()
+        if apart * theirs.steps[index].temperature <= most_noise:
+            continue
+        for mine, other in zip(our.layers, their.layers, strict=True):
+            flipped = (mine.chosen.sort(-1).values != other.chosen.sort(-1).values).any(-1)
+            if flipped.any():
+                count = other.chosen.shape[-1]
+                best = other.probabilities.sort(-1, descending=True).values[flipped]
+                return bool((best[:, count - 1] - best[:, count] < UNDECIDED).all())
+        return False
+    return False
+
+
 def compare(ours: Run, theirs: Run, knobs: Knobs, most_noise: float) -> Outcome:
     """Diffusion, step by step. most_noise: raw logits at which rounding may have arrived at the first difference."""
     for index, (our, their) in enumerate(zip(ours.steps, theirs.steps, strict=False)):
@@ -85,6 +123,8 @@ def compare(ours: Run, theirs: Run, knobs: Knobs, most_noise: float) -> Outcome:
             logits = theirs.logits(index)
             noise = float((ours.logits(index) - logits).abs().max()) * their.temperature
             if noise > most_noise:
+                if undecided_router(ours, theirs, index, most_noise):
+                    return Outcome(f"{where}, after a router's near-tie")
                 return Outcome(where, (f"logits differ by {noise:.2e}",))
             key = RowKey(their.state.seed, their.canvas)
             uniform = CounterDraws().step([key], [their.step], len(their.argmax)).uniform[0]

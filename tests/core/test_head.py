@@ -404,12 +404,16 @@ def test_the_streamed_path_allocates_slices_only(reference: Any, temperature: fl
 def test_token_logit_and_rows(number: int) -> None:
     case = draw_case(number)
     logits = case.logits()
-    tokens = torch.randint(len(case.weight), case.hidden.shape[:2])
-    ours = case.predict()
-    close(ours.token_logit(tokens), logits.gather(-1, tokens[..., None]).squeeze(-1), 1e-5)
-    rows = ours.rows(0, torch.tensor([0]))
+    generator = torch.Generator().manual_seed(number)
+    tokens = torch.randint(len(case.weight), case.hidden.shape[:2], generator=generator)
+    # What large terms of a sum leave when they cancel is as far off as they are rounded, in any order.
+    terms = case.hidden.double().abs() @ case.weight.double().abs().T
+    slack = 1e-5 * (1 + logits.abs()) + 2**-23 * terms
+    ours, rows = case.predict(), case.predict().rows(0, torch.tensor([0]))
     assert rows.dtype == torch.float64
-    close(rows, logits[0, :1], 3e-5)  # case 15's sums are rounded at 2e-5 without AVX-512
+    off = (ours.token_logit(tokens) - logits.gather(-1, tokens[..., None]).squeeze(-1)).abs()
+    assert (off <= slack.gather(-1, tokens[..., None]).squeeze(-1)).all()
+    assert ((rows - logits[0, :1]).abs() <= slack[0, :1]).all()
 
 
 def test_token_logit_in_bfloat16_rounds_as_the_logits_do() -> None:

@@ -101,7 +101,8 @@ def test_c_and_torch_agree(half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses and every parameter's gradient, of a model whose widths C serves."""
     if bindings.gradients() is None:
         pytest.skip("no C compiler")
-    model, batch = wide_model(), uneven(drafts=True)
+    # In bfloat16 a router may choose otherwise, by torch, too; where all experts are chosen, none can.
+    model, batch = wide_model(5 if half else 2), uneven(drafts=True)
     recipe = Recipe(steps=1, self_conditioning=0.5)
     reference = gradients(model, batch, recipe, half=False)
     found = gradients(model, batch, recipe, half=half)
@@ -122,13 +123,12 @@ def test_c_and_torch_agree(half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, wanted in reference.items():
         off, plain_off = (float((each[name].float() - wanted).norm()) for each in (found, plain))
         size = float(wanted.norm())
-        # In bfloat16 a router chooses otherwise now and then, which moves a gradient by a seventh, by torch, too.
-        allowed = max(3 * plain_off, 0.15 * size) if half else 1e-4 * size
+        allowed = max(3 * plain_off, 0.05 * size) if half else 1e-4 * size
         assert off <= allowed + 1e-4 * scale, (name, off, plain_off, size)
 
 
-def wide_model() -> DiffusionGemma:
-    """Widths that are multiples of 16, heads of 32 and 64; drawn weights, vectors included."""
+def wide_model(chosen: int = 2) -> DiffusionGemma:
+    """Widths that are multiples of 16, heads of 32 and 64; drawn weights, vectors included. chosen: of 5 experts."""
     sliding = LayerConfig(
         full=False, num_key_value_heads=2, head_dim=32, rope_theta=1e4, rotary_fraction=1.0
     )
@@ -138,7 +138,7 @@ def wide_model() -> DiffusionGemma:
     base = tiny.config()
     text = replace(
         base.text, hidden_size=48, intermediate_size=64, num_attention_heads=4, num_experts=5,
-        moe_intermediate_size=16, layers=(sliding, full, sliding),
+        top_k_experts=chosen, moe_intermediate_size=16, layers=(sliding, full, sliding),
     )  # fmt: skip
     model = DiffusionGemma(replace(base, text=text))
     initialise(model, 3)
