@@ -121,6 +121,9 @@ _TALK: Mapping[str, float] = {
     "past_tense": 3, "future_tense": 2, "as_question": 3, "negation": 2, "polite": 2, "typos": 3, "use_word": 3,
     "describe": 5, "couplet": 5, "poem": 6, "story": 9, "continue_story": 3, "json": 3, "reading": 3,
 }  # fmt: skip
+_STILL_WEAK: Mapping[str, float] = {
+    "describe": 8, "list": 7, "rhyme": 7, "word_problem": 4, "follow_up": 4, "reading": 5, "greeting": 5, "story": 10,
+}  # fmt: skip
 _TALK_LATER = ("poem", "story", "continue_story", "follow_up", "reading", "chat")
 
 TALK = replace(
@@ -156,6 +159,7 @@ TALK = replace(
 """English alone, in two hours of two cores: nano's weights, whose puzzles it forgets, with a tokenizer for English. The
 long kinds come more often once short replies are learnt."""
 
+_REPLIES = Replies(uses=3, batch_size=64, own_steps=4)
 TALK_REPLIES = replace(
     TALK,
     training=replace(
@@ -168,14 +172,24 @@ TALK_REPLIES = replace(
         seed=201,
     ),
     stages=TALK.stages[-1:],
-    replies=Replies(uses=3, batch_size=64, own_steps=4),
+    replies=_REPLIES,
 )
 """From `talk`, whose denoiser trails its causal mode: the same requests, answered by that mode where it is right."""
+
+TALK_REST = replace(
+    TALK_REPLIES,
+    training=replace(TALK_REPLIES.training, steps=1600, seed=202),
+    stages=(Stage(until=1, english=1, kinds={**_TALK, **_STILL_WEAK}, families={}),),
+    replies=replace(_REPLIES, uses=10, block=512, denoising_steps=24),
+)
+"""From `talk_replies`, whose canvases do not come to rest: the same requests, answered by its denoiser where that is
+right, and more of those that it rarely answers rightly."""
 
 RECIPES: Mapping[str, NamedRecipe] = {
     "english": ENGLISH,
     "talk": TALK,
     "talk_replies": TALK_REPLIES,
+    "talk_rest": TALK_REST,
     **LEGS,
 }
 

@@ -1,4 +1,4 @@
-"""Training texts whose replies the model's own causal mode wrote.
+"""Training texts whose replies the model itself wrote.
 
 Of a request many replies are right, and a grammar draws one of them. A denoiser that has seen them all mixes them: each
 place of its canvas is likely under one reply or another. So a frozen copy of the model, the teacher, answers each
@@ -6,6 +6,10 @@ request token by token, greedily, and what the request's verifier accepts is lea
 reply a request, which the model itself finds likely (sequence-level distillation, as for other parallel decoders: Kim
 and Rush, arXiv 1606.07947; Gu et al., arXiv 1711.02281). Of what it does not accept the drawn reply is learnt, so that
 the teacher's errors are not passed on.
+
+With `denoising_steps` the teacher answers by diffusion first, and its causal mode what is not accepted of that. An
+accepted text is learnt from the way that led there, too: from a canvas as one of the steps read it, the canvas that it
+became. So the model grows sure of what it was about to write, and canvases come to rest (distillation.py says more).
 """
 
 from __future__ import annotations
@@ -20,10 +24,18 @@ from dgemma_core.errors import check_count
 from dgemma_core.events import FinishEvent
 from dgemma_core.nano.texts import StagedTexts, accepts, as_text
 from dgemma_core.request import Request
+from dgemma_core.samplers import StopRule
+from dgemma_core.train.distillation import Trajectory, walks
+from dgemma_core.train.texts import Text
 
 if TYPE_CHECKING:
     from dgemma_core.model import DiffusionGemma
-    from dgemma_core.train.texts import Text
+    from dgemma_core.nano import families
+    from dgemma_core.nano.english.kind import Example
+
+
+LENIENT = StopRule(confidence=0.1)
+"""For a denoiser that has yet to learn when it is done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +50,18 @@ class Replies:
     batch_size: int = 32
     max_new_tokens: int = 192
     own_steps: int = 0
-    """Half of the examples are learnt from after 1 to so many denoising steps of the model itself; 0: none."""
+    """Half of the examples are learnt from after 1 to so many denoising steps of the model itself; 0: none. Texts that
+    were written by diffusion have a way instead."""
+    denoising_steps: int = 0
+    """The most steps that the teacher takes on a canvas; 0: it writes token by token alone."""
+    stop_rule: StopRule = LENIENT
+    """When its canvas is finished."""
 
     def __post_init__(self) -> None:
         for option in ("uses", "block", "batch_size", "max_new_tokens"):
             check_count(self, option, low=1)
         check_count(self, "own_steps", low=0)
+        check_count(self, "denoising_steps", low=0)
 
 
 class RepliedTexts:
@@ -56,7 +74,7 @@ class RepliedTexts:
         self.teacher = teacher
         self.settings = settings
         self.requests = requests
-        self._block: tuple[int, list[Text]] = (-1, [])
+        self._block: tuple[int, list[Text | Trajectory]] = (-1, [])
 
     def __call__(self, index: int) -> Text:
         # A block is gone through several times, so that the uses of a reply are far from each other.
@@ -65,25 +83,48 @@ class RepliedTexts:
         if self._block[0] != block:
             first = block * settings.block * settings.uses
             self._block = (block, self.replied(range(first, first + settings.block)))
-        text, rng = self._block[1][place % settings.block], Random(index)
-        if settings.own_steps and text.blank is None and rng.random() < 0.5:
-            return replace(text, own_steps=rng.randint(1, settings.own_steps))
-        return text
+        reply, rng = self._block[1][place % settings.block], Random(index)
+        half = rng.random() < 0.5
+        if isinstance(reply, Trajectory):
+            if not half:
+                return Text(reply.prompt, reply.answer)
+            seen = reply.text(rng)
+            assert seen.snapshot is not None
+            # The model takes the next step itself, so that its own prediction conditions what it learns.
+            return replace(seen, snapshot=replace(seen.snapshot, before=None), own_steps=1)
+        if half and settings.own_steps and reply.blank is None:
+            return replace(reply, own_steps=rng.randint(1, settings.own_steps))
+        return reply
 
-    def replied(self, numbers: Sequence[int]) -> list[Text]:
+    def replied(self, numbers: Sequence[int]) -> list[Text | Trajectory]:
         """The requests of these numbers, with what is learnt of each."""
-        tokenizer = self.requests.tokenizer
+        settings, tokenizer = self.settings, self.requests.tokenizer
         examples = [self.requests.example(number) for number in numbers]
         texts = [as_text(example, tokenizer) for example in examples]
+        found: list[Text | Trajectory] = [*texts]
+
         requests = [
-            Request(text.prompt, max_new_tokens=self.settings.max_new_tokens, id=i)
-            for i, text in enumerate(texts)
+            Request(text.prompt, seed=number, max_new_tokens=settings.max_new_tokens, id=i)
+            for i, (number, text) in enumerate(zip(numbers, texts, strict=True))
             if text.blank is None  # a gap's text is given but for the gap
         ]
-        for event in decode_tokens(self.teacher, requests, batch_size=self.settings.batch_size):
-            if not isinstance(event, FinishEvent) or event.stop_reason != "eos":
-                continue
-            assert isinstance(event.request, int)
-            if accepts(examples[event.request], tokenizer.decode(event.ids)):
-                texts[event.request] = replace(texts[event.request], answer=tuple(event.ids[:-1]))
-        return texts
+        answered: set[int] = set()
+        steps, size = settings.denoising_steps, settings.batch_size
+        if steps:
+            for i, canvases, end in walks(self.teacher, requests, steps, size, settings.stop_rule):
+                if self._right(examples[i], end):
+                    found[i] = Trajectory(texts[i].prompt, tuple(end.ids[:-1]), canvases)
+                    answered.add(i)
+        left = [each for each in requests if each.id not in answered]
+        for event in decode_tokens(self.teacher, left, batch_size=size):
+            if isinstance(event, FinishEvent):
+                assert isinstance(event.request, int)
+                if self._right(examples[event.request], event):
+                    answer = tuple(event.ids[:-1])
+                    found[event.request] = replace(texts[event.request], answer=answer)
+        return found
+
+    def _right(self, example: Example | families.Example, event: FinishEvent) -> bool:
+        """Whether a whole text is accepted."""
+        tokenizer = self.requests.tokenizer
+        return event.stop_reason == "eos" and accepts(example, tokenizer.decode(event.ids))

@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dgemma_core.diffusion import denoise_canvases
+from dgemma_core.diffusion import RELEASED_RULE, denoise_canvases
 from dgemma_core.errors import RequestError
 from dgemma_core.events import FinishEvent, StepEvent
 from dgemma_core.facts.machine import cores
 from dgemma_core.request import Request
-from dgemma_core.samplers import EntropyBound
+from dgemma_core.samplers import EntropyBound, StopRule
 from dgemma_core.train.texts import Snapshot, Text
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def trajectories(
         for i, problem in enumerate(problems)
     ]
     found = {i: _canonical(problem, tokenizer) for i, problem in enumerate(problems)}
-    for i, canvases, finish in _walks(teacher, settings, requests):
+    for i, canvases, finish in walks(teacher, requests, settings.steps, settings.batch_size):
         problem = problems[i]
         text = tokenizer.decode(finish.ids)
         if finish.stop_reason == "eos" and family(problem.family).solved(problem.entry, text):
@@ -172,7 +172,7 @@ def corrected_trajectories(
             place[i] = Random(problem.seed).randrange(len(text.answer) // length + 1)
             prefix = text.prompt + text.answer[: place[i] * length]
             requests.append(Request(prefix, seed=settings.seed + i, max_new_tokens=length, id=i))
-    for i, canvases, _ in _walks(teacher, settings, requests):
+    for i, canvases, _ in walks(teacher, requests, settings.steps, settings.batch_size):
         found[i] = replace(found[i], canvases=((),) * place[i] + canvases)
     return found
 
@@ -183,8 +183,12 @@ def _canonical(problem: Example, tokenizer: Tokenizer) -> Trajectory:
     return Trajectory(prompt, tuple(tokenizer.encode(problem.answer)), ())
 
 
-def _walks(
-    teacher: DiffusionGemma, settings: Teacher, requests: Sequence[Request]
+def walks(
+    teacher: DiffusionGemma,
+    requests: Sequence[Request],
+    steps: int,
+    batch_size: int,
+    stop_rule: StopRule = RELEASED_RULE,
 ) -> Iterator[tuple[int, tuple[tuple[tuple[int, ...], ...], ...], FinishEvent]]:
     """Each request's number, what every step of its canvases read, and its end, as requests end."""
     seen: dict[int, list[list[tuple[int, ...]]]] = {}
@@ -192,8 +196,9 @@ def _walks(
         teacher,
         requests,
         sampler=EntropyBound(),
-        steps=settings.steps,
-        batch_size=settings.batch_size,
+        steps=steps,
+        stop_rule=stop_rule,
+        batch_size=batch_size,
     ):
         if isinstance(event, StepEvent):
             assert isinstance(event.request, int)

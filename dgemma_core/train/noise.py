@@ -32,7 +32,7 @@ def noisy_canvases(
     for i, group in enumerate(batch.canvases):
         rate = (t + i / len(batch.canvases)) % 1.0
         if i == 0 and batch.steps is not None:
-            rate = (2 * rate).clamp(max=1.0)
+            rate = torch.where(batch.steps.unsqueeze(1) > 0, (2 * rate).clamp(max=1.0), rate)
         rate = recipe.noise_level(rate)
         if recipe.drafts_from_noise and i >= recipe.noisings:
             bare = torch.rand(rate.shape, generator=generator) < recipe.drafts_from_noise

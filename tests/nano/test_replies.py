@@ -1,4 +1,4 @@
-"""Replies of the causal mode: learnt where they are right, and a function of the text's number alone."""
+"""The model's own replies: learnt where they are right, and a function of the text's number alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from dgemma_core.nano import replies
 from dgemma_core.nano.english import kinds
 from dgemma_core.nano.named import Stage, nano_tokenizer, turn_end
 from dgemma_core.nano.replies import RepliedTexts, Replies
-from dgemma_core.nano.texts import StagedTexts, as_text
+from dgemma_core.nano.texts import StagedTexts, accepts, as_text
+from dgemma_core.train.distillation import Trajectory
 
 END = turn_end(nano_tokenizer())
 
@@ -61,6 +62,42 @@ def test_texts_depend_on_their_number_alone() -> None:
     assert first(1).answer == first(9).answer != first(2).answer
     steps = {first(number).own_steps for number in range(64)}
     assert steps == {0, 1, 2, 3}
+
+
+def test_the_denoiser_answers_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it writes rightly is learnt with the way there; its causal mode is asked for the rest alone."""
+    nano = dg.load("nano", dtype="float32").model
+    settings = Replies(uses=40, block=6, batch_size=6, denoising_steps=12)
+    drawn = requests({}, {"spell_backward": 1.0})
+    asked: list[int] = []
+
+    def decode(model: Any, left: Sequence[dg.Request], **_: object) -> Iterator[Any]:
+        asked.extend(cast(int, request.id) for request in left)
+        yield from ()
+
+    examples = [drawn.example(i) for i in range(6)]
+    refused = [example.prompt for example in examples[:2]]
+    monkeypatch.setattr(replies, "decode_tokens", decode)
+    monkeypatch.setattr(
+        replies, "accepts", lambda each, text: each.prompt not in refused and accepts(each, text)
+    )
+    texts = RepliedTexts(nano, settings, drawn)
+    found = texts.replied(range(6))
+    solved = [i for i, each in enumerate(found) if isinstance(each, Trajectory)]
+    assert len(solved) >= 3 and asked == [i for i in range(6) if i not in solved]
+    assert found[:2] == [as_text(example, drawn.tokenizer) for example in examples[:2]]
+    way = found[solved[0]]
+    assert isinstance(way, Trajectory) and 2 <= len(way.canvases[0]) <= 12
+    assert accepts(examples[solved[0]], drawn.tokenizer.decode(list(way.answer)))
+    seen = [texts(solved[0] + 6 * use) for use in range(40)]
+    assert {(each.prompt, each.answer) for each in seen} == {(way.prompt, way.answer)}
+    on_the_way = [each for each in seen if each.snapshot is not None]
+    assert 10 <= len(on_the_way) <= 30
+    for each in seen:
+        assert each.own_steps == (each in on_the_way)
+    for each in on_the_way:
+        assert each.snapshot is not None and each.snapshot.before is None
+        assert each.snapshot.tokens in way.canvases[0]
 
 
 @pytest.mark.parametrize("option", ("uses", "block", "batch_size", "max_new_tokens"))
