@@ -44,6 +44,8 @@ class NamedRecipe:
     """For distillation: how the model that the run begins with writes what is learnt from (distillation.py)."""
     replies: Replies | None = None
     """Of a run with stages: whether the model that it begins with writes the replies that are learnt (replies.py)."""
+    beside: str | None = None
+    """A checkpoint whose experts stand behind those of the model that the run begins with (train/initial.py)."""
     own_steps: int = 0
     """The most denoising steps that the model makes on a canvas before it learns from it (train/own_steps.py)."""
     stages: tuple[Stage, ...] = field(default=())

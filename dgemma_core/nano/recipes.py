@@ -185,11 +185,23 @@ TALK_REST = replace(
 """From `talk_replies`, whose canvases do not come to rest: the same requests, answered by its denoiser where that is
 right, and more of those that it rarely answers rightly."""
 
+JOINED = replace(
+    TALK_REST,
+    config=replace(TALK.config, text=replace(TALK.config.text, num_experts=16)),
+    training=replace(TALK_REST.training, steps=2000, autoregressive=1.0, seed=203),
+    stages=(
+        Stage(until=1, english=0.55, kinds={**SHARES, **_TALK, **_STILL_WEAK}, families=_LATE),
+    ),
+    beside="nano",
+)
+"""From `talk_rest`, with nano's experts beside its own: all kinds of English, and the twelve families again."""
+
 RECIPES: Mapping[str, NamedRecipe] = {
     "english": ENGLISH,
     "talk": TALK,
     "talk_replies": TALK_REPLIES,
     "talk_rest": TALK_REST,
+    "joined": JOINED,
     **LEGS,
 }
 

@@ -1,4 +1,4 @@
-"""The weights that a run begins with: from nothing, or from a model with another tokenizer."""
+"""The weights that a run begins with: from nothing, from a model with another tokenizer, or from the experts of two."""
 
 from __future__ import annotations
 
@@ -10,7 +10,19 @@ from torch import Tensor
 from dgemma_core.model import DiffusionGemma
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from dgemma_core.files.text import Tokenizer
+
+    Weights = Mapping[str, Tensor]
+
+OF_EXPERTS = (
+    "experts.gate_up_proj",
+    "experts.down_proj",
+    "router.proj.weight",
+    "router.per_expert_scale",
+)
+"""Parameters of a layer with a row an expert."""
 
 
 @torch.no_grad()
@@ -47,3 +59,15 @@ def carried_embeddings(embeddings: Tensor, old: Tokenizer, new: Tokenizer) -> Te
         longer = found.norm(dim=-1).mean() / mean.norm().clamp(min=1e-6)
         rows.append(mean if len(pieces) == 1 else mean * longer)
     return torch.stack(rows)
+
+
+def joined_experts(weights: Weights, others: Weights) -> dict[str, Tensor]:
+    """`weights`, with the experts of `others` behind each layer's own, and what routers score them by.
+
+    All else is that of `weights`. An expert of the other model reads what it was not trained on, but a router that
+    rarely chooses it changes little (a mixture of trained experts, as in Branch-Train-MiX, arXiv 2403.07816).
+    """
+    return {
+        name: torch.cat((tensor, others[name])) if name.endswith(OF_EXPERTS) else tensor
+        for name, tensor in weights.items()
+    }

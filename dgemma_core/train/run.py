@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,10 @@ from dgemma_core.errors import CheckpointError, RequestError
 from dgemma_core.facts.machine import cores
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from types import FrameType
+
+    from torch import Tensor
 
     from dgemma_core.files.text import Tokenizer
     from dgemma_core.model import DiffusionGemma
@@ -54,7 +57,7 @@ def make_trainer(
     from dgemma_core.nano.texts import FamilyTexts, StagedTexts
     from dgemma_core.nano.validation import Validation
     from dgemma_core.train.distillation import TeacherTexts
-    from dgemma_core.train.initial import initialise
+    from dgemma_core.train.initial import initialise, joined_experts
     from dgemma_core.train.loop import Trainer
 
     tokenizer = run_tokenizer(recipe, folder)
@@ -86,7 +89,10 @@ def make_trainer(
     if begun is None:
         initialise(model, recipe.training.seed)
     else:
-        model.load_state_dict(begun.state_dict())
+        weights: Mapping[str, Tensor] = begun.state_dict()
+        if recipe.beside:
+            weights = joined_experts(weights, _weights(recipe.beside))
+        model.load_state_dict(weights)
     where = model.to(resolve_device(device)).device
     if workers is None:
         workers = cores() if where.type == "cpu" else 1
@@ -128,21 +134,32 @@ def run_tokenizer(recipe: NamedRecipe, folder: Path) -> Tokenizer:
     return tokenizer
 
 
+def _weights(start: str) -> dict[str, Tensor]:
+    """A checkpoint's weights by name, float32."""
+    from dgemma_core.files.checkpoint import load_model
+
+    return load_model(start, dtype="float32", device="cpu").state_dict()
+
+
 def _loaded(start: str, recipe: NamedRecipe, tokenizer: Tokenizer) -> DiffusionGemma:
     """The checkpoint `start`, float32, with embeddings of the run's own tokens (initial.py). RequestError if its
-    weights are otherwise of another shape than the recipe's model's."""
-    from dgemma_core.files.checkpoint import load_model
-    from dgemma_core.files.finding import find_folder
+    weights are otherwise of another shape than the recipe's model's, but for the experts that the recipe adds."""
+    from dgemma_core.files.finding import find_folder, read_config
     from dgemma_core.files.text import load_tokenizer
     from dgemma_core.model import DiffusionGemma
     from dgemma_core.train.initial import carried_embeddings
 
     source = find_folder(start)
-    weights = load_model(source, dtype="float32", device="cpu").state_dict()
+    weights = _weights(start)
     own = load_tokenizer(source)
     if recipe.tokenizer and own is not None and own.vocab_size == len(weights[EMBEDDINGS]):
         weights[EMBEDDINGS] = carried_embeddings(weights[EMBEDDINGS], own, tokenizer)
-    model = DiffusionGemma(recipe.config)
+    config = recipe.config
+    if recipe.beside:
+        added = read_config(recipe.beside)[0].text.num_experts
+        experts = config.text.num_experts - added
+        config = replace(config, text=replace(config.text, num_experts=experts))
+    model = DiffusionGemma(config)
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if wanted != {name: tensor.shape for name, tensor in weights.items()}:
         raise RequestError(
@@ -233,9 +250,9 @@ def export(model: DiffusionGemma, recipe: NamedRecipe, folder: Path) -> Path:
     from dgemma_core.nano import problems
     from dgemma_core.nano.named import NANO
 
-    copy = DiffusionGemma(recipe.config, dtype=torch.bfloat16)
+    copy = DiffusionGemma(model.config, dtype=torch.bfloat16)
     copy.load_state_dict(model.state_dict())
-    vision_config, vision = tiny_vision(recipe.config)
+    vision_config, vision = tiny_vision(model.config)
     vision = {name: tensor.to(torch.bfloat16) for name, tensor in vision.items()}
     save_model(
         copy, folder, generation=recipe.generation, vision=vision, vision_config=vision_config

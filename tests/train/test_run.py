@@ -14,9 +14,10 @@ import torch
 import dgemma_core as dg
 from dgemma_core.backends.cpu.small_model import fits
 from dgemma_core.errors import CheckpointError, RequestError
+from dgemma_core.files.checkpoint import load_model
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.nano import tokenizer as nano_tokenizer
-from dgemma_core.nano.recipes import ENGLISH, TALK, NamedRecipe
+from dgemma_core.nano.recipes import ENGLISH, JOINED, TALK, NamedRecipe
 from dgemma_core.nano.validation import Validation
 from dgemma_core.train import Trainer
 from dgemma_core.train.run import export, make_trainer, run_tokenizer, run_with_progress
@@ -195,3 +196,22 @@ def test_it_begins_with_the_weights_of_a_model_with_another_tokenizer(tmp_path: 
 def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="nano has another shape than the recipe's model"):
         make_trainer(RECIPE, tmp_path, "cpu", "nano", workers=1)
+
+
+def test_experts_of_two_models_stand_side_by_side(tmp_path: Path) -> None:
+    """The begun model's own first, and everything else is its own; the teacher stays as it was."""
+    config = replace(JOINED.config, text=replace(JOINED.config.text, vocab_size=VOCABULARY))
+    recipe = replace(JOINED, config=config)
+    model = make_trainer(recipe, tmp_path, "cpu", "nano-talk", workers=1).model
+    ours = model.state_dict()
+    first, second = (dg.load(each, dtype="float32").model for each in ("nano-talk", "nano"))
+    begun, beside = first.state_dict(), second.state_dict()
+    of_experts = [name for name in ours if len(ours[name]) == 16 != len(begun[name])]
+    assert len(of_experts) == 4 * len(config.text.layers)
+    for name in ours.keys() - {"embed_tokens.weight"}:
+        joined = (begun[name], beside[name]) if name in of_experts else (begun[name],)
+        assert torch.equal(ours[name], torch.cat(joined)), name
+    teacher = load_model(tmp_path / "teacher", device="cpu")
+    assert teacher.config.text.num_experts == 8
+    again = make_trainer(recipe, tmp_path, "cpu", workers=1).model.state_dict()
+    assert all(torch.equal(again[name], ours[name]) for name in ours)
