@@ -14,12 +14,15 @@ file's, problem by problem.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
+import multiprocessing
 import re
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -30,6 +33,7 @@ import torch
 from tqdm.auto import tqdm
 
 import dgemma_core as dg
+from dgemma_core.facts.machine import cores
 from dgemma_core.files.finding import find_folder
 from dgemma_core.files.trace import Trace
 from dgemma_core.nano import families
@@ -242,6 +246,11 @@ def measured(
         "bits_per_byte": bits_per_byte(loaded, asked[:headed]),
         **alive(loaded, asked[:TRACED], limit),
     }  # fmt: skip
+    unseen = [i for i, each in enumerate(asked) if each.wording == "slots"]
+    row["different_behind_the_first_line"] = {
+        mode: len({texts[i]["text"].partition("\n")[2].strip().lower() for i in unseen})
+        for mode, texts in (("diffusion", runs[0]), ("autoregressive", causal))
+    }
     row["texts"] = [text["text"] for text in runs[0]] if asked[0].wording == "slots" else []
     return row
 
@@ -273,26 +282,52 @@ def originality(rows: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """All subjects, one after the other; the file is written after each."""
+@functools.cache
+def writers_of(model: str, dtype: str, quantize: str | None, batch: int) -> dict[str, OwnWriter]:
+    """Of each mode a writer, once a process."""
     quiet_harness()
-    same = {name: getattr(arguments, name)
-            for name in ("model", "dtype", "quantize", "split", "count", "seeds", "max_new_tokens")}  # fmt: skip
-    given = {
-        "dtype": arguments.dtype,
-        "quantize": arguments.quantize,
-        "batch_size": arguments.batch,
-    }
-    writers = {
-        mode: own_writer(f"{arguments.model}{suffix}", **given)
+    given = {"dtype": dtype, "quantize": quantize, "batch_size": batch}
+    return {
+        mode: own_writer(f"{model}{suffix}", **given)
         for mode, suffix in (("diffusion", ""), ("autoregressive", ":ar"), ("speculative", ":spec"))
     }
+
+
+def measured_subject(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The figures of one subject, in whichever process."""
+    writers = writers_of(arguments.model, arguments.dtype, arguments.quantize, arguments.batch)
+    asked = SUBJECTS[name](arguments.split, arguments.count)
+    return measured(writers, name, asked, arguments)
+
+
+def side_by_side(
+    names: Sequence[str], arguments: argparse.Namespace
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each subject's figures, as they are ready."""
+    if arguments.processes == 1:
+        yield from ((name, measured_subject(name, arguments)) for name in names)
+        return
+    threads = max(1, cores() // arguments.processes)
+    pool = ProcessPoolExecutor(
+        arguments.processes, multiprocessing.get_context("spawn"), torch.set_num_threads, (threads,)
+    )
+    with pool:
+        running = {pool.submit(measured_subject, name, arguments): name for name in names}
+        for done in as_completed(running):
+            yield running[done], done.result()
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """All subjects; the file is written after each, and its rows stand in the order of the subjects."""
+    same = {name: getattr(arguments, name)
+            for name in ("model", "dtype", "quantize", "split", "count", "seeds", "max_new_tokens")}  # fmt: skip
     record = resumed(arguments.out, {"settings": same, "subjects": {}})
     rows: dict[str, Any] = record["subjects"]
     subjects = arguments.subjects or taught(arguments.model)
-    for name in tqdm([name for name in subjects if name not in rows], desc="subjects"):
-        asked = SUBJECTS[name](arguments.split, arguments.count)
-        rows[name] = measured(writers, name, asked, arguments)
+    left = [name for name in subjects if name not in rows]
+    for name, row in tqdm(side_by_side(left, arguments), total=len(left), desc="subjects"):
+        rows[name] = row
+        record["subjects"] = rows = {each: rows[each] for each in SUBJECTS if each in rows}
         write_json(arguments.out, record)
     if "english_story" in rows and "originality" not in record:
         record["originality"] = originality(rows)
@@ -378,6 +413,9 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=192)
     parser.add_argument(
         "--subjects", nargs="+", choices=list(SUBJECTS), help="all that the model was taught"
+    )
+    parser.add_argument(
+        "--processes", type=int, default=1, help="that measure subjects side by side"
     )
     parser.add_argument("--out", type=Path, default=Path("docs/nano/measured.json"))
     parser.add_argument("--against", type=Path, help="an earlier --out, of the same problems")

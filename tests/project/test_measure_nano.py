@@ -20,6 +20,7 @@ def run(script: Any, monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.subprocess
 def test_families_and_kinds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -56,6 +57,15 @@ def test_families_and_kinds(
     assert 0 < spelt["bits_per_byte"] < greeted["bits_per_byte"]
     said = capsys.readouterr().out
     assert "| spell_backward |" in said and "| greeting |" in said
+    # Two processes measure the same, and their rows stand in the same order.
+    beside = tmp_path / "beside.json"
+    run(measure_nano, monkeypatch, *words, "--processes", 2, "--out", beside)
+    theirs = json.loads(beside.read_text())["subjects"]
+    assert list(theirs) == list(record["subjects"])
+    for name, row in theirs.items():
+        for field in ("solved", "by_wording", "texts", "different_behind_the_first_line"):
+            assert row[field] == record["subjects"][name][field], (name, field)
+    capsys.readouterr()
     # What has been measured is kept; against itself nothing changes.
     marked = {**record}
     marked["subjects"]["spell_backward"]["kept"] = 777
