@@ -15,6 +15,7 @@ became. So the model grows sure of what it was about to write, and canvases come
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from random import Random
 from typing import TYPE_CHECKING, ClassVar
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, ClassVar
 from dgemma_core.autoregression import decode_tokens
 from dgemma_core.errors import check_count
 from dgemma_core.events import FinishEvent
+from dgemma_core.facts.machine import cores
 from dgemma_core.nano.texts import StagedTexts, accepts, as_text
 from dgemma_core.request import Request
 from dgemma_core.samplers import StopRule
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from dgemma_core.nano.english.kind import Example
 
 
+PART = 512
+"""Requests that one core answers together."""
 LENIENT = StopRule(confidence=0.1)
 """For a denoiser that has yet to learn when it is done."""
 
@@ -97,7 +101,13 @@ class RepliedTexts:
         return reply
 
     def replied(self, numbers: Sequence[int]) -> list[Text | Trajectory]:
-        """The requests of these numbers, with what is learnt of each."""
+        """The requests of these numbers, with what is learnt of each. Cores answer parts of them side by side; the
+        parts are the same on every machine."""
+        parts = [numbers[i : i + PART] for i in range(0, len(numbers), PART)]
+        with ThreadPoolExecutor(cores()) as pool:
+            return [each for part in pool.map(self._answered, parts) for each in part]
+
+    def _answered(self, numbers: Sequence[int]) -> list[Text | Trajectory]:
         settings, tokenizer = self.settings, self.requests.tokenizer
         examples = [self.requests.example(number) for number in numbers]
         texts = [as_text(example, tokenizer) for example in examples]
