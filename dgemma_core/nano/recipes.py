@@ -185,8 +185,9 @@ TALK_REST = replace(
     replies=replace(_REPLIES, uses=6, block=4096, denoising_steps=24),
 )
 """From `talk_replies`, whose canvases do not come to rest: the same requests, answered by its denoiser where that is
-right, and more of those that it rarely answers rightly. Blocks are large, and the rate is lower than before: with blocks
-of 512, ten times over, at the full rate, 313 steps took the causal mode from 64 to 37 % of 105 validation requests."""
+right, and more of those that it rarely answers rightly. Blocks are large, and the rate is lower than before: with
+blocks of 512, ten times over, at the full rate, 313 steps took the causal mode from 64 to 37 % of 105 validation
+requests."""
 
 JOINED = replace(
     TALK_REST,
