@@ -3,6 +3,7 @@
 import os
 
 import pytest
+import torch
 
 from dgemma_core.backends.cuda.experts import has_triton
 
@@ -13,6 +14,12 @@ if has_triton() and "TRITON_INTERPRET" not in os.environ:
     import triton.language  # noqa: F401
 
     del os.environ["TRITON_INTERPRET"]
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> None:
+    """Torch's own numbers begin anew, so that no verdict depends on which tests ran before."""
+    torch.manual_seed(0)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
