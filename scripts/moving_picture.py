@@ -1,7 +1,7 @@
 """The README's moving picture: `python -m scripts.moving_picture` writes docs/site/pictures/run-light.gif
 and run-dark.gif.
 
-It is the lab's own animation of one run, as `Canvas.to_gif` makes it: of unseen requests for a poem, the first one
+It is the lab's own animation of one run, as `Canvas.to_gif` makes it: of unseen requests for a story, the first one
 whose text by diffusion the verifier accepts.
 """
 
@@ -15,7 +15,7 @@ from dgemma_lab import record
 from dgemma_lab.canvas import pictures
 
 PICTURES = Path(__file__).parents[1] / "docs" / "site" / "pictures"
-REQUESTS = kinds.examples("poem", "test_slots", 8)
+REQUESTS = kinds.examples("story", "test_slots", 8)
 SEED = 0
 ON_DARK = pictures.Inks(
     (13, 17, 23, 255), (230, 237, 243, 255), (145, 152, 161, 255), (110, 118, 129, 255), (48, 54, 61, 255),

@@ -61,8 +61,9 @@ ENGLISH_FLOORS = {
     "polite": (0.5, 0.8),
     "json": (0.3, 0.55),
     "couplet": (0.45, 0.7),
-    "poem": (0.2, 0.3),
-    "unknown": (0.2, 0.5),
+    "story": (0.15, 0.45),
+    "introduce": (0.6, 0.75),
+    "unknown": (0.4, 0.6),
 }
 """Of nano-talk, by diffusion and token by token."""
 

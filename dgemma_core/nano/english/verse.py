@@ -369,9 +369,9 @@ def is_verse(text: str, topic: str, stanzas: int = 0, size: int = 4) -> bool:
         if len(lines) != size or not part.endswith("."):
             return False
         for line in lines:
-            if line[-1:] not in (",", ".") or line in seen:
+            if line[-1:] not in (",", ".") or line[:-1] in seen:
                 return False
-            seen.add(line)
+            seen.add(line[:-1])
             kinds.append(line_parses(line[:-1], topic))
         ends = [last_word(line) for line in lines]
         pairs = {

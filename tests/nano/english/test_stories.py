@@ -87,3 +87,16 @@ def test_verse_must_rhyme_and_name_its_topic():
     assert not verse.is_verse(good, "owl", 1, size=2)
     assert not verse.is_verse(good.replace("hand", "arm"), "fox", 1, size=2)
     assert not verse.is_verse("\n".join(reversed(good.split("\n"))), "fox", 1, size=2)
+
+
+def test_a_poem_says_no_line_twice():
+    """Whatever marks end it: a line rhymes with itself, and a model that learns from what is accepted finds that out."""
+    poem = next(
+        text
+        for seed in range(50)
+        if verse.is_verse(text := verse.poem("fox", 1, Random(seed), "aabb"), "fox", 1)
+    )
+    lines = poem.split("\n")
+    for mark in (",", "."):
+        again = "\n".join((*lines[:2], lines[2][:-1] + mark, lines[2][:-1] + "."))
+        assert not verse.is_verse(again, "fox", 1)
