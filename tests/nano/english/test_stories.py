@@ -90,7 +90,7 @@ def test_verse_must_rhyme_and_name_its_topic():
 
 
 def test_a_poem_says_no_line_twice():
-    """Whatever marks end it: a line rhymes with itself, and a model that learns from what is accepted finds that out."""
+    """Whatever marks end it: a line rhymes with itself, and a model that learns from what is accepted finds out."""
     poem = next(
         text
         for seed in range(50)
