@@ -136,8 +136,9 @@ class Controls {
     this.model.save_changes();
   }
 
+  /** What was typed travels along: while a kernel is busy its front end holds changes back, but no messages. */
   press(name) {
-    this.kernel.send({ type: "press", name });
+    this.kernel.send({ type: "press", name, values: this.model.get("values") });
   }
 
   /** Enter takes what was typed and presses the main button, or the one with no name; Shift+Enter breaks the line. */

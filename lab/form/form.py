@@ -47,6 +47,7 @@ class Form(anywidget.AnyWidget):
 
     def _receive(self, _widget: Any, content: dict[str, Any], _buffers: Any) -> None:
         if content.get("type") == "press":
+            self.values = content.get("values", self.values)
             for callback in list(self._pressed):
                 callback(content["name"])
 
