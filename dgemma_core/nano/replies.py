@@ -112,21 +112,19 @@ class RepliedTexts:
         examples = [self.requests.example(number) for number in numbers]
         texts = [as_text(example, tokenizer) for example in examples]
         found: list[Text | Trajectory] = [*texts]
-
-        requests = [
-            Request(text.prompt, seed=number, max_new_tokens=settings.max_new_tokens, id=i)
+        left = {
+            i: Request(text.prompt, seed=number, max_new_tokens=settings.max_new_tokens, id=i)
             for i, (number, text) in enumerate(zip(numbers, texts, strict=True))
             if text.blank is None  # a gap's text is given but for the gap
-        ]
-        answered: set[int] = set()
+        }
         steps, size = settings.denoising_steps, settings.batch_size
         if steps:
-            for i, canvases, end in walks(self.teacher, requests, steps, size, settings.stop_rule):
+            asked = list(left.values())
+            for i, canvases, end in walks(self.teacher, asked, steps, size, settings.stop_rule):
                 if self._right(examples[i], end):
                     found[i] = Trajectory(texts[i].prompt, tuple(end.ids[:-1]), canvases)
-                    answered.add(i)
-        left = [each for each in requests if each.id not in answered]
-        for event in decode_tokens(self.teacher, left, batch_size=size):
+                    del left[i]
+        for event in decode_tokens(self.teacher, list(left.values()), batch_size=size):
             if isinstance(event, FinishEvent):
                 assert isinstance(event.request, int)
                 if self._right(examples[event.request], event):

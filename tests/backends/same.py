@@ -18,8 +18,8 @@ from torch import Tensor
 
 from dgemma_core.draws import CounterDraws, RowKey
 from dgemma_core.events import Event, FinishEvent, StepEvent, TokenEvent
-from dgemma_core.experts import Routing
 from dgemma_core.model import DiffusionGemma, Watch
+from dgemma_core.observe import Observe, Watcher
 from tests.oracle.record import Knobs
 from tests.oracle.ties import LOGITS, RowStep, differences, mistakes_from_uniforms
 
@@ -81,28 +81,15 @@ UNDECIDED = 1e-5
 """Probabilities of two experts between which rounding decides; logits that agree move them by some 1e-6."""
 
 
-class Routes:
-    """What every router chose in a pass (`model.Watch`)."""
-
-    def __init__(self) -> None:
-        self.layers: list[Routing] = []
-
-    def router(self, layer: int, routing: Routing) -> None:
-        self.layers.append(routing)
-
-    def attention(self, layer: int, row: int, queries: Tensor, keys: Tensor) -> None:
-        """Not asked for."""
-
-
 def undecided_router(ours: Run, theirs: Run, last: int, most_noise: float) -> bool:
     """Whether, in the first step up to `last` whose logits lie apart, a router's near-tie was decided otherwise, in the
     first layer that chose other experts."""
     for index in range(last + 1):
-        our, their = Routes(), Routes()
+        our, their = (Watcher(Observe(router=True), [], 0) for _ in range(2))
         apart = (ours.logits(index, our) - theirs.logits(index, their)).abs().max()
         if apart * theirs.steps[index].temperature <= most_noise:
             continue
-        for mine, other in zip(our.layers, their.layers, strict=True):
+        for mine, other in zip(our.routings, their.routings, strict=True):
             flipped = (mine.chosen.sort(-1).values != other.chosen.sort(-1).values).any(-1)
             if flipped.any():
                 count = other.chosen.shape[-1]
