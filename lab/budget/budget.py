@@ -26,6 +26,7 @@ from dgemma_lab.canvas.canvas import Canvas
 from dgemma_lab.frontend.scripts import bundled, style
 from dgemma_lab.frontend.still import Still
 from dgemma_lab.frontend.text import visible
+from dgemma_lab.given import check_trace, step_of
 
 ROWS_NEAR_BOUND = 4  # rows of a still on either side of the bound
 
@@ -54,8 +55,7 @@ def bound_of(trace: Trace) -> float:
 
 def ranking(trace: Trace, step: int) -> Ranking:
     """The positions of pass number `step` (1 … passes, as the scrubber counts), surest first; pins are left out."""
-    if not 1 <= step <= len(trace):
-        raise DgemmaError(f"the trace has steps 1 to {len(trace)}, not {step}")
+    step = step_of(trace, step)
     cut = slice(int(trace.offsets[step - 1]), int(trace.offsets[step]))
     free = np.flatnonzero(~trace.pinned[cut])
     entropy = trace.entropy[cut][free]
@@ -100,12 +100,14 @@ class Budget(Still, anywidget.AnyWidget):
     def __init__(self, of: Canvas | Trace, step: int | None = None) -> None:
         canvas = of if isinstance(of, Canvas) else None
         trace = canvas.trace if canvas is not None else of
-        if not isinstance(trace, Trace):
+        if canvas is not None and trace is None:
             raise DgemmaError(
                 "the canvas holds no complete trace yet: wait for the run, then ask for its budget"
             )
-        if step is not None and not (step == -1 or 1 <= step <= len(trace)):
-            raise DgemmaError(f"the trace has steps 1 to {len(trace)}, not {step}")
+        check_trace(trace, "of")
+        assert isinstance(trace, Trace)
+        if step is not None and not (isinstance(step, int) and step == -1):
+            step = step_of(trace, step)
         self.trace = trace
         if step is None:
             step = -1 if canvas is None else canvas.step

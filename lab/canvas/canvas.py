@@ -40,7 +40,7 @@ from typing import Any, Literal
 import anywidget
 import traitlets
 
-from dgemma_core.errors import DgemmaError
+from dgemma_core.errors import DgemmaError, check_kind, whole_number
 from dgemma_core.files.trace import Trace
 from dgemma_lab.canvas import pictures, still
 from dgemma_lab.canvas.frames import against, frame
@@ -50,6 +50,7 @@ from dgemma_lab.canvas.sharing import EXPLAINED, shared
 from dgemma_lab.frontend.page import write_page
 from dgemma_lab.frontend.scripts import bundled, style
 from dgemma_lab.frontend.still import Still
+from dgemma_lab.given import check_trace
 
 REPLAYED = 2.5
 """Seconds below which a run that has ended is replayed."""
@@ -133,9 +134,7 @@ class Canvas(Still, anywidget.AnyWidget):
         super().__init__(
             colour_by=colour_by, show=show, title=title, heading=heading, transport=transport
         )
-        if alternatives < 1:
-            raise DgemmaError(f"a canvas shows at least 1 alternative a token, got {alternatives}")
-        self.alternatives = alternatives
+        self.alternatives = whole_number("alternatives", alternatives, low=1)
         self._trace: Trace | None = None
         self._lock = threading.RLock()
         self._steerers: list[Callable[[Steer], Any]] = []
@@ -163,6 +162,7 @@ class Canvas(Still, anywidget.AnyWidget):
 
     def finish(self, trace: Trace) -> None:
         """Ends the live run: the whole trace replaces its rows. Who scrubbed back stays there."""
+        check_trace(trace)
         table = TokenTable(trace.text)
         rows = pack_trace(trace, table, self.alternatives)
         initial = None
@@ -264,6 +264,9 @@ class Canvas(Still, anywidget.AnyWidget):
 
     def compare(self, other: Trace | None, name: str = "") -> None:
         """Marks the tokens that differ from what another run shows at the same step; None ends it."""
+        if other is not None:
+            check_trace(other, "other")
+        check_kind("name", name, str, "a text")
         self._against = {} if other is None else against(other, name)
 
     # steering
@@ -446,6 +449,7 @@ def _constraint(metadata: Mapping[str, Any]) -> str:
 
 
 def _change(callbacks: list[Any], callback: Any, remove: bool) -> None:
+    check_kind("callback", callback, Callable, "a function")
     if remove:
         callbacks.remove(callback)
     else:

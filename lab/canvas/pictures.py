@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from dgemma_core.errors import DgemmaError
+from dgemma_core.errors import DgemmaError, finite_number, whole_number
 from dgemma_core.files.trace import (
     ACCEPTED,
     AFTER_EOS,
@@ -25,6 +25,7 @@ from dgemma_core.files.trace import (
 )
 from dgemma_lab.canvas.frames import Cell, column_width, fit, frame, ink, line_starts, ramp
 from dgemma_lab.frontend.text import visible
+from dgemma_lab.given import written
 
 Paint = tuple[int, int, int, int]
 
@@ -68,13 +69,14 @@ def png(
 
     Written to `path` if given. Raises DgemmaError for a step that the trace does not have.
     """
-    picture = draw(trace, len(trace) if step is None else step, show, colour_by)
+    step = len(trace) if step is None else whole_number("step", step)
+    picture = draw(trace, step, show, colour_by)
     buffer = io.BytesIO()
     picture.quantize(128, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(
         buffer, "PNG", optimize=True
     )
     if path is not None:
-        Path(path).write_bytes(buffer.getvalue())
+        written(path, lambda file: file.write_bytes(buffer.getvalue()))
     return buffer.getvalue()
 
 
@@ -89,8 +91,8 @@ def animate(
     inks: Inks = ON_WHITE,
 ) -> Path:
     """All frames as an animation ("WEBP" or "GIF") that rests on the last one for two seconds."""
-    if seconds_a_step <= 0:
-        raise DgemmaError(f"seconds_a_step must be above 0, got {seconds_a_step}")
+    if not 0 < finite_number("seconds_a_step", seconds_a_step) <= 60:
+        raise DgemmaError(f"seconds_a_step must be above 0 and at most 60, got {seconds_a_step}")
     frames = [
         draw(trace, step, show, colour_by, scale=1, inks=inks).convert("RGB")
         for step in range(len(trace) + 1)
@@ -102,10 +104,11 @@ def animate(
     if kind == "WEBP":
         frames = [picture.convert("RGB") for picture in frames]
         options = {"lossless": True, "quality": 80, "method": 4}
+    buffer = io.BytesIO()
     frames[0].save(
-        path, kind, save_all=True, append_images=frames[1:], duration=durations, loop=0, **options
+        buffer, kind, save_all=True, append_images=frames[1:], duration=durations, loop=0, **options
     )
-    return Path(path)
+    return written(path, lambda file: file.write_bytes(buffer.getvalue()))
 
 
 def _one_palette(frames: list[Image.Image], colours: int = 80) -> list[Image.Image]:

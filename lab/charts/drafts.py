@@ -21,13 +21,14 @@ import numpy as np
 import torch
 
 from dgemma_core.config import ModelConfig
-from dgemma_core.errors import RequestError
+from dgemma_core.errors import RequestError, check_kind, whole_number
 from dgemma_core.facts.cost import Work, weights_of, work
 from dgemma_core.facts.published import CONFIGS, DIFFUSION_26B
 from dgemma_core.generation.drafting import AdaptiveDraft
 from dgemma_core.model import DiffusionGemma
 from dgemma_lab import theme
-from dgemma_lab.charts.roofline import PUBLISHED, Published, explained
+from dgemma_lab.charts.roofline import PUBLISHED, Published, check_published, explained
+from dgemma_lab.given import whole_numbers
 from dgemma_lab.theme import Figure
 
 ACCEPTED = range(2, 33)
@@ -126,10 +127,14 @@ def predicted_speculation(
     """
     config = CONFIGS[DIFFUSION_26B] if config is None else config
     card = Card() if card is None else card
+    check_kind("config", config, ModelConfig, "a ModelConfig")
+    check_kind("card", card, Card, "a Card")
+    check_published(published)
+    prefix = whole_number("prefix", prefix, high=config.text.max_position_embeddings)
     canvas = config.canvas_length
-    if len(accepted) < 2 or not all(0 <= count < canvas for count in accepted):
+    counts = sorted(whole_numbers("accepted", accepted, high=canvas - 1))
+    if len(counts) < 2:
         raise RequestError(f"accepted must be two numbers or more of 0 … {canvas - 1}")
-    counts = sorted(accepted)
     token = card.seconds(config, prefix, 1)
     margin = AdaptiveDraft().margin
     figure, highest = Figure(), 1.0

@@ -12,15 +12,17 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dgemma_core.errors import DgemmaError
+from dgemma_core.errors import DgemmaError, whole_number
 from dgemma_core.files.trace import Trace
 from dgemma_lab import theme
 from dgemma_lab.frontend.text import visible
+from dgemma_lab.given import check_trace, step_of
 from dgemma_lab.theme import Figure
 
 
 def expert_weights(trace: Trace) -> NDArray[np.float64]:
     """(R, layers, E): the share of a pass's router weight that each expert got; sums to 1 over the experts."""
+    check_trace(trace)
     if trace.router_ids is None or trace.router_weights is None:
         raise DgemmaError(
             "the routers were not observed in this run: record it with Observe(router=True)"
@@ -59,7 +61,7 @@ def balance(shares: NDArray[np.float64]) -> NDArray[np.float64]:
 def expert_load(trace: Trace, step: int | None = None) -> Figure:
     """How the router weight spreads over the experts of each layer: of one step, or of the whole run."""
     shares = expert_weights(trace)
-    part = shares.mean(0) if step is None else shares[_row(trace, step)]
+    part = shares.mean(0) if step is None else shares[step_of(trace, step) - 1]
     layers, experts = part.shape
     figure = theme.panels(
         1, 2, ["share of the router weight, 1 = even", "even experts"], column_widths=[0.8, 0.2], shared_yaxes=True,
@@ -126,7 +128,8 @@ def self_conditioning(trace: Trace, step: int, *, most: int = 40) -> Figure:
 
     At most `most` positions are drawn, the least sure ones, in their order.
     """
-    row = _row(trace, step)
+    check_trace(trace)
+    row, most = step_of(trace, step) - 1, whole_number("most", most, low=1)
     if trace.top_ids is None or trace.top_probabilities is None:
         raise DgemmaError(
             "no alternatives were observed in this run: record it with Observe(top_k=…)"
@@ -177,13 +180,14 @@ def observed_attention(
     trace: Trace, step: int, position: int | None
 ) -> tuple[int, int, NDArray[np.float32]]:
     """The row of a step, the observed place, its attention (layers, P + C), mean over heads. DgemmaError: unseen."""
-    row = _row(trace, step)
+    check_trace(trace)
+    row = step_of(trace, step) - 1
     observed = [int(at) for at in trace.metadata.get("attention_positions", ())]
     if trace.attention is None or not observed:
         raise DgemmaError(
             "no attention was observed in this run: record it with Observe(attention_positions=…)"
         )
-    place = observed[0] if position is None else position
+    place = observed[0] if position is None else whole_number("position", position)
     if place not in observed:
         raise DgemmaError(f"attention of position {place} was not observed, only of {observed}")
     if trace.attention[row].size == 0:
@@ -278,9 +282,3 @@ def seen(trace: Trace, row: int, count: int) -> tuple[list[str], int]:
             f"the pass attends to {count} tokens, the trace knows {len(ids)}: was its prompt cut?"
         )
     return [visible(trace.text(token), 10) for token in ids], count - (cut.stop - cut.start)
-
-
-def _row(trace: Trace, step: int) -> int:
-    if not 1 <= step <= len(trace):
-        raise DgemmaError(f"the trace has steps 1 to {len(trace)}, not {step}")
-    return step - 1

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dgemma_core.errors import DgemmaError
+from dgemma_core.errors import DgemmaError, check_kind, finite_number
 from dgemma_lab import theme
 from dgemma_lab.frontend.text import visible
+from dgemma_lab.given import listed
 from dgemma_lab.theme import Figure
 
 MOST = 22
@@ -30,10 +31,18 @@ def noising(
     masked, uniform: the texts of the tokens, (levels, places). damaged: (levels, places), which of them were replaced.
     Raises DgemmaError where these do not fit each other.
     """
-    hit = np.asarray(damaged, bool)
-    boards = {"with masks": masked, "with random tokens": uniform}
+    levels = [finite_number("a noise level", at) for at in listed("levels", levels, "numbers")]
+    try:
+        hit = np.asarray(damaged, bool)
+    except ValueError:
+        hit = np.zeros(0, bool)
+    boards = {
+        name: [listed(name, row, "rows of texts") for row in listed(name, rows, "rows of texts")]
+        for name, rows in (("with masks", masked), ("with random tokens", uniform))
+    }
     for name, texts in boards.items():
-        if (len(texts), len(texts[0]) if texts else 0) != hit.shape or len(levels) != len(hit):
+        fits = hit.shape == (len(levels), len(texts[0]) if texts else 0)
+        if not fits or any(len(row) != hit.shape[1] for row in texts) or len(texts) != len(levels):
             raise DgemmaError(
                 f"{name}: {len(texts)} rows of texts for {len(levels)} levels and {hit.shape} places"
             )
@@ -49,6 +58,7 @@ def noising(
         )  # fmt: skip
         for level, tokens in enumerate(texts):
             for place, text in enumerate(tokens[:MOST]):
+                check_kind("a token", text, str, "a text")
                 figure.add_annotation(
                     x=place, y=level, text=visible(text, 5).replace("<", "&lt;"), showarrow=False,
                     font={"size": 10, "family": "monospace", "color": theme.INK}, row=row, col=1,

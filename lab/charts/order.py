@@ -20,10 +20,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dgemma_core.errors import DgemmaError
+from dgemma_core.errors import DgemmaError, check_kind
 from dgemma_core.files.trace import Trace
 from dgemma_lab import theme
 from dgemma_lab.frontend.text import visible
+from dgemma_lab.given import check_trace, listed
 from dgemma_lab.theme import Figure
 
 
@@ -46,6 +47,7 @@ class Order:
 
 def orders(trace: Trace) -> list[Order]:
     """The order of each canvas; in autoregression of the answer as a whole."""
+    check_trace(trace)
     found = []
     for canvas, settled in trace.settled_step().items():
         kept = _kept(trace, canvas)
@@ -141,6 +143,7 @@ def _final_tokens(trace: Trace, order: Order) -> list[str]:
 
 def remelt_counts(trace: Trace) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(R,) positions re-melted at each pass, and how often each answer position was, from position 0 on."""
+    check_trace(trace)
     melted = trace.remelted()
     sums = np.concatenate([[0], np.cumsum(melted)])
     positions = trace.positions()[melted]
@@ -213,6 +216,7 @@ def settled_fraction(trace: Trace, canvas: int = 0) -> NDArray[np.float64]:
 
 def convergence(trace: Trace, canvas: int = 0) -> Figure:
     """Pass by pass: how far the predictions are from the final ones, and how much of the canvas has settled."""
+    check_trace(trace)
     if trace.token_by_token:
         raise DgemmaError("a run that writes tokens predicts each position once: nothing converges")
     kept = _kept(trace, canvas)
@@ -252,6 +256,8 @@ def convergence(trace: Trace, canvas: int = 0) -> Figure:
 
 def order_by_kind(traces: Mapping[str, Sequence[Trace]]) -> Figure:
     """τ of many runs, a row a kind of prompt: every canvas a point, a bar at the mean. Undefined ones are left out."""
+    check_kind("traces", traces, Mapping, "kinds of prompt with the traces of each")
+    traces = {kind: listed(f"traces of {kind}", runs, "traces") for kind, runs in traces.items()}
     figure = Figure()
     rows = list(traces)
     rng = np.random.default_rng(0)

@@ -25,17 +25,18 @@ import torch
 
 from dgemma_core.autoregression import decode_tokens
 from dgemma_core.diffusion import denoise_canvases
-from dgemma_core.errors import RequestError
+from dgemma_core.errors import RequestError, check_kind, finite_number, whole_number
 from dgemma_core.events import Event, StepEvent, TokenEvent
 from dgemma_core.facts.cost import experts_touched, work
 from dgemma_core.facts.machine import BUSY, Watch
-from dgemma_core.files.checkpoint import Loaded
+from dgemma_core.files.checkpoint import Loaded, check_loaded
 from dgemma_core.generation import Prompt, prompt_ids
 from dgemma_core.model import DiffusionGemma
 from dgemma_core.observe import Observe
 from dgemma_core.request import Request
 from dgemma_core.samplers import StopRule
 from dgemma_lab import theme
+from dgemma_lab.given import whole_numbers
 from dgemma_lab.theme import Figure
 
 
@@ -50,6 +51,11 @@ class Published:
 
 
 PUBLISHED = Published()
+
+
+def check_published(published: Any) -> None:
+    """Raises RequestError for what is neither a claim of others nor None."""
+    check_kind("published", published, Published | None, "a Published, or None to leave it out")
 
 
 @dataclass(frozen=True)
@@ -128,10 +134,11 @@ def measure(
     A round times `passes` of each kind after two to warm up, and takes their median. All takes about
     rounds · (passes + 2) · sum(batches) denoising steps of one row.
     """
-    if not batches or min(batches) < 1 or passes < 2 or rounds < 1:
-        raise RequestError(
-            "measure needs batch sizes of at least 1, at least 2 passes and at least 1 round"
-        )
+    check_loaded(loaded)
+    batches = whole_numbers("batches", batches, low=1)
+    if not batches:
+        raise RequestError("measure needs at least one batch size")
+    passes, rounds = whole_number("passes", passes, low=2), whole_number("rounds", rounds, low=1)
     model, config = loaded.model, loaded.model.config
     ids = prompt_ids(loaded, prompt, raw=raw)
     touched = _experts_touched(loaded, ids)
@@ -271,8 +278,13 @@ def _machine_name(device: torch.device) -> str:
     return f"{platform.machine()} CPU, {threads} thread{'s' * (threads > 1)}"
 
 
+def _check_machine(machine: Any) -> None:
+    check_kind("machine", machine, Machine, "a Machine, as measure(loaded) returns it")
+
+
 def roofline(machine: Machine) -> Figure:
     """Attained against possible: FLOP/s over FLOP a byte, under the machine's two roofs, at every batch size."""
+    _check_machine(machine)
     steps = (*machine.token_steps, *machine.canvas_steps)
     low = min(step.intensity for step in steps) / 3
     ridge = machine.matrix_rate / machine.bandwidth
@@ -350,6 +362,10 @@ def break_even(
     tokens_per_forward: what this model keeps on your prompts (kept tokens / denoising steps), drawn as a level:
     diffusion pays where it lies above the break-even curve. published: others' figures beside it, or None.
     """
+    _check_machine(machine)
+    check_published(published)
+    if tokens_per_forward is not None:
+        tokens_per_forward = finite_number("tokens_per_forward", tokens_per_forward)
     batches = [step.batch for step in machine.canvas_steps]
     needed, ranges = machine.break_even(), machine.break_even_range()
     lows, highs = zip(*ranges, strict=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dgemma_lab.frontend.scripts import bundled, style
+from dgemma_lab.given import written
 
 
 def write_page(
@@ -57,6 +58,4 @@ globalThis["{name}"] = mount(state, document.getElementById("{name}"));
 </body>
 </html>
 """
-    path = Path(path)
-    path.write_text(page, "utf-8")
-    return path
+    return written(path, lambda file: file.write_text(page, "utf-8"))

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, get_args, get_type_hints
 
-from dgemma_core.errors import DgemmaError, RequestError
+from dgemma_core.errors import DgemmaError, RequestError, check_kind, finite_number, whole_number
 from dgemma_core.files.trace import Trace
 from dgemma_core.nano.problems import Known, known
 from dgemma_core.samplers import SAMPLERS, StopRule, sampler_from
@@ -22,6 +22,7 @@ from dgemma_lab.canvas.compare import difference
 from dgemma_lab.form.boxes import Columns, Stack
 from dgemma_lab.form.constraint import constraint_fields, constraint_from, constraint_values
 from dgemma_lab.form.form import Field, Form, button
+from dgemma_lab.given import listed
 from dgemma_lab.playground.transport import Transport
 from dgemma_lab.session.run import Run
 from dgemma_lab.session.session import Session
@@ -141,7 +142,8 @@ class Column:
     def __init__(self, letter: str, values: Mapping[str, Any] | None = None) -> None:
         made, defaults = controls()
         self.letter = letter
-        unknown = sorted(set(values or {}) - set(defaults))
+        check_kind("a column", values, Mapping | None, "a mapping: values of controls by name")
+        unknown = [name for name in values or {} if name not in defaults]
         if unknown:
             raise RequestError(
                 f"the playground has no control {unknown[0]!r}: it has {', '.join(defaults)}"
@@ -168,15 +170,18 @@ class Playground(Stack):
         seed: int = 0,
         max_new_tokens: int | None = None,
     ) -> None:
+        check_kind("session", session, Session, "a Session")
+        check_kind("prompt", prompt, str | None, "a text, or None for an unseen problem")
+        columns = listed("columns", columns, "values of controls, a mapping a column")
         if not 1 <= len(columns) <= len(LETTERS):
             raise DgemmaError(f"a playground has 1 to {len(LETTERS)} columns, not {len(columns)}")
         self.session = session
         self.columns = [
             Column(letter, values) for letter, values in zip(LETTERS, columns, strict=False)
         ]
-        limit = (
-            session.loaded.generation.max_new_tokens if max_new_tokens is None else max_new_tokens
-        )
+        limit = session.loaded.generation.max_new_tokens
+        if max_new_tokens is not None:
+            limit = whole_number("max_new_tokens", max_new_tokens, low=1)
         self.form = Form(
             [
                 {
@@ -192,7 +197,7 @@ class Playground(Stack):
             ],
             {
                 "prompt": default_prompt(session) if prompt is None else prompt,
-                "seed": seed,
+                "seed": whole_number("seed", seed),
                 "limit": limit,
                 **constraint_values(),
             },
@@ -246,6 +251,8 @@ class Playground(Stack):
 
     def wait(self, timeout: float | None = None) -> Playground:
         """Waits until every column is over. DgemmaError after `timeout` seconds."""
+        if timeout is not None:
+            timeout = min(finite_number("timeout", timeout), threading.TIMEOUT_MAX)
         if not self._idle.wait(timeout):
             raise DgemmaError(
                 f"the columns are not over after {timeout} s: wait longer, or stop them"

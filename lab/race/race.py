@@ -28,17 +28,18 @@ import torch
 import traitlets
 from numpy.typing import NDArray
 
-from dgemma_core.errors import DgemmaError, RequestError
+from dgemma_core.errors import DgemmaError, RequestError, whole_number
 from dgemma_core.events import Mode
 from dgemma_core.facts.machine import BUSY, Watch
 from dgemma_core.files.checkpoint import Loaded
 from dgemma_core.files.trace import Trace
 from dgemma_core.generation import Prompt
-from dgemma_core.generation.settings import MODES
+from dgemma_core.generation.settings import MODES, settings_from
 from dgemma_lab.frontend.page import write_page
 from dgemma_lab.frontend.scripts import bundled, style
 from dgemma_lab.frontend.still import Still
 from dgemma_lab.frontend.text import readable, visible
+from dgemma_lab.given import check_trace, listed
 from dgemma_lab.session.plan import record
 
 HIDDEN, DRAFT, STANDING = range(3)
@@ -63,6 +64,9 @@ class Race(Still, anywidget.AnyWidget):
     def __init__(
         self, traces: Mapping[str, Trace] | Sequence[Trace], *, title: str | None = None
     ) -> None:
+        given = traces.values() if isinstance(traces, Mapping) else traces
+        for trace in listed("traces", given, "traces, or names with the trace of each"):
+            check_trace(trace)
         named = dict(traces) if isinstance(traces, Mapping) else _named(traces)
         if not named:
             raise DgemmaError("a race needs at least one trace")
@@ -102,9 +106,10 @@ def record_race(
     options as for `session.plan`; a setting of some modes alone (steps, temperature, draft) goes to those, so that the
     same limits hold for all. Raises RequestError for one that none of `modes` has.
     """
-    modes = tuple(MODES) if modes is None else modes
-    if repeats < 1:
-        raise RequestError(f"a race is run at least once, not {repeats} times")
+    modes = tuple(MODES) if modes is None else listed("modes", modes, "names of modes")
+    for mode in modes:
+        settings_from(mode)  # an unknown one is refused
+    repeats = whole_number("repeats", repeats, low=1)
     settings = {mode: {setting.name for setting in fields(kind)} for mode, kind in MODES.items()}
     homes = {
         name: [mode for mode in MODES if name in settings[mode]]

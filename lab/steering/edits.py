@@ -20,11 +20,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dgemma_core.errors import RequestError
+from dgemma_core.errors import RequestError, check_kind, whole_number
 from dgemma_core.files.trace import Trace
 from dgemma_core.samplers import Sampler, describe
 from dgemma_lab.canvas.compare import tokens_at
 from dgemma_lab.frontend.text import visible
+from dgemma_lab.given import check_trace, whole_numbers
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,16 @@ def hold(
     trace: Trace, frame: int, position: int, tokens: Sequence[int], pins: Mapping[int, int]
 ) -> Edit:
     """Pins `tokens` from `position` on; `pins` are those that the run has already."""
-    held = {**pins, **{position + i: token for i, token in enumerate(tokens)}}
+    check_kind("pins", pins, Mapping, "positions with the token that each holds")
+    position, found = whole_number("position", position), whole_numbers("tokens", tokens)
+    held = {**pins, **{position + i: token for i, token in enumerate(found)}}
     return Edit(*_open(trace, frame, position), held)
 
 
 def release(trace: Trace, frame: int, position: int, pins: Mapping[int, int]) -> Edit:
     """Sets a pinned position free."""
+    check_kind("pins", pins, Mapping, "positions with the token that each holds")
+    position = whole_number("position", position)
     if position not in pins:
         raise RequestError(f"position {position} is not pinned: nothing to set free")
     held = {at: token for at, token in pins.items() if at != position}
@@ -61,6 +66,8 @@ def release(trace: Trace, frame: int, position: int, pins: Mapping[int, int]) ->
 
 def blank(trace: Trace, frame: int, start: int, stop: int) -> Edit:
     """Infill: positions start … stop − 1 are written anew, all others stay as frame `frame` shows them."""
+    frame = _frame(trace, frame)
+    start, stop = whole_number("start", start), whole_number("stop", stop)
     shown = tokens_at(trace, frame)
     if not start < stop or start not in shown or stop - 1 not in shown:
         raise RequestError(
@@ -75,6 +82,7 @@ def blank(trace: Trace, frame: int, start: int, stop: int) -> Edit:
 
 def another(trace: Trace, frame: int, pins: Mapping[int, int], **changes: Any) -> Edit:
     """Continues from a frame with another seed, or another sampler (`seed=`, `sampler=`)."""
+    frame = _frame(trace, frame)
     if frame >= len(trace) and _over(trace, frame, int(trace.canvas[-1])):
         raise RequestError("the run is over at this step: go back to an earlier one to branch from")
     canvas = int(trace.canvas[min(frame, len(trace) - 1)])
@@ -118,10 +126,17 @@ def _span(start: int, stop: int) -> str:
 
 def _open(trace: Trace, frame: int, position: int) -> tuple[int, int]:
     """Frame and canvas to go on from so that `position` is undecided: this frame, or its canvas's start."""
+    frame = _frame(trace, frame)
     canvas = position // trace.canvas_length
     passes = trace.passes_of(canvas)
     started = passes.start <= frame and not _over(trace, frame, canvas)
     return (frame if started else passes.start), canvas
+
+
+def _frame(trace: Trace, frame: int) -> int:
+    """A frame of the trace; RequestError where it has none of this number."""
+    check_trace(trace)
+    return whole_number("frame", frame, high=len(trace))
 
 
 def _over(trace: Trace, frame: int, canvas: int) -> bool:

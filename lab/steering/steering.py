@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from dgemma_core.errors import DgemmaError, RequestError
+from dgemma_core.errors import DgemmaError, RequestError, check_kind
 from dgemma_core.generation import Prompt
 from dgemma_core.generation.settings import settings_from
 from dgemma_lab.canvas.canvas import Steer
@@ -52,6 +52,7 @@ class Steering(Stack):
     """
 
     def __init__(self, session: Session, prompt: Prompt, **options: Any) -> None:
+        check_kind("session", session, Session, "a Session")
         self.session = session
         self.nodes: list[Node] = []
         self._links: list[Any] = []
@@ -74,6 +75,7 @@ class Steering(Stack):
 
         Raises RequestError, and changes nothing, where the edit leaves no text of the run's constraint.
         """
+        check_kind("edit", edit, Edit, "an edit, e.g. hold(trace, frame, position, tokens, pins)")
         parent = self.run
         request, opening = branch(parent, edit)
         words = described(edit, parent.pins_at(edit.frame), parent.text_of)

@@ -541,7 +541,7 @@ def test_bad_use_is_one_clear_error(trace: Trace) -> None:
         Canvas(trace).to_png(step=17)
     with pytest.raises(DgemmaError, match="colour_by"):
         frame(trace, 1, colour_by="mood")
-    with pytest.raises(DgemmaError, match="at least 1 alternative"):
+    with pytest.raises(DgemmaError, match="alternatives must be at least 1"):
         Canvas(trace, alternatives=0)
 
 

@@ -107,7 +107,7 @@ def test_the_modes_take_turns_and_the_run_of_median_time_is_shown(
     }
     assert "Other programs used 50% of this machine" in Race(busy).note
     assert "Other programs used 50% of this machine" in Race(busy).still_html()
-    with pytest.raises(RequestError, match="at least once"):
+    with pytest.raises(RequestError, match="repeats must be at least 1"):
         record_race(runs.loaded(), PROMPT, repeats=0)
 
 
