@@ -191,16 +191,17 @@ blocks of 512, ten times over, at the full rate, 313 steps took the causal mode 
 requests."""
 
 _STILL_WEAKER: Mapping[str, float] = {
-    **_STILL_WEAK, "poem": 10, "arithmetic": 16, "identity": 7, "small_talk": 6,
+    **_STILL_WEAK, "poem": 10, "arithmetic": 16, "identity": 7, "small_talk": 9, "greeting": 9, "introduce": 3,
 }  # fmt: skip
-TALK_POEMS = replace(
+TALK_EVERYDAY = replace(
     TALK_REST,
-    training=replace(TALK_REST.training, steps=1280, seed=204),
+    training=replace(TALK_REST.training, steps=1100, seed=204),
     stages=(Stage(until=1, english=1, kinds={**_TALK, **_STILL_WEAKER}, families={}),),
     replies=replace(_OWN_REPLIES, uses=4),
 )
-"""From `talk_rest`, whose poems say one line twice, as a verifier let them: the same once more with the mended one, more
-requests, each used less often, and more of what is weak still."""
+"""From `talk_rest`, which never met "hi" or "thank you", which were held out, and whose poems say one line twice, as a
+verifier let them: the same once more with both mended, more requests, each used less often, and more of what is weak
+still."""
 
 JOINED = replace(
     TALK_REST,
@@ -218,7 +219,7 @@ RECIPES: Mapping[str, NamedRecipe] = {
     "talk": TALK,
     "talk_replies": TALK_REPLIES,
     "talk_rest": TALK_REST,
-    "talk_poems": TALK_POEMS,
+    "talk_everyday": TALK_EVERYDAY,
     "joined": JOINED,
     **LEGS,
 }

@@ -60,7 +60,7 @@ def make_trainer(
     from dgemma_core.train.initial import initialise, joined_experts
     from dgemma_core.train.loop import Trainer
 
-    tokenizer = run_tokenizer(recipe, folder)
+    tokenizer = run_tokenizer(recipe, folder, start)
     settings = recipe.training
     model = DiffusionGemma(recipe.config)
     begun: DiffusionGemma | None = None
@@ -108,8 +108,12 @@ def make_trainer(
     )
 
 
-def run_tokenizer(recipe: NamedRecipe, folder: Path) -> Tokenizer:
-    """The tokenizer of a run: nano's, or its own, which its first sitting builds into the folder."""
+def run_tokenizer(recipe: NamedRecipe, folder: Path, start: str | None = None) -> Tokenizer:
+    """The tokenizer of a run: nano's, or its own, which its first sitting leaves in the folder.
+
+    Its own is that of the checkpoint `start`, where it has as many tokens as the recipe; else it is built.
+    """
+    from dgemma_core.files.finding import find_folder
     from dgemma_core.files.text import load_tokenizer
     from dgemma_core.nano.named import nano_tokenizer
     from dgemma_core.nano.tokenizer import write_tokenizer
@@ -117,16 +121,24 @@ def run_tokenizer(recipe: NamedRecipe, folder: Path) -> Tokenizer:
     if not recipe.tokenizer:
         return nano_tokenizer()
     own = folder / TOKENIZER
+    wanted = recipe.config.text.vocab_size
     if not (own / "tokenizer.json").exists():
+        begun = None if start is None else load_tokenizer(find_folder(start))
         try:
-            write_tokenizer(own, recipe.config.text.vocab_size)
+            if start is not None and begun is not None and begun.vocab_size == wanted:
+                own.mkdir(parents=True, exist_ok=True)
+                for name in reversed(
+                    TOKENIZER_FILES
+                ):  # tokenizer.json last: where it stands, the others do
+                    shutil.copyfile(find_folder(start) / name, own / name)
+            else:
+                write_tokenizer(own, wanted)
         except Exception as error:  # the tokenizers library raises bare ones
             raise CheckpointError(
                 f"{own}: the run's tokenizer cannot be written ({' '.join(str(error).split())}): make room, or make "
                 "the folder writable"
             ) from error
     tokenizer = load_tokenizer(own)
-    wanted = recipe.config.text.vocab_size
     if tokenizer is None or tokenizer.vocab_size != wanted:
         raise CheckpointError(
             f"{own} holds no tokenizer of {wanted} tokens: remove it, and the run builds it anew"

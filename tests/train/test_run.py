@@ -166,6 +166,18 @@ def test_a_folder_that_takes_no_tokenizer(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_it_keeps_the_tokenizer_of_the_model_that_it_begins_with(tmp_path: Path) -> None:
+    """Its tokens are what the weights were trained on, whatever the texts have become since."""
+    from dgemma_core.files.finding import find_folder
+
+    kept = run_tokenizer(TALK, tmp_path, "nano-talk")
+    assert kept.vocab_size == TALK.config.text.vocab_size
+    for file in (tmp_path / "tokenizer").iterdir():
+        assert file.read_bytes() == (find_folder("nano-talk") / file.name).read_bytes()
+    again = run_tokenizer(TALK, tmp_path)  # as a resumed run asks
+    assert again.backend.get_vocab() == kept.backend.get_vocab()
+
+
 def test_it_begins_with_the_weights_of_a_model_with_another_tokenizer(tmp_path: Path) -> None:
     """A token that both have keeps its embedding, another begins as the mean of its pieces; all else is as it was."""
     text = replace(TALK.config.text, vocab_size=VOCABULARY)

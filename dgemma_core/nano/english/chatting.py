@@ -70,6 +70,9 @@ INTRODUCE = Kind(
     check=lambda slots, text: text in _told_answers(slots),
     key=("ask", "v"),
     courtesy=False,
+    everyday=frozenset(
+        ("i am {v}", "hello i am {v}", "my name is {v}", "hi my name is {v}", "i like {v}")
+    ),
 )
 
 MORE: tuple[Kind, ...] = (STORY, POEM, COUPLET, RIDDLE, RHYME)

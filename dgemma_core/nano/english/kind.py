@@ -1,7 +1,7 @@
 """What a kind of request is: its wordings, what it is about, its reply and its verifier; and how examples are drawn.
 
-Held out of training, by hash: a tenth of each kind's wordings, and a tenth of what requests are
-about (a twentieth for validation, a twentieth for the test).
+Held out of training, by hash: a tenth of each kind's wordings, but for those that everybody types, and
+a tenth of what requests are about (a twentieth for validation, a twentieth for the test).
 """
 
 from __future__ import annotations
@@ -94,6 +94,11 @@ def plain_form(wording: str) -> str:
     return " ".join(re.findall(r"[a-z0-9]+", low))
 
 
+def words_of(wording: str) -> str:
+    """A wording in small letters, without marks."""
+    return " ".join(re.findall(r"[a-z0-9{_}']+", wording.lower()))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kind:
     """One kind of request.
@@ -123,31 +128,54 @@ class Kind:
     """Slots that noise leaves as they are."""
     courtesy: bool = True
     """Whether "please" and the like may be put around a request."""
+    everyday: frozenset[str] = frozenset()
+    """Wordings that are never held out, as everybody types them."""
 
     @cached_property
     def texts(self) -> dict[str, tuple[tuple[int, str, bool], ...]]:
-        """For each way to ask: the wordings as (number, text, whether it is held out of training)."""
+        """For each way to ask: the wordings as (number, text, whether it is held out of training).
+
+        Where noise puts courtesies around a request, "Good night" and "Good night, nano!" are one wording. Where it
+        does not, as a courtesy may be all that is said, they are two that share a number and a side.
+        """
         number, found = 0, {}
         for ask, patterns in self.wordings.items():
             seen: dict[str, tuple[int, str, bool]] = {}
+            numbers: dict[str, int] = {}
             for text in (marked(text) for pattern in patterns for text in expanded(pattern)):
                 form = plain_form(text)
-                if form not in seen:
-                    seen[form] = (number, text, bucket("wording", form) < 10)
+                if form not in numbers:
+                    numbers[form] = number
                     number += 1
+                held = bucket("wording", form) < 10
+                key = form if self.courtesy else words_of(text)
+                seen.setdefault(key, (numbers[form], text, held))
             found[ask] = tuple(seen.values())
         return found
 
+    def is_everyday(self, wording: str) -> bool:
+        """Whether everybody types it, so that it must be learnt; courtesies around it change nothing."""
+        return plain_form(wording) in self._everyday_forms
+
+    @cached_property
+    def _everyday_forms(self) -> frozenset[str]:
+        return frozenset(map(plain_form, self.everyday))
+
     @cached_property
     def chosen(self) -> dict[tuple[str, bool], tuple[tuple[int, str], ...]]:
-        """Wordings by (way to ask, held out). Where a way has none of a sort, its last wording is held out."""
+        """Wordings by (way to ask, held out). Where a way has none of a sort, its last wording is held out; what is
+        everyday never is."""
         table: dict[tuple[str, bool], tuple[tuple[int, str], ...]] = {}
         for ask, texts in self.texts.items():
             if not any(held for _, _, held in texts) and len(texts) > 4:
                 number, text, _ = texts[-1]
                 texts = (*texts[:-1], (number, text, True))
             for side in (False, True):
-                table[ask, side] = tuple((n, text) for n, text, held in texts if held == side)
+                table[ask, side] = tuple(
+                    (number, text)
+                    for number, text, held in texts
+                    if (held and not self.is_everyday(text)) == side
+                )
         return table
 
     @property
@@ -157,6 +185,8 @@ class Kind:
 
     def split_of(self, slots: Slots, number: int, wording: str) -> Split:
         """The split that a request about these slots, in a wording that is trained, belongs to."""
+        if self.is_everyday(wording):
+            return "train"
         about = tuple(slots.get(name, "") for name in (self.key or SLOT.findall(wording)))
         free = not any(about)  # nothing is asked about: wordings are held out instead
         number = bucket(self.held_with or self.name, about, number if self.closed or free else "")

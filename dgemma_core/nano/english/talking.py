@@ -47,6 +47,10 @@ TALK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "[Hello|Hi]! I am here. <offer>?",
         ),
     ),
+    "hi": (
+        ("[Hi|Hello|Hey|Hi there|Hello there|Good day][!|.|, nano!|]",),
+        ("[Hi|Hello|Hello there]! <offer>?", "[Hello, I am nano|Hi, I am nano]. <offer>?"),
+    ),
     "morning": (
         (
             "[Good morning|Morning|A good morning to you|Good morning to you][!|.|, nano!]",
@@ -104,6 +108,14 @@ TALK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "want more]?",
             "[You are welcome|I am glad that you like it|I am happy to help].",
             "[Thank you, that is kind|You are very kind]. <offer>?",
+        ),
+    ),
+    "thank_you": (
+        ("[Thank you|Thanks|Thank you very much|Thank you so much|Thanks a lot][!|.|]",),
+        (
+            "[You are welcome|My pleasure|Gladly]! [Shall we go on|Is there anything else|Do you "
+            "want more]?",
+            "[You are welcome|I am happy to help].",
         ),
     ),
     "how": (
@@ -364,6 +376,17 @@ TALK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
+EVERYDAY = frozenset((
+    "hi", "hello", "hey", "hi there", "hello there", "hey there", "good morning", "good evening", "good night",
+    "sleep well", "bye", "goodbye", "see you later", "thanks", "thank you", "thanks a lot", "thank you very much",
+    "how are you", "how's it going", "how do you feel", "i am fine", "i'm fine", "i'm good", "i am happy", "i am sad",
+    "i am tired", "i am bored", "i'm hungry", "tell me a joke", "tell a joke", "yes", "yes please", "no",
+    "no thanks", "no thank you", "okay", "ok", "sure", "all right", "who are you", "what are you", "what is your name",
+    "what's your name", "introduce yourself", "are you a human", "what can you do", "who made you", "who created you",
+    "how do you work", "how big are you", "what is your favourite colour", "what's your favourite colour",
+))  # fmt: skip
+
+
 def _group(name: str, asks: Sequence[str], about: str) -> Kind:
     return Kind(
         name=name,
@@ -374,6 +397,7 @@ def _group(name: str, asks: Sequence[str], about: str) -> Kind:
         check=_check_talk,
         closed=True,
         courtesy="who" in asks,
+        everyday=EVERYDAY,
     )
 
 
@@ -453,7 +477,9 @@ def _check_talk(slots: Slots, text: str) -> bool:
 
 
 GREETING = _group(
-    "greeting", ("hello", "morning", "evening", "night", "bye"), "hello, good morning, goodbye"
+    "greeting",
+    ("hello", "morning", "evening", "night", "bye", "hi"),
+    "hello, good morning, goodbye",
 )
 IDENTITY = _group(
     "identity",
@@ -475,6 +501,7 @@ SMALL_TALK = _group(
         "mean",
         "yes",
         "no",
+        "thank_you",
     ),
     "how it goes, thanks, moods, likes, jokes",
 )

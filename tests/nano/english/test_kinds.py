@@ -12,7 +12,7 @@ from dgemma_core.errors import RequestError
 from dgemma_core.nano.english import describing, kinds, playing, stories, talking, unknown, verse
 from dgemma_core.nano.english.describing import facts_of
 from dgemma_core.nano.english.grammar import tokens_of
-from dgemma_core.nano.english.kind import SPLITS, bucket, expanded, plain_form
+from dgemma_core.nano.english.kind import SPLITS, bucket, expanded, plain_form, words_of
 from dgemma_core.nano.english.lexicon import number_word
 from dgemma_core.nano.english.words import takes_an
 
@@ -127,6 +127,37 @@ def test_thirty_wordings_and_a_tenth_held_out(name):
              for side in (False, True)}  # fmt: skip
     assert not sides[True] & sides[False]
     assert len(sides[True] | sides[False]) >= 30
+
+
+@pytest.mark.parametrize("name", ["greeting", "small_talk", "identity", "introduce"])
+def test_what_everybody_types_is_learnt(name):
+    """ "Hi", "hello" and "thank you" were held out, as nothing is left of them without courtesies."""
+    row = kinds.kind(name)
+    known = [text for (_, held), texts in row.chosen.items() if not held for _, text in texts]
+    trained = {words_of(text).removesuffix(" nano") for text in known}
+    mine = {
+        words_of(text).removesuffix(" nano") for texts in row.texts.values() for _, text, _ in texts
+    }
+    assert row.everyday & mine and row.everyday & mine <= trained
+    if name in ("greeting", "small_talk"):
+        held = (
+            *draws(name, "validation", 200),
+            *draws(name, "test_slots", 200),
+            *draws(name, "test_wordings", 200),
+        )
+        asked = {words_of(found.prompt) for found in held if not found.noise}
+        assert asked and not asked & row.everyday
+
+
+def test_the_first_thing_that_people_type():
+    for name, least in (
+        ("greeting", {"hi", "hello", "hey", "bye"}),
+        ("small_talk", {"thanks", "thank you", "yes", "no"}),
+    ):
+        found = {
+            words_of(one.prompt) for one in draws(name, "train", 2000) if "typo" not in one.noise
+        }
+        assert least <= found, name
 
 
 def test_held_out_slots_are_not_asked_about_in_training():
