@@ -195,7 +195,7 @@ _STILL_WEAKER: Mapping[str, float] = {
 }  # fmt: skip
 TALK_EVERYDAY = replace(
     TALK_REST,
-    training=replace(TALK_REST.training, steps=1100, seed=204),
+    training=replace(TALK_REST.training, steps=1050, seed=204),
     stages=(Stage(until=1, english=1, kinds={**_TALK, **_STILL_WEAKER}, families={}),),
     replies=replace(_OWN_REPLIES, uses=4),
 )

@@ -575,6 +575,7 @@ GUESS = Kind(
             "[Can you guess|Do you know this one|Do you know what this is]? {text}",
         )
     },
+    everyday=frozenset(("{text}",)),
     draw=_draw_guess,
     write=lambda slots, rng: _said_guess(rng.choice(GUESSES), slots["about"]),
     check=_check_guess,

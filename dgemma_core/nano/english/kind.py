@@ -185,10 +185,10 @@ class Kind:
 
     def split_of(self, slots: Slots, number: int, wording: str) -> Split:
         """The split that a request about these slots, in a wording that is trained, belongs to."""
-        if self.is_everyday(wording):
-            return "train"
         about = tuple(slots.get(name, "") for name in (self.key or SLOT.findall(wording)))
         free = not any(about)  # nothing is asked about: wordings are held out instead
+        if free and self.is_everyday(wording):
+            return "train"
         number = bucket(self.held_with or self.name, about, number if self.closed or free else "")
         return "test_slots" if number < 5 else "validation" if number < 10 else "train"
 

@@ -701,6 +701,9 @@ CHAT = Kind(
     name="chat",
     about="a chat of several turns in which a name, a topic or another fact is remembered",
     wordings={key: asks for key, (_, asks, _) in FACTS.items()},
+    everyday=frozenset(
+        ("What's my name?", "What is my favourite colour?", "Do you know where I live?")
+    ),
     draw=_draw_chat,
     write=lambda slots, rng: rng.choice(_chat_answers(slots)),
     check=lambda slots, text: text in _chat_answers(slots),

@@ -239,6 +239,7 @@ CONTINUE = Kind(
             "go on|Can you end it|How should it end]?",
         ),
     },
+    everyday=frozenset(("{text}",)),
     draw=_draw_continue,
     write=lambda slots, rng: str(slots["rest"]),
     check=lambda slots, text: bool(text) and stories.is_any_story(f"{slots['text']} {text}"),
