@@ -85,6 +85,7 @@ OPPOSITE = known(
             "[Turn {word} into its opposite|Turn {word} around].",
             "Not {word}, but...?",
             "{word} is the opposite of what?",
+            "[Opposite of|Antonym of|Opposite:] {word}",
         )
     },
     lambda rng: {"word": rng.choice(tuple(PAIRS))},

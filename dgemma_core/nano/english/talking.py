@@ -118,6 +118,38 @@ TALK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "[You are welcome|I am happy to help].",
         ),
     ),
+    "wow": (
+        ("[Wow|Cool|Nice|Haha|Lol|Oh|Ah|Interesting|Amazing|Awesome|Hm|Good|Funny][!|.|]",),
+        (
+            "[I am glad that you like it|That is kind of you]! <offer>?",
+            "[How nice|Good]! [Shall we go on|Do you want more]?",
+        ),
+    ),
+    "why": (
+        ("[Why|What|Really|How|How so|And|So|Pardon|Is that so|Are you sure|What do you mean]?",),
+        (
+            "[I cannot say more about that|I am small and know no more about that]. <offer>?",
+            "[Please say it in other words|Please tell me more]. [I will try again.|Then I will try "
+            "again.]",
+        ),
+    ),
+    "love": (
+        (
+            "[I love you|I like you|You are cute|You are sweet|I like talking to you|You are my "
+            "friend|Will you marry me|Do you love me|Can we be friends]{end}",
+        ),
+        (
+            "[How nice of you|That is kind of you]! <offer>?",
+            "I am only a small model, [but I like to write for you|but that is good to hear].",
+        ),
+    ),
+    "something": (
+        (
+            "[Tell me something|Say something|Write something|Show me something|Tell me something "
+            "new|Tell me something interesting|Say anything|Write anything|Anything]{end}",
+        ),
+        ("[Gladly|All right]! [A story, a poem or a riddle|Shall it be a story or a poem]?",),
+    ),
     "how": (
         (
             "How are you[| today| doing| feeling]?",
@@ -384,6 +416,7 @@ EVERYDAY = frozenset((
     "no thanks", "no thank you", "okay", "ok", "sure", "all right", "who are you", "what are you", "what is your name",
     "what's your name", "introduce yourself", "are you a human", "what can you do", "who made you", "who created you",
     "how do you work", "how big are you", "what is your favourite colour", "what's your favourite colour",
+    "wow", "cool", "nice", "lol", "haha", "why", "what", "really", "i love you", "tell me something", "say something",
 ))  # fmt: skip
 
 
@@ -502,6 +535,10 @@ SMALL_TALK = _group(
         "yes",
         "no",
         "thank_you",
+        "wow",
+        "why",
+        "love",
+        "something",
     ),
     "how it goes, thanks, moods, likes, jokes",
 )

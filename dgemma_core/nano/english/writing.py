@@ -354,9 +354,10 @@ STANZAS = {"short": (1,), "": (1, 1, 2), "long": (2, 3)}
 def _draw_poem(rng: Random) -> Slots:
     length = rng.choice(("", "", "short", "long"))
     topics = tuple(verse.topics())
-    topic = topics[int(rng.random() * len(topics))]
+    topic = topics[int(rng.random() * len(topics))] if rng.random() < 0.85 else ""
     return {
-        "topic": verse_topic(topic, rng),
+        "ask": "about" if topic else "free",
+        "topic": verse_topic(topic, rng) if topic else "",
         "about": topic,
         "style": f" {length}" if length else "",
         "length": length,
@@ -364,17 +365,24 @@ def _draw_poem(rng: Random) -> Slots:
     }
 
 
+def _write_poem(slots: Slots, rng: Random) -> str:
+    return verse.poem(slots["about"] or rng.choice(tuple(verse.topics())), slots["stanzas"], rng)
+
+
 def _check_poem(slots: Slots, text: str) -> bool:
-    return text.count("\n\n") + 1 in STANZAS[slots["length"]] and verse.is_verse(
-        text, slots["about"]
-    )
+    if text.count("\n\n") + 1 not in STANZAS[slots["length"]]:
+        return False
+    if slots["about"]:
+        return verse.is_verse(text, slots["about"])
+    named = [topic for topic in verse.topics() if topic[:3].lower() in text.lower()]
+    return any(verse.is_verse(text, topic) for topic in named)
 
 
 POEM = Kind(
     name="poem",
-    about="a rhymed poem about a thing, of one to three stanzas",
+    about="a rhymed poem about a thing, or whatever comes to mind, of one to three stanzas",
     wordings={
-        "": (
+        "about": (
             "[Write|Write me|Tell me|Give me|Make|I want|I would like|Compose|Make up|Recite] "
             "a{style} poem about {topic}.",
             "[Can you write|Could you write|Would you write|Can you make up|May I have|Can I "
@@ -390,10 +398,18 @@ POEM = Kind(
             "I am in love with {topic}. Write a{style} poem.",
             "My class needs a{style} poem about {topic}.",
             "{topic}, as a{style} poem.",
-        )
+        ),
+        "free": (
+            "[Write|Write me|Tell me|Give me|Make|I want|I would like|Compose|Make up|Recite] "
+            "a{style} poem.",
+            "[Can you write|May I have|Can I have|Do you know|Can you say|How about] a{style} poem?",
+            "[A{style} poem|I need a{style} poem|Some{style} verses].",
+            "Be a poet!",
+        ),
     },
+    everyday=frozenset(("Write a{style} poem.", "A{style} poem.")),
     draw=_draw_poem,
-    write=lambda slots, rng: verse.poem(slots["about"], slots["stanzas"], rng),
+    write=_write_poem,
     check=_check_poem,
     key=("about",),
     late=True,
