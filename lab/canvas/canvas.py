@@ -40,7 +40,7 @@ from typing import Any, Literal
 import anywidget
 import traitlets
 
-from dgemma_core.errors import DgemmaError, check_kind, whole_number
+from dgemma_core.errors import DgemmaError, check_kind, shown, whole_number
 from dgemma_core.files.trace import Trace
 from dgemma_lab.canvas import pictures, still
 from dgemma_lab.canvas.frames import against, frame
@@ -50,7 +50,7 @@ from dgemma_lab.canvas.sharing import EXPLAINED, shared
 from dgemma_lab.frontend.page import write_page
 from dgemma_lab.frontend.scripts import bundled, style
 from dgemma_lab.frontend.still import Still
-from dgemma_lab.given import check_trace
+from dgemma_lab.given import check_trace, whole_numbers
 
 REPLAYED = 2.5
 """Seconds below which a run that has ended is replayed."""
@@ -200,7 +200,10 @@ class Canvas(Still, anywidget.AnyWidget):
 
         onward: what may follow in a state of the run's constraint (`dgemma_core.constraints.onward`).
         """
-        eos = sorted(eos_token_ids)
+        check_kind("prompt", prompt, str, "a text")
+        check_kind("decode", decode, Callable | None, "a function from a token's id to its text")
+        steps = whole_number("steps", steps)
+        eos = sorted(whole_numbers("eos_token_ids", eos_token_ids))
         with self._lock, self.hold_sync():
             self._trace = None
             self._table = TokenTable(decode or "<{}>".format)
@@ -450,6 +453,8 @@ def _constraint(metadata: Mapping[str, Any]) -> str:
 
 def _change(callbacks: list[Any], callback: Any, remove: bool) -> None:
     check_kind("callback", callback, Callable, "a function")
+    if remove and callback not in callbacks:
+        raise DgemmaError(f"{shown(callback)} is not registered: nothing to remove")
     if remove:
         callbacks.remove(callback)
     else:

@@ -146,3 +146,20 @@ def test_a_race_that_cannot_be_written(trace: Trace, tmp_path: Path) -> None:
 def test_pauses_that_no_picture_has(seconds: Any, trace: Trace, tmp_path: Path) -> None:
     with pytest.raises(DgemmaError, match="seconds_a_step"):
         lab.Canvas(trace).to_gif(tmp_path / "x.gif", seconds_a_step=seconds)
+
+
+@pytest.mark.parametrize("option", ["prompt", "steps", "decode", "eos_token_ids"])
+def test_a_live_run_of_a_wrong_kind(option: str, trace: Trace) -> None:
+    canvas = lab.Canvas(trace)
+    wrong = {"prompt": 5, "steps": 1.5, "decode": "x", "eos_token_ids": 1}
+    with pytest.raises(DgemmaError, match=option):
+        canvas.begin(**{option: wrong[option]})
+    assert canvas.trace is trace, "nothing is lost"
+
+
+def test_a_callback_that_is_none(trace: Trace) -> None:
+    canvas = lab.Canvas(trace)
+    with pytest.raises(DgemmaError, match="callback must be a function"):
+        canvas.on_steer(None)
+    with pytest.raises(DgemmaError, match="is not registered"):
+        canvas.on_stop(print, remove=True)
