@@ -134,7 +134,7 @@ class Canvas(Still, anywidget.AnyWidget):
         super().__init__(
             colour_by=colour_by, show=show, title=title, heading=heading, transport=transport
         )
-        self.alternatives = whole_number("alternatives", alternatives, low=1)
+        self.alternatives = whole_number("alternatives", alternatives, low=1, high=255)
         self._trace: Trace | None = None
         self._lock = threading.RLock()
         self._steerers: list[Callable[[Steer], Any]] = []

@@ -163,3 +163,10 @@ def test_a_callback_that_is_none(trace: Trace) -> None:
         canvas.on_steer(None)
     with pytest.raises(DgemmaError, match="is not registered"):
         canvas.on_stop(print, remove=True)
+
+
+def test_alternatives_that_a_row_cannot_hold() -> None:
+    trace = runs.diffusion(Observe(top_k=300), steps=2)
+    assert lab.Canvas(trace, alternatives=255).alternatives == 255
+    with pytest.raises(DgemmaError, match="at most 255"):
+        lab.Canvas(trace, alternatives=256)

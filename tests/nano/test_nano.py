@@ -126,6 +126,36 @@ def test_it_talks(mode: str, column: int) -> None:
         assert sum(accepted) / PROBLEMS >= floors[column], name
 
 
+FIRST_WORDS = {
+    "greeting": {
+        "hi": ("hi", "Hello!", "hey", "Hi there"),
+        "bye": ("bye", "Goodbye!"),
+        "night": ("Good night!",),
+    },
+    "small_talk": {"thanks": ("thanks", "Thank you!"), "how": ("How are you?",)},
+    "identity": {"who": ("Who are you?",), "name": ("What is your name?",)},
+}
+"""What people type first, by kind and by what they want."""
+
+
+@pytest.mark.parametrize("mode", ["diffusion", "autoregressive"])
+def test_it_answers_the_first_thing_that_people_type(mode: str) -> None:
+    """ "Hi" and "thank you" were once held out of training, and got nonsense."""
+    asked = [
+        (name, ask, text)
+        for name, asks in FIRST_WORDS.items()
+        for ask, texts in asks.items()
+        for text in texts
+    ]
+    replies = dg.generate(talk(), [text for *_, text in asked], mode=mode, batch_size=len(asked))
+    wrong = [
+        (text, reply.text)
+        for (name, ask, text), reply in zip(asked, replies, strict=True)
+        if not kinds.kind(name).accepts({"ask": ask}, reply.text)
+    ]
+    assert len(wrong) <= (1 if mode == "autoregressive" else 3), wrong
+
+
 def test_training_never_draws_a_test_problem() -> None:
     for index in range(200):
         assert not is_test_prompt(training_example(index, NANO_RECIPE.mix).prompt)
