@@ -16,7 +16,6 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
@@ -24,6 +23,7 @@ from plotly.subplots import make_subplots
 
 from dgemma_core.errors import DgemmaError
 from dgemma_lab.frontend.still import static_wanted
+from dgemma_lab.given import written
 
 INK = "rgb(121, 121, 122)"  # a shade that nothing else uses: the style sheet finds text by it
 GRID = "rgba(128, 128, 128, 0.28)"
@@ -132,7 +132,7 @@ class Figure(go.Figure):
 
     def write_html(self, file: str | os.PathLike[str], **kwargs: Any) -> None:
         """A page of its own, which needs no network."""
-        Path(file).write_text(self.to_html(**kwargs), "utf-8")
+        written(file, lambda path: path.write_text(self.to_html(**kwargs), "utf-8"))
 
     def still(self, *, width: int = 900, scale: float = 1.5) -> bytes:
         """The figure as PNG on a transparent ground, its text in the grey that any page shows.

@@ -137,9 +137,11 @@ def test_a_picture_that_cannot_be_written(kind: str, trace: Trace, tmp_path: Pat
     assert (tmp_path / "file").read_text() == "x"
 
 
-def test_a_race_that_cannot_be_written(trace: Trace, tmp_path: Path) -> None:
+def test_a_race_or_chart_that_cannot_be_written(trace: Trace, tmp_path: Path) -> None:
     with pytest.raises(DgemmaError, match="cannot be written"):
         lab.Race([trace]).to_html(tmp_path / "none" / "race.html")
+    with pytest.raises(DgemmaError, match="cannot be written"):
+        lab.settling(trace).write_html(tmp_path / "none" / "chart.html")
 
 
 @pytest.mark.parametrize("seconds", [0, -1, math.nan, math.inf, 1e9, "x", None])
