@@ -204,15 +204,15 @@ verifier let them: the same once more with both mended, more requests, each used
 still."""
 
 JOINED = replace(
-    TALK_REST,
+    TALK_EVERYDAY,
     config=replace(TALK.config, text=replace(TALK.config.text, num_experts=16)),
-    training=replace(TALK_REST.training, steps=2000, autoregressive=1.0, seed=203),
+    training=replace(TALK_EVERYDAY.training, steps=2000, autoregressive=1.0, seed=203),
     stages=(
-        Stage(until=1, english=0.55, kinds={**SHARES, **_TALK, **_STILL_WEAK}, families=_LATE),
+        Stage(until=1, english=0.55, kinds={**SHARES, **_TALK, **_STILL_WEAKER}, families=_LATE),
     ),
     beside="nano",
 )
-"""From `talk_rest`, with nano's experts beside its own: all kinds of English, and the twelve families again."""
+"""From `talk_everyday`, with nano's experts beside its own: all kinds of English, and the twelve families again."""
 
 RECIPES: Mapping[str, NamedRecipe] = {
     "english": ENGLISH,

@@ -18,9 +18,9 @@ from dgemma_core.files.finding import SHIPPED
 from dgemma_core.nano.english import kinds
 from dgemma_core.nano.families import examples, family, is_test_prompt, training_example
 from dgemma_core.nano.problems import known
-from dgemma_core.nano.recipes import NANO_RECIPE, TALK_REST
+from dgemma_core.nano.recipes import NANO_RECIPE, TALK_EVERYDAY
 
-RECIPE_OF = {"nano": NANO_RECIPE, "nano-talk": TALK_REST}
+RECIPE_OF = {"nano": NANO_RECIPE, "nano-talk": TALK_EVERYDAY}
 PROBLEMS = 20
 FLOORS = {
     "mini_sudoku": 0.8,
