@@ -29,6 +29,13 @@ OFFER = (
     "Shall I tell you a story]"
 )
 
+HELLO = (
+    "[Hello|Hi|Hello there]! <offer>?",
+    "[Hello|Hi]! [Nice to meet you|Good to see you]. <offer>?",
+    "[Hello, I am nano|Hi, I am nano]. <offer>?",
+    "[Hello|Hi]! I am here. <offer>?",
+)
+
 TALK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # what people say, what nano replies
     "hello": (
@@ -40,16 +47,11 @@ TALK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "[Is anybody there|Are you there|Anyone home|Can you hear me|Are you awake]?",
             "[Let us talk|Let's chat|Can we talk|I want to talk with you|Talk to me].",
         ),
-        (
-            "[Hello|Hi|Hello there]! <offer>?",
-            "[Hello|Hi]! [Nice to meet you|Good to see you]. <offer>?",
-            "[Hello, I am nano|Hi, I am nano]. <offer>?",
-            "[Hello|Hi]! I am here. <offer>?",
-        ),
+        HELLO,
     ),
     "hi": (
         ("[Hi|Hello|Hey|Hi there|Hello there|Good day][!|.|, nano!|]",),
-        ("[Hi|Hello|Hello there]! <offer>?", "[Hello, I am nano|Hi, I am nano]. <offer>?"),
+        HELLO,
     ),
     "morning": (
         (
