@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dgemma_core.errors import DgemmaError, RequestError, check_kind, shown, whole_number
+from dgemma_core.errors import (
+    DgemmaError,
+    RequestError,
+    check_kind,
+    finite_number,
+    shown,
+    whole_number,
+)
 from dgemma_core.files.trace import Trace
 
 
@@ -37,6 +45,13 @@ def listed(name: str, values: Any, what: str) -> list[Any]:
 def whole_numbers(name: str, values: Any, **bounds: int) -> list[int]:
     """Whole numbers within the bounds of `whole_number`, as ints. Raises RequestError."""
     return [whole_number(name, value, **bounds) for value in listed(name, values, "whole numbers")]
+
+
+def waiting_time(timeout: Any) -> float | None:
+    """Seconds to wait at most, as `threading` takes them; None for however long it takes. Raises RequestError."""
+    if timeout is None:
+        return None
+    return min(finite_number("timeout", timeout), threading.TIMEOUT_MAX)
 
 
 def written(path: Any, write: Callable[[Path], object]) -> Path:

@@ -123,14 +123,13 @@ def run_tokenizer(recipe: NamedRecipe, folder: Path, start: str | None = None) -
     own = folder / TOKENIZER
     wanted = recipe.config.text.vocab_size
     if not (own / "tokenizer.json").exists():
-        begun = None if start is None else load_tokenizer(find_folder(start))
+        source = None if start is None else find_folder(start)
+        begun = None if source is None else load_tokenizer(source)
         try:
-            if start is not None and begun is not None and begun.vocab_size == wanted:
+            if source is not None and begun is not None and begun.vocab_size == wanted:
                 own.mkdir(parents=True, exist_ok=True)
-                for name in reversed(
-                    TOKENIZER_FILES
-                ):  # tokenizer.json last: where it stands, the others do
-                    shutil.copyfile(find_folder(start) / name, own / name)
+                for name in reversed(TOKENIZER_FILES):  # where tokenizer.json stands, the others do
+                    shutil.copyfile(source / name, own / name)
             else:
                 write_tokenizer(own, wanted)
         except Exception as error:  # the tokenizers library raises bare ones

@@ -453,9 +453,9 @@ def _constraint(metadata: Mapping[str, Any]) -> str:
 
 def _change(callbacks: list[Any], callback: Any, remove: bool) -> None:
     check_kind("callback", callback, Callable, "a function")
-    if remove and callback not in callbacks:
-        raise DgemmaError(f"{shown(callback)} is not registered: nothing to remove")
-    if remove:
+    if not remove:
+        callbacks.append(callback)
+    elif callback in callbacks:
         callbacks.remove(callback)
     else:
-        callbacks.append(callback)
+        raise DgemmaError(f"{shown(callback)} is not registered: nothing to remove")

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, get_args, get_type_hints
 
-from dgemma_core.errors import DgemmaError, RequestError, check_kind, finite_number, whole_number
+from dgemma_core.errors import DgemmaError, RequestError, check_kind, whole_number
 from dgemma_core.files.trace import Trace
 from dgemma_core.nano.problems import Known, known
 from dgemma_core.samplers import SAMPLERS, StopRule, sampler_from
@@ -22,7 +22,7 @@ from dgemma_lab.canvas.compare import difference
 from dgemma_lab.form.boxes import Columns, Stack
 from dgemma_lab.form.constraint import constraint_fields, constraint_from, constraint_values
 from dgemma_lab.form.form import Field, Form, button
-from dgemma_lab.given import listed
+from dgemma_lab.given import listed, waiting_time
 from dgemma_lab.playground.transport import Transport
 from dgemma_lab.session.run import Run
 from dgemma_lab.session.session import Session
@@ -251,8 +251,7 @@ class Playground(Stack):
 
     def wait(self, timeout: float | None = None) -> Playground:
         """Waits until every column is over. DgemmaError after `timeout` seconds."""
-        if timeout is not None:
-            timeout = min(finite_number("timeout", timeout), threading.TIMEOUT_MAX)
+        timeout = waiting_time(timeout)
         if not self._idle.wait(timeout):
             raise DgemmaError(
                 f"the columns are not over after {timeout} s: wait longer, or stop them"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from dgemma_core.errors import DgemmaError, RequestError, check_kind, finite_number, whole_number
+from dgemma_core.errors import DgemmaError, RequestError, check_kind, whole_number
 from dgemma_core.events import Event, PromptEvent, StepEvent
 from dgemma_core.files.checkpoint import Loaded, check_loaded
 from dgemma_core.files.recording import TraceRecorder
@@ -20,6 +20,7 @@ from dgemma_core.observe import Observe
 from dgemma_core.request import DecodeState, Request
 from dgemma_lab.canvas.canvas import Canvas
 from dgemma_lab.frontend.still import static_wanted
+from dgemma_lab.given import waiting_time
 from dgemma_lab.session.plan import decoder, describe_run, follower, prompt_text
 from dgemma_lab.session.states import StateCache
 
@@ -185,8 +186,7 @@ class Run:
 
     def wait(self, timeout: float | None = None) -> Run:
         """Waits until the run is over; an interrupt stops it. DgemmaError after `timeout` seconds."""
-        if timeout is not None:
-            timeout = min(finite_number("timeout", timeout), threading.TIMEOUT_MAX)
+        timeout = waiting_time(timeout)
         try:
             if not self._over.wait(timeout):
                 raise DgemmaError(f"the run is not over after {timeout} s: wait longer, or stop it")
