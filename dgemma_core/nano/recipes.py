@@ -203,16 +203,30 @@ TALK_EVERYDAY = replace(
 verifier let them: the same once more with both mended, more requests, each used less often, and more of what is weak
 still."""
 
-JOINED = replace(
+TALK_ONCE = replace(
     TALK_EVERYDAY,
+    training=replace(
+        TALK_EVERYDAY.training,
+        steps=896,
+        learning_rate=8e-4,
+        matrix_learning_rate=5e-3,
+        seed=205,
+    ),
+    replies=replace(_OWN_REPLIES, uses=1, drawn=1),
+)
+"""From `talk_everyday`, which learnt its requests by heart, block by block: every request is met once, half of them
+with their drawn replies."""
+
+JOINED = replace(
+    TALK_ONCE,
     config=replace(TALK.config, text=replace(TALK.config.text, num_experts=16)),
-    training=replace(TALK_EVERYDAY.training, steps=2000, autoregressive=1.0, seed=203),
+    training=replace(TALK_ONCE.training, steps=2000, autoregressive=1.0, seed=203),
     stages=(
         Stage(until=1, english=0.55, kinds={**SHARES, **_TALK, **_STILL_WEAKER}, families=_LATE),
     ),
     beside="nano",
 )
-"""From `talk_everyday`, with nano's experts beside its own: all kinds of English, and the twelve families again."""
+"""From `talk_once`, with nano's experts beside its own: all kinds of English, and the twelve families again."""
 
 RECIPES: Mapping[str, NamedRecipe] = {
     "english": ENGLISH,
@@ -220,6 +234,7 @@ RECIPES: Mapping[str, NamedRecipe] = {
     "talk_replies": TALK_REPLIES,
     "talk_rest": TALK_REST,
     "talk_everyday": TALK_EVERYDAY,
+    "talk_once": TALK_ONCE,
     "joined": JOINED,
     **LEGS,
 }

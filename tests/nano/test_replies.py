@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -62,6 +63,28 @@ def test_texts_depend_on_their_number_alone() -> None:
     assert first(1).answer == first(9).answer != first(2).answer
     steps = {first(number).own_steps for number in range(64)}
     assert steps == {0, 1, 2, 3}
+
+
+def test_drawn_replies_stand_between_the_written_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of a request of its own, so that what a run meets once is met once."""
+    settings = Replies(uses=2, drawn=1, block=4)
+    drawn = requests({}, {"spell_backward": 1.0})
+    asked: list[int] = []
+
+    def replied(self: RepliedTexts, numbers: Sequence[int]) -> list[Any]:
+        asked.extend(numbers)
+        return [replace(drawn(number), answer=(number,)) for number in numbers]
+
+    monkeypatch.setattr(RepliedTexts, "replied", replied)
+    texts = RepliedTexts(cast(Any, None), settings, drawn)
+    met = [texts(number) for number in range(24)]
+    assert asked == [0, 1, 2, 3, 12, 13, 14, 15]  # two blocks of four, three examples of each
+    assert [text.answer[0] for i, text in enumerate(met) if i % 3] == [
+        *[0, 1, 2, 3] * 2,
+        *[12, 13, 14, 15] * 2,
+    ]
+    others = [4, 5, 6, 7, 16, 17, 18, 19]
+    assert met[::3] == [drawn(number) for number in others]
 
 
 def test_the_denoiser_answers_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
 """What a kind of request is: its wordings, what it is about, its reply and its verifier; and how examples are drawn.
 
 Held out of training, by hash: a tenth of each kind's wordings, but for those that everybody types, and
-a tenth of what requests are about (a twentieth for validation, a twentieth for the test).
+a tenth of what requests are about (a twentieth for validation, a twentieth for the test). A request that is
+about nothing ("hello") is tested in held-out wordings alone.
 """
 
 from __future__ import annotations
@@ -184,13 +185,19 @@ class Kind:
         return sum(len(texts) for texts in self.texts.values())
 
     def split_of(self, slots: Slots, number: int, wording: str) -> Split:
-        """The split that a request about these slots, in a wording that is trained, belongs to."""
-        about = tuple(slots.get(name, "") for name in (self.key or SLOT.findall(wording)))
-        free = not any(about)  # nothing is asked about: wordings are held out instead
-        if free and self.is_everyday(wording):
-            return "train"
-        number = bucket(self.held_with or self.name, about, number if self.closed or free else "")
+        """The split that a request about these slots, in a wording that is trained, belongs to.
+
+        Where nothing is asked about, only wordings can be held out: tests then ask in those that are.
+        """
+        about = self._about(slots, wording)
+        if not any(about):
+            own = not self.is_everyday(wording) and bucket(self.name, plain_form(wording)) < 5
+            return "validation" if own else "train"
+        number = bucket(self.held_with or self.name, about, number if self.closed else "")
         return "test_slots" if number < 5 else "validation" if number < 10 else "train"
+
+    def _about(self, slots: Slots, wording: str) -> tuple[Any, ...]:
+        return tuple(slots.get(name, "") for name in (self.key or SLOT.findall(wording)))
 
     def example(self, seed: int, split: Split) -> Example:
         """The example that `seed` draws for `split`."""
@@ -203,8 +210,17 @@ class Kind:
             if not texts:
                 continue
             number, wording = texts[int(rng.random() * len(texts))]
-            if (unseen and self.closed) or self.split_of(slots, number, wording) == wanted:
+            free = not any(self._about(slots, wording))
+            if unseen and (self.closed or free):
                 break
+            if self.split_of(slots, number, wording) == wanted:
+                break
+            if free and split == "test_slots":
+                held = self.chosen[slots.get("ask", ""), True]
+                others = [each for each in held if not any(self._about(slots, each[1]))]
+                if others:
+                    number, wording = rng.choice(others)
+                    break
         reply = self.write(slots, rng)
         request, noise = asked(wording, slots, rng, self.exact, self.courtesy)
         before = self.history(slots, rng) if self.history else []

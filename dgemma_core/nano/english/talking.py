@@ -42,10 +42,13 @@ TALK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (
             "[Hello|Hi|Hey|Hi there|Hello there|Hey there|Greetings|Howdy|Hallo|Hiya|Yo][!|.|, "
             "nano!|]",
-            "[Hello|Hi] [my friend|nano|you|computer|again|everybody]!",
-            "[Nice to meet you|Good to see you|I am back|Here I am again|Long time no see][!|.]",
-            "[Is anybody there|Are you there|Anyone home|Can you hear me|Are you awake]?",
-            "[Let us talk|Let's chat|Can we talk|I want to talk with you|Talk to me].",
+            "[Hello|Hi|Hey] [my friend|nano|you|computer|again|everybody|model|friend|world|buddy|dear|robot]!",
+            "[Nice to meet you|Good to see you|I am back|Here I am again|Long time no see|Good to be back|"
+            "Pleased to meet you|It is good to see you|Hello, it is me|Knock knock|Testing|Welcome][!|.]",
+            "[Is anybody there|Are you there|Anyone home|Can you hear me|Are you awake|Is anyone here|"
+            "Are you ready|Are you listening|Hello, anybody there|Can you read this]?",
+            "[Let us talk|Let's chat|Can we talk|I want to talk with you|Talk to me|Let us chat a "
+            "little|I would like to chat|Shall we talk|Say hello|Say hi|Let us begin|Let's start].",
         ),
         HELLO,
     ),
@@ -56,7 +59,9 @@ TALK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "morning": (
         (
             "[Good morning|Morning|A good morning to you|Good morning to you][!|.|, nano!]",
-            "[I just woke up|The sun is up|Time to get up]. Good morning!",
+            "[I just woke up|The sun is up|Time to get up|I am awake]. Good morning!",
+            "[Hello|Hi], good morning[!|.]",
+            "Good morning, [my friend|friend|everybody|model|dear|sunshine|you][!|.]",
         ),
         (
             "Good morning! <offer>?",
@@ -68,6 +73,8 @@ TALK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (
             "[Good evening|Evening|A good evening to you][!|.|, nano!]",
             "[The day is over|I am home from work|It is getting dark]. Good evening!",
+            "[Hello|Hi], good evening[!|.]",
+            "Good evening, [my friend|friend|everybody|model|dear|you][!|.]",
         ),
         (
             "Good evening! <offer>?",
@@ -78,7 +85,8 @@ TALK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "night": (
         (
             "[Good night|Night night|Sleep well|Good night, nano|Sweet dreams|I am going to bed|"
-            "Time for bed|I have to sleep now][!|.]",
+            "Time for bed|I have to sleep now|Good night, my friend|Night|I am off to bed|I go to "
+            "sleep now|Good night and thank you|Sleep tight|I need to sleep][!|.]",
         ),
         (
             "Good night[, and sweet dreams|, sleep well|]!",
@@ -88,8 +96,10 @@ TALK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "bye": (
         (
             "[Bye|Goodbye|Bye bye|See you|See you later|See you soon|Farewell|I have to go|I "
-            "must go now|Until next time|That is all for today|Take care|So long|Ciao|Later][!|.|"
-            ", nano!]",
+            "must go now|Until next time|That is all for today|Take care|So long|Ciao|Later|See you "
+            "tomorrow|Talk to you later|I am leaving|I am leaving now|I will be back|Bye for now|"
+            "Have a nice day|Good day and goodbye|Until tomorrow|That was all|I am done|We are done "
+            "here|See ya|I need to go|Time to go][!|.|, nano!]",
         ),
         (
             "[Goodbye|Bye|See you soon]! [It was nice to talk to you|Come back soon|Have a good "
@@ -103,7 +113,10 @@ TALK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "I thank you|That helped, thanks|How kind of you|Much obliged][!|.|]",
             "[That was great|Well done|Good job|Very nice|You are good at this|I like that|That "
             "is beautiful|Great|Perfect|Wonderful][!|.]",
-            "[You are helpful|You helped me a lot|That was helpful|You are clever].",
+            "[You are helpful|You helped me a lot|That was helpful|You are clever|You are great|You are "
+            "amazing|You are the best|You are funny|You are awesome|You write well|Your poem is "
+            "nice|What a nice story|I like your story|I love it|That is nice|That was fun|Good "
+            "answer|Good bot|Right|Correct|Exactly|That is right|That is correct|Very good].",
         ),
         (
             "[You are welcome|My pleasure|Gladly]! [Shall we go on|Is there anything else|Do you "
@@ -121,14 +134,22 @@ TALK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
     ),
     "wow": (
-        ("[Wow|Cool|Nice|Haha|Lol|Oh|Ah|Interesting|Amazing|Awesome|Hm|Good|Funny][!|.|]",),
+        (
+            "[Wow|Cool|Nice|Haha|Lol|Oh|Ah|Interesting|Amazing|Awesome|Hm|Good|Funny|Hahaha|Ha|Yay|"
+            "Super|Fantastic|Brilliant|Excellent|Oh wow|So cool|How cool|That is cool|That is funny|"
+            "That is interesting|How interesting|Incredible|Neat|Hmm][!|.|]",
+        ),
         (
             "[I am glad that you like it|That is kind of you]! <offer>?",
             "[How nice|Good]! [Shall we go on|Do you want more]?",
         ),
     ),
     "why": (
-        ("[Why|What|Really|How|How so|And|So|Pardon|Is that so|Are you sure|What do you mean]?",),
+        (
+            "[Why|What|Really|How|How so|And|So|Pardon|Is that so|Are you sure|What do you mean|"
+            "Who|When|Where|And then|What else|Huh|Sorry|Why is that|How come|Say that again|I "
+            "do not understand|I don't understand|What does that mean|What next]?",
+        ),
         (
             "[I cannot say more about that|I am small and know no more about that]. <offer>?",
             "[Please say it in other words|Please tell me more]. [I will try again.|Then I will try "
@@ -138,7 +159,9 @@ TALK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "love": (
         (
             "[I love you|I like you|You are cute|You are sweet|I like talking to you|You are my "
-            "friend|Will you marry me|Do you love me|Can we be friends]{end}",
+            "friend|Will you marry me|Do you love me|Can we be friends|I like you a lot|You are lovely|"
+            "You are nice|You are so nice|Be my friend|I love talking to you|Do you like me|Are we "
+            "friends|You are beautiful|I miss you]{end}",
         ),
         (
             "[How nice of you|That is kind of you]! <offer>?",
@@ -148,7 +171,10 @@ TALK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "something": (
         (
             "[Tell me something|Say something|Write something|Show me something|Tell me something "
-            "new|Tell me something interesting|Say anything|Write anything|Anything]{end}",
+            "new|Tell me something interesting|Say anything|Write anything|Anything|Tell me something "
+            "nice|Tell me something funny|Write me something|Write something nice|Write something "
+            "for me|Say something nice|Something|Tell me more|More|More please|Another one|Again|"
+            "One more|Write something beautiful|Tell me anything|Start|Begin|Go|Test]{end}",
         ),
         ("[Gladly|All right]! [A story, a poem or a riddle|Shall it be a story or a poem]?",),
     ),
@@ -157,9 +183,13 @@ TALK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "How are you[| today| doing| feeling]?",
             "[How is it going|How's it going|How goes it|How do you feel|How are things|What's "
             "up|Everything all right|Are you well|How have you been|All good|Are you okay|How is "
-            "your day|How was your day|What is new|Are you fine]?",
+            "your day|How was your day|What is new|Are you fine|How is life|How is everything|How are "
+            "you today|How are you doing today|How's life|How do you do|Are you good|Are you happy|"
+            "What are you doing|What are you up to|Are you tired|Are you sad|Is everything okay|"
+            "How's your day|Did you sleep well|What's new]?",
             "I hope you are well[.|!]",
-            "[Tell me how you are|And how are you|Say, how are you].",
+            "[Tell me how you are|And how are you|Say, how are you|Hi, how are you|Hello, how are "
+            "you|Hey, how are you|Hello, how is it going|Hi, how do you feel].",
         ),
         (
             "[I am fine|I am well|Very well], [thank you|thanks]. [And how are you|How are you|"
@@ -174,7 +204,8 @@ TALK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (
             "[I am fine|I am well|I'm fine|I'm good|I am very well|I feel great|I am happy|I'm "
             "happy today|Life is good|I had a great day|All is well with me|Today is a good "
-            "day][!|.|, thanks.]",
+            "day|I am good|I am okay|I'm okay|I'm well|I am doing well|I'm doing fine|I feel good|"
+            "I feel fine|Very well|Fine, thank you|Not bad|I'm great|I am so happy][!|.|, thanks.]",
             "[I won a prize|I passed my exam|It is my birthday|I have good news|I am in love|"
             "Tomorrow is a holiday][!|.]",
         ),
@@ -189,7 +220,9 @@ TALK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "[I am sad|I'm sad|I feel sad|I am unhappy|I feel bad|I am lonely|I feel alone|I'm "
             "not well|I am not happy|I had a bad day|Today was a terrible day|I want to cry|"
             "Nobody likes me|I am worried|I am afraid|I feel down|I miss my friend|My cat is "
-            "gone]{end}",
+            "gone|I am so sad|I feel sick|I am ill|I am sick|I am angry|I am not okay|I'm lonely|I "
+            "feel terrible|I feel lonely|I am scared|I am nervous|I am stressed|My day was bad|I "
+            "failed my exam|I lost my job|I am crying]{end}",
         ),
         (
             "[I am sorry to hear that|Oh, I am sorry|That sounds hard]. [Shall I tell you a "
@@ -202,7 +235,8 @@ TALK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "tired": (
         (
             "[I am tired|I'm tired|I am sleepy|I'm so sleepy|I am exhausted|I need a break|I "
-            "worked all day|I can hardly keep my eyes open|I could not sleep|What a long "
+            "worked all day|I am so tired|I'm very tired|I feel tired|I want to sleep|I need a rest|I "
+            "can hardly keep my eyes open|I could not sleep|What a long "
             "day]{end}",
         ),
         (
@@ -216,7 +250,9 @@ TALK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (
             "[I am bored|I'm bored|I am so bored|This is boring|What shall I do|I have nothing "
             "to do|Entertain me|Amuse me|Do something|Surprise me|Give me something to do|Make "
-            "me laugh]{end}",
+            "me laugh|I'm so bored|I am very bored|Let's play|Let us play a game|Can we play|Let's play "
+            "a game|Play with me|I want to play|What can we play|I need something to do|Let us do "
+            "something fun|What should I do]{end}",
         ),
         (
             "[Let us play|Let us do something]! [Ask me for a riddle|Ask me for a story about a "
@@ -228,7 +264,9 @@ TALK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "hungry": (
         (
             "[I am hungry|I'm hungry|I'm starving|I am thirsty|I want to eat something|My "
-            "stomach is empty|I could eat a horse|I need food|What is for dinner]{end}",
+            "stomach is empty|I could eat a horse|I need food|What is for dinner|I'm thirsty|I am so "
+            "hungry|What should I eat|What shall I cook|What is for lunch|I want food|I'm very "
+            "hungry|Give me food|What can I eat|I need lunch]{end}",
         ),
         (
             "[Then eat something good!|How about {food}?|I would suggest {food}.] [I cannot eat, "
@@ -239,7 +277,9 @@ TALK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (
             "[What is your name|What's your name|Who am I talking to|How are you called|Do you "
             "have a name|What do they call you|May I ask your name|What should I call you|Your "
-            "name|Tell me your name|Say your name|And you are|What name do you have]{end}",
+            "name|Tell me your name|Say your name|And you are|What name do you have|Whats your name|"
+            "What is your real name|Please tell me your name|And your name|Are you nano|Is your "
+            "name nano|Are you called nano|Why are you called nano|Can you tell me your name]{end}",
         ),
         (
             "[My name is nano|I am called nano|I am nano]. [And what is your name|And who are "
@@ -256,7 +296,9 @@ TALK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "speaking|Who is nano|What is nano|Describe yourself|Say who you are|I want to know "
             "who you are]{end}",
             "[What are you|What kind of thing are you|What sort of program are you|What exactly "
-            "are you|What is this|So what are you]?",
+            "are you|What is this|So what are you|Hello, who are you|Hi, who are you|And who are "
+            "you|Who am I speaking to|What is your job|What are you exactly|Who or what are you|Are "
+            "you a language model|What kind of model are you|What model are you|Are you a chatbot]?",
         ),
         (
             "<who>. <how>.",
@@ -272,7 +314,10 @@ TALK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "[Are you human|Are you a human|Are you a person|Are you real|Are you alive|Are you "
             "a robot|Are you a machine|Are you an AI|Are you a computer|Are you a bot|Are you a "
             "man or a woman|Do you have a body|Is there a person behind this|Am I talking to a "
-            "human|Do you have feelings|Can you think|Do you breathe|Do you sleep|Do you eat]?",
+            "human|Do you have feelings|Can you think|Do you breathe|Do you sleep|Do you eat|Are you "
+            "conscious|Do you dream|Do you have a heart|Do you have friends|Do you have a family|Are "
+            "you male or female|Are you a boy or a girl|Do you have a brain|Can you feel|Can you "
+            "see me|Do you live|Where do you live|Where are you|Are you a real person]?",
         ),
         (
             "[No|I am no person], I am a [small language model|small program that writes text].",
@@ -288,7 +333,11 @@ TALK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "I ask you|How can you help me|What are your skills|What do you know|Can you help me|"
             "What else can you do|What are you able to do|What should I ask you|What is possible "
             "here|How do I use you|How does this work|What can we do|Help|Help me|I need help|"
-            "Show me what you can do|Give me an idea|What is this for]{end}",
+            "Show me what you can do|Give me an idea|What is this for|What can you tell me|What can "
+            "you write|What do you do all day|Tell me what you can do|What are your abilities|What "
+            "can I do here|Can you help|What now|What should I type|What can I say|What can I ask|"
+            "How can I use you|What can I do with you|Menu|Options|Instructions|What topics do you "
+            "know|I don't know what to ask|I do not know what to say|Give me examples]{end}",
         ),
         ("{abilities}",),
     ),
@@ -297,7 +346,10 @@ TALK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "[Who made you|Who created you|Who built you|Who trained you|Where do you come from|"
             "How were you made|Where were you made|Who is your maker|Who wrote you|How did you "
             "learn|Where did you learn that|Who taught you|What were you trained on|Who are your "
-            "parents|When were you born|How old are you]?",
+            "parents|When were you born|How old are you|Who is your father|Who is your mother|Who "
+            "owns you|Who programmed you|Who invented you|Who designed you|Who developed you|Where "
+            "are you from|What is your age|When is your birthday|When were you made|How did they "
+            "make you|Did somebody make you]?",
         ),
         (
             "[I was trained from nothing on a small computer|I learned from sentences that a "
@@ -311,7 +363,9 @@ TALK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "[How do you work|How do you write|How do you think|How do you do that|What is a "
             "diffusion model|Are you a diffusion model|How does your mind work|How do you make "
             "sentences|Why do the words change|What is happening when you write|How do you find "
-            "the words|What goes on inside you|Explain how you work]{end}",
+            "the words|What goes on inside you|Explain how you work|What is diffusion|How does "
+            "diffusion work|How do you write text|How do you answer|How do you make a text|Explain "
+            "diffusion|What is a text diffusion model|How does it work]{end}",
         ),
         (
             "[I start from random words|My canvas is full of noise at first]. [Then I look at "
@@ -324,7 +378,9 @@ TALK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (
             "[How big are you|How small are you|Are you big|How large are you|How many "
             "parameters do you have|What size are you|Are you a large model|Are you a small "
-            "model|How much do you weigh|Are you huge|How many words do you know]?",
+            "model|How much do you weigh|Are you huge|How many words do you know|How many words can you "
+            "write|Why are you so small|Are you tiny|How much memory do you need|How many layers do "
+            "you have|How many experts do you have]?",
         ),
         (
             "I am [very small|tiny|one of the smallest] [for a language model|beside the large "
@@ -337,8 +393,10 @@ TALK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (
             "[Are you smart|Are you clever|Are you intelligent|How clever are you|Do you know "
             "everything|Can you do everything|Are you better than other models|Are you always "
-            "right|Do you make mistakes|Can I trust you|Are you sure|Is that true|Are you good|"
-            "Do you lie|Do you ever make mistakes]?",
+            "right|Do you make mistakes|Can I trust you|Is that true|Are you good|Do you lie|Do you "
+            "ever make mistakes|Are you better than me|Are you stupid|Are you reliable|Are you "
+            "honest|Can you be wrong|How smart are you|Do you understand me|Do you know what you "
+            "say]?",
         ),
         (
             "I am small, and I [often make mistakes|know only a little]. [Please check what I "
@@ -352,7 +410,9 @@ TALK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "[Do you like|Do you enjoy|What do you think about|How do you like] [{animals}|"
             "{foods}|{seasons}|music|stories|poems|me|people|your work|rain|colours]?",
             "[What is your favourite|What's your favourite|Do you have a favourite] [colour|"
-            "animal|food|word|day|season|book|song|number|story]?",
+            "animal|food|word|day|season|book|song|number|story|color|city|game|poem|joke|thing]?",
+            "[What do you like|Do you have hobbies|What are your hobbies|What do you like to do|"
+            "What do you want|What makes you happy|Do you have a hobby|What do you love]?",
         ),
         (
             "[I have no favourites|I cannot like or dislike things], but I [like to write about "
@@ -364,7 +424,10 @@ TALK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "joke": (
         (
             "[Tell me a joke|Do you know a joke|Say something funny|Make a joke|A joke, please|"
-            "Tell a joke|Can you be funny|Another joke|I want a joke|Give me a joke]{end}",
+            "Tell a joke|Can you be funny|Another joke|I want a joke|Give me a joke|Joke|Joke please|"
+            "Tell me another joke|Do you know jokes|Do you know any jokes|Tell me a funny joke|One "
+            "joke please|Write a joke|Make me smile|Be funny|Tell me a short joke|Say a joke|Can "
+            "you tell me a joke|Tell us a joke|Let me hear a joke]{end}",
         ),
         (
             "Why did the {animal} cross the road? [To find the other {animal}|Because the "
@@ -379,7 +442,10 @@ TALK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (
             "[You are stupid|You are bad|That was wrong|That is not true|You are wrong|I do not "
             "like you|I hate you|That makes no sense|What nonsense|You made a mistake|That is "
-            "boring|That was bad|Wrong|No, that is wrong|You are useless]{end}",
+            "boring|That was bad|Wrong|No, that is wrong|You are useless|That is wrong|This is wrong|"
+            "You are dumb|You are silly|That is stupid|That is nonsense|Bad answer|Not true|Not "
+            "good|I do not like that|That is not right|You are lying|You are an idiot|Shut up|I "
+            "don't like you|This is bad|Terrible|That is bad|Boring|You don't know anything]{end}",
         ),
         (
             "[I am sorry|Sorry about that]. [I am small and make mistakes|I do my best, but I "
@@ -390,7 +456,9 @@ TALK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "yes": (
         (
             "[Yes|Yes please|Okay|Ok|Sure|Of course|Gladly|Go ahead|All right|Fine|Why not|Yeah|"
-            "Yep|Let us do that|Go on]{end}",
+            "Yep|Let us do that|Go on|Continue|Please do|Yes, go on|Yes, gladly|I would like that|"
+            "That sounds good|Sounds good|Good idea|Yes, please do|Do it|Agreed|Let's do it|Let's "
+            "go|Let us go on|Yup|Sure thing|Alright|Okay then|Of course, please]{end}",
         ),
         (
             "[Good|All right|Fine]! [Tell me what it should be about.|Give me a topic, please.|"
@@ -400,7 +468,9 @@ TALK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "no": (
         (
             "[No|No thanks|No, thank you|Nope|Not now|Maybe later|I do not want to|Rather not|"
-            "Nothing|Never mind|Forget it|Stop|Enough]{end}",
+            "Nothing|Never mind|Forget it|Stop|Enough|No way|Nah|I don't want to|I don't want that|Not "
+            "really|Please stop|Stop it|That is enough|No more|Quit|Exit|Cancel|Nothing more|No, "
+            "never mind|I do not think so|Wait|Not today]{end}",
         ),
         (
             "[All right|No problem|As you like|Fine]. [Just say when you need me|I am here if "
@@ -419,6 +489,13 @@ EVERYDAY = frozenset((
     "what's your name", "introduce yourself", "are you a human", "what can you do", "who made you", "who created you",
     "how do you work", "how big are you", "what is your favourite colour", "what's your favourite colour",
     "wow", "cool", "nice", "lol", "haha", "why", "what", "really", "i love you", "tell me something", "say something",
+    "hi how are you", "hello how are you", "how are you doing", "how are you today", "what's up", "how is it going",
+    "i am good", "i am sick", "i don't know what to ask", "help", "help me", "can you help me", "where are you from",
+    "are you real", "are you an ai", "are you a robot", "how old are you", "where do you live", "are you human",
+    "what is this", "how does this work", "do you like me", "i like you", "i hate you", "you are stupid", "wrong",
+    "test", "continue", "stop", "good bot", "good job", "great", "bye bye", "joke", "i'm bored", "i'm sad", "i'm tired",
+    "hello who are you", "hi who are you", "tell me about yourself", "what do you do", "what can i ask you",
+    "nice to meet you", "are you there", "can you hear me", "let's play", "do you like music", "more", "again",
 ))  # fmt: skip
 
 
