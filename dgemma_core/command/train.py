@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,8 @@ from dgemma_core.errors import RequestError
 
 if TYPE_CHECKING:
     from dgemma_core.model import DiffusionGemma
+    from dgemma_core.nano.chains import Leg
+    from dgemma_core.train.recipe import Sitting
 
 BYTES_A_PARAMETER = 32
 """Of a run's folder at most: weights and two moments of the optimiser in float32, twice while a checkpoint is replaced,
@@ -20,7 +23,9 @@ and the exported weights."""
 
 
 def train(
-    recipe: Annotated[str, typer.Option(help="Name of a recipe: model, data and settings.")],
+    recipe: Annotated[
+        str, typer.Option(help="Name of a recipe, or of a chain of them: nano, nano-talk.")
+    ],
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Where the run lives; runs/RECIPE if not given."),
@@ -46,36 +51,76 @@ def train(
     ] = None,
 ) -> None:
     """Train a small model from a recipe. Ctrl-C saves; a killed run loses at most five minutes."""
-    from dgemma_core.facts.machine import bfloat16_multiplies
+    from dgemma_core.nano.chains import CHAINS
     from dgemma_core.nano.recipes import named_recipe
+    from dgemma_core.train.chained import CHECKPOINT, run_chain
     from dgemma_core.train.recipe import Sitting
-    from dgemma_core.train.run import export, make_trainer, plot_curve, run_with_progress
 
-    chosen = named_recipe(recipe)
+    chain = CHAINS.get(recipe)
+    if chain is None:
+        named_recipe(recipe)
     folder = out or Path("runs") / recipe
-    if (folder / "progress.json").exists() and not resume:
+    first = folder if chain is None else folder / chain.legs[0].recipe
+    if (first / "progress.json").exists() and not resume:
         raise RequestError(
             f"{folder} holds a run: pass --resume to go on with it, or another --out"
         )
     if minutes is not None and not minutes > 0:
         raise RequestError(f"--minutes must be above 0, got {minutes}")
-    sitting = Sitting(minutes=minutes, workers=workers)
     if resume and start is not None:
         raise RequestError("--resume goes on with the run's own weights: leave --from out")
-    _check_folder(folder)
-    trainer = make_trainer(chosen, folder, device, start, workers=sitting.workers)
-    if resume and not trainer.resume():
+    if resume and not (first / "progress.json").exists():
         raise RequestError(f"{folder} holds no run to resume: leave --resume out to start one")
-    _check_space(folder, trainer.model)
-    if not bfloat16_multiplies(trainer.model.device):
-        print("this CPU has no bfloat16 products: training in float32")
-    ended = run_with_progress(trainer, sitting.minutes)
-    progress = trainer.progress
-    print(f"step {progress.step} of {chosen.training.steps}, {progress.seconds / 60:.1f} minutes")
-    print(f"curve: {plot_curve(progress.curve, folder / 'curve.html')}")
-    print(f"checkpoint: {export(trainer.model, chosen, folder / 'checkpoint')}")
+    sitting = Sitting(minutes=minutes, workers=workers)
+    if chain is None:
+        ended = _run(recipe, folder, start, sitting, device)
+    else:
+
+        def run(leg: Leg, own: Path, begun: str | None, left: float | None) -> bool:
+            title = f"leg {chain.legs.index(leg) + 1} of {len(chain.legs)}: {leg.recipe}"
+            part = replace(sitting, minutes=left)
+            return _run(leg.recipe, own, begun, part, device, leg.steps, title)
+
+        ended = run_chain(chain, folder, start, minutes, run)
+        if ended:
+            print(f"all legs are done: {folder / CHECKPOINT}")
     if not ended:
         print("stopped before the recipe's end: go on with --resume")
+
+
+def _run(
+    recipe: str,
+    folder: Path,
+    start: str | None,
+    sitting: Sitting,
+    device: str,
+    until: int | None = None,
+    title: str = "",
+) -> bool:
+    """Runs a recipe in its folder, from `start` or, where the folder holds a run, on from there, until its last step or
+    step `until`. Whether it is at its end; what it has made so far is the folder's checkpoint."""
+    from dgemma_core.facts.machine import bfloat16_multiplies
+    from dgemma_core.nano.recipes import named_recipe
+    from dgemma_core.train.chained import CHECKPOINT
+    from dgemma_core.train.run import export, make_trainer, plot_curve, run_with_progress
+
+    chosen = named_recipe(recipe)
+    last = until or chosen.training.steps
+    _check_folder(folder)
+    trainer = make_trainer(chosen, folder, device, start, workers=sitting.workers)
+    trainer.resume()
+    _check_space(folder, trainer.model)
+    if title:
+        print(title)
+    if not bfloat16_multiplies(trainer.model.device):
+        print("this CPU has no bfloat16 products: training in float32")
+    progress = trainer.progress
+    if progress.step < last:
+        run_with_progress(trainer, sitting.minutes, until=until)
+    print(f"step {progress.step} of {last}, {progress.seconds / 60:.1f} minutes")
+    print(f"curve: {plot_curve(progress.curve, folder / 'curve.html')}")
+    print(f"checkpoint: {export(trainer.model, chosen, folder / CHECKPOINT)}")
+    return progress.step >= last
 
 
 def _check_folder(folder: Path) -> None:

@@ -57,7 +57,7 @@ COPY = replace(
 )
 """Second leg: from `first`, once it solves sudoku, to copying words and numbers into place."""
 
-NANO_RECIPE = replace(
+ALL_FAMILIES = replace(
     FIRST,
     config=replace(FIRST.config, text=replace(FIRST.config.text, sliding_window=64)),
     training=Recipe(steps=30_000, warmup=50, learning_rate=2e-3, decay=0, seed=3),
@@ -80,18 +80,18 @@ NANO_RECIPE = replace(
 )
 """All thirteen families, from the second leg's weights, at a steady rate, over as many sittings as it takes."""
 
-FINISH = replace(NANO_RECIPE, training=Recipe(steps=700, warmup=10, learning_rate=2e-3, seed=4))
-"""From wherever `nano` stands: the learning rate falls to nearly nothing, and the losses with it."""
+FINISH = replace(ALL_FAMILIES, training=Recipe(steps=700, warmup=10, learning_rate=2e-3, seed=4))
+"""From wherever `all_families` stands: the learning rate falls to nearly nothing, and the losses with it."""
 
 GRIDS = replace(
-    NANO_RECIPE,
+    ALL_FAMILIES,
     training=Recipe(steps=330, warmup=10, learning_rate=1.2e-3, matrix_learning_rate=0.009, seed=6),
-    shares={**NANO_RECIPE.shares, "mini_sudoku": 8, "futoshiki": 3, "json": 4},
+    shares={**ALL_FAMILIES.shares, "mini_sudoku": 8, "futoshiki": 3, "json": 4},
 )
 """From `finish`: more of the grids, which the even mix has worn down, and of JSON."""
 
 LONG = replace(
-    NANO_RECIPE,
+    ALL_FAMILIES,
     training=Recipe(
         steps=30_000,
         warmup=20,
@@ -102,7 +102,7 @@ LONG = replace(
         seed=7,
     ),
     shares={
-        **NANO_RECIPE.shares,
+        **ALL_FAMILIES.shares,
         "mini_sudoku": 2,
         "futoshiki": 3,
         "chain_sum": 2,
@@ -238,7 +238,7 @@ REGAIN = replace(
         "json": 3,
     },
 )
-"""From weights between those of `columns` and of `adding` (scripts/interpolate.py, 0.6 of the way), which add nearly as
+"""From weights between those of `columns` and of `adding` (0.6 of the way), which add nearly as
 well and have forgotten less: all families again."""
 
 ROUND_OFF = replace(
@@ -311,7 +311,7 @@ is a little over a third of `furthest`'s: at three quarters of it, 300 steps too
 LEGS = {
     "first": FIRST,
     "copy": COPY,
-    "nano": NANO_RECIPE,
+    "all_families": ALL_FAMILIES,
     "finish": FINISH,
     "grids": GRIDS,
     "long": LONG,

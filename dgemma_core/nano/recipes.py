@@ -1,6 +1,7 @@
 """Named training runs: which model, which data, how long. `dgemma train --recipe NAME` runs one.
 
-`english` makes a model from nothing in one run. The others are the legs of the shipped weights (legs.py).
+`english` makes a model from nothing in one run. The others are legs of the shipped weights (legs.py, and the talk_…
+below), which chains.py strings together.
 """
 
 from __future__ import annotations
@@ -10,16 +11,29 @@ from dataclasses import replace
 
 from dgemma_core.config import GenerationDefaults, LayerConfig, ModelConfig, TextConfig
 from dgemma_core.errors import RequestError
+from dgemma_core.nano.chains import CHAINS
 from dgemma_core.nano.english.kinds import SHARES
-from dgemma_core.nano.legs import DISTIL, FIRST, LEGS, NANO_RECIPE
+from dgemma_core.nano.legs import ALL_FAMILIES, DISTIL, FIRST, LEGS
 from dgemma_core.nano.named import NANO, TURN_END, NamedRecipe, Stage, nano_tokenizer, turn_end
 from dgemma_core.nano.replies import Replies
 from dgemma_core.nano.texts import FamilyTexts, StagedTexts
 from dgemma_core.train.recipe import Recipe
 
 __all__ = [
-    "DISTIL", "ENGLISH", "FIRST", "NANO", "NANO_RECIPE", "RECIPES", "TURN_END", "FamilyTexts",
-    "NamedRecipe", "Stage", "StagedTexts", "named_recipe", "nano_tokenizer", "turn_end",
+    "ALL_FAMILIES",
+    "DISTIL",
+    "ENGLISH",
+    "FIRST",
+    "NANO",
+    "RECIPES",
+    "TURN_END",
+    "FamilyTexts",
+    "NamedRecipe",
+    "Stage",
+    "StagedTexts",
+    "named_recipe",
+    "nano_tokenizer",
+    "turn_end",
 ]  # fmt: skip
 
 _SLIDING = LayerConfig(
@@ -130,7 +144,7 @@ TALK = replace(
     ENGLISH,
     config=replace(
         ENGLISH.config,
-        text=replace(NANO_RECIPE.config.text, vocab_size=ENGLISH.config.text.vocab_size),
+        text=replace(ALL_FAMILIES.config.text, vocab_size=ENGLISH.config.text.vocab_size),
         canvas_length=32,
     ),
     training=replace(
@@ -243,5 +257,6 @@ RECIPES: Mapping[str, NamedRecipe] = {
 def named_recipe(name: str) -> NamedRecipe:
     """The recipe called `name`; RequestError lists the names if there is none."""
     if name not in RECIPES:
-        raise RequestError(f"unknown recipe {name!r}: choose one of {', '.join(RECIPES)}")
+        names = ", ".join((*CHAINS, *RECIPES))
+        raise RequestError(f"unknown recipe {name!r}: choose one of {names}")
     return RECIPES[name]

@@ -176,13 +176,15 @@ class Trainer:
         self,
         *,
         minutes: float | None = None,
+        until: int | None = None,
         checkpoint_minutes: float = 5.0,
         curve_every: int = 25,
         report: Callable[[Progress, dict[str, float]], None] | None = None,
     ) -> bool:
-        """Trains until the recipe's last step (True), or until `minutes` of this sitting are over or `stopping` is set
-        (False unless that was the last step). Saves at its end, and every `checkpoint_minutes`. A row of the learning
-        curve ends with every `curve_every`th step, the first and the last."""
+        """Trains until the recipe's last step (True), or until step `until`, or until `minutes` of this sitting are
+        over or `stopping` is set (False unless that was the last step). Saves at its end, and every
+        `checkpoint_minutes`. A row of the learning curve ends with every `curve_every`th step, the first and the last.
+        """
         begun = saved = time.monotonic()
         before = self.progress.seconds
         canvas_length = self.model.config.canvas_length
@@ -200,7 +202,7 @@ class Trainer:
             now = time.monotonic()
             progress.seconds = before + now - begun
             over = minutes is not None and now - begun > minutes * 60
-            over = self.agreed(self.stopping or over)
+            over = self.agreed(self.stopping or over or progress.step == until)
             if over or self.agreed(now - saved > checkpoint_minutes * 60):
                 self.save()
                 saved = now

@@ -18,9 +18,9 @@ from dgemma_core.files.finding import SHIPPED
 from dgemma_core.nano.english import kinds
 from dgemma_core.nano.families import examples, family, is_test_prompt, training_example
 from dgemma_core.nano.problems import known
-from dgemma_core.nano.recipes import NANO_RECIPE, TALK_EVERYDAY
+from dgemma_core.nano.recipes import ALL_FAMILIES, TALK_EVERYDAY
 
-RECIPE_OF = {"nano": NANO_RECIPE, "nano-talk": TALK_EVERYDAY}
+RECIPE_OF = {"nano": ALL_FAMILIES, "nano-talk": TALK_EVERYDAY}
 PROBLEMS = 20
 FLOORS = {
     "mini_sudoku": 0.8,
@@ -158,7 +158,7 @@ def test_it_answers_the_first_thing_that_people_type(mode: str) -> None:
 
 def test_training_never_draws_a_test_problem() -> None:
     for index in range(200):
-        assert not is_test_prompt(training_example(index, NANO_RECIPE.mix).prompt)
+        assert not is_test_prompt(training_example(index, ALL_FAMILIES.mix).prompt)
 
 
 def test_the_same_seed_gives_the_same_ids_whatever_the_batch() -> None:

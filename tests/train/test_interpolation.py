@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,15 @@ from dgemma_core import RequestError
 from dgemma_core.files.checkpoint import load_model
 from dgemma_core.files.tensors import SINGLE
 from dgemma_core.nano.recipes import NANO
-from scripts.interpolate import interpolate
+from dgemma_core.train.interpolation import interpolate
 
 
 @pytest.fixture()
 def other(tmp_path: Path) -> Path:
     """Nano's weights, each one larger by 1."""
     folder = tmp_path / "other"
-    folder.mkdir()
+    shutil.copytree(NANO, folder)
+    (folder / "note.txt").write_text("of the second one")
     save_file({name: t + 1 for name, t in load_file(NANO / SINGLE).items()}, folder / SINGLE)
     return folder
 
@@ -36,6 +38,7 @@ def test_weights_lie_between(share: float, other: Path, tmp_path: Path) -> None:
     assert (
         load_model(tmp_path / "out", device="cpu").config == load_model(NANO, device="cpu").config
     )
+    assert (tmp_path / "out" / "note.txt").exists()
 
 
 def test_nothing_is_overwritten_or_mixed_up(other: Path, tmp_path: Path) -> None:
