@@ -125,11 +125,17 @@ def run_tokenizer(recipe: NamedRecipe, folder: Path, start: str | None = None) -
     if not (own / "tokenizer.json").exists():
         source = None if start is None else find_folder(start)
         begun = None if source is None else load_tokenizer(source)
+        taken = source if begun is not None and begun.vocab_size == wanted else None
+        for name in TOKENIZER_FILES:
+            if taken is not None and not (taken / name).is_file():
+                raise CheckpointError(
+                    f"{taken} has no {name}, which goes with its tokenizer: add it"
+                )
         try:
-            if source is not None and begun is not None and begun.vocab_size == wanted:
+            if taken is not None:
                 own.mkdir(parents=True, exist_ok=True)
                 for name in reversed(TOKENIZER_FILES):  # where tokenizer.json stands, the others do
-                    shutil.copyfile(source / name, own / name)
+                    shutil.copyfile(taken / name, own / name)
             else:
                 write_tokenizer(own, wanted)
         except Exception as error:  # the tokenizers library raises bare ones

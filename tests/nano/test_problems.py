@@ -73,7 +73,9 @@ def test_english_is_known_by_its_words(english: Known) -> None:
 def test_the_list_is_written_and_read_back(english: Known, tmp_path: Path) -> None:
     write(tmp_path, english)
     assert known(tmp_path) == english
-    assert of_recipe(RECIPES["all_families"]).families and not of_recipe(RECIPES["all_families"]).words
+    assert (
+        of_recipe(RECIPES["all_families"]).families and not of_recipe(RECIPES["all_families"]).words
+    )
     for text in (
         "[]",
         "{",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -176,6 +177,16 @@ def test_it_keeps_the_tokenizer_of_the_model_that_it_begins_with(tmp_path: Path)
         assert file.read_bytes() == (find_folder("nano-talk") / file.name).read_bytes()
     again = run_tokenizer(TALK, tmp_path)  # as a resumed run asks
     assert again.backend.get_vocab() == kept.backend.get_vocab()
+
+
+def test_a_tokenizer_without_its_chat_template_is_named(tmp_path: Path) -> None:
+    from dgemma_core.files.finding import find_folder
+
+    start = shutil.copytree(find_folder("nano-talk"), tmp_path / "start")
+    (start / "chat_template.jinja").unlink()
+    with pytest.raises(CheckpointError, match=r"start has no chat_template\.jinja"):
+        run_tokenizer(TALK, tmp_path / "run", str(start))
+    assert not (tmp_path / "run").exists()
 
 
 def test_it_begins_with_the_weights_of_a_model_with_another_tokenizer(tmp_path: Path) -> None:
