@@ -38,7 +38,7 @@ def main() -> None:
     )
     for name, inks in (("light", pictures.ON_WHITE), ("dark", ON_DARK)):
         file = PICTURES / f"run-{name}.gif"
-        path = pictures.animate(trace, file, "GIF", seconds_a_step=0.2, inks=inks)
+        path = pictures.animate(trace, file, "GIF", seconds_a_step=0.3, inks=inks)
         print(f"{path.name}: {len(trace)} steps, {path.stat().st_size / 1000:.0f} kB")
 
 

@@ -21,8 +21,8 @@ from dgemma_core.nano.problems import known
 HEAD = """# {count} replies of {model}
 
 Drawn by seed {seed} from the kinds of request that it was taught, each about something that it was never asked about in
-training (`python -m scripts.write_replies`). Both modes of the same weights: diffusion with the released sampler's
-settings, and greedy autoregression. A tick is the verdict of the kind's verifier.
+training (`python -m scripts.write_replies`). Both modes of the same weights: diffusion with the sampler's settings of
+its checkpoint, and greedy autoregression. A tick is the verdict of the kind's verifier.
 """
 
 

@@ -75,6 +75,7 @@ CHAINS: Mapping[str, Chain] = {
             Leg(recipe="talk_replies"),
             Leg(recipe="talk_rest", share=0.75),
             Leg(recipe="talk_everyday", share=0.65),
+            Leg(recipe="talk_once", share=0.85),
         ),
         start="nano",
     ),

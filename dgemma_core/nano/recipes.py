@@ -226,10 +226,12 @@ TALK_ONCE = replace(
         matrix_learning_rate=5e-3,
         seed=205,
     ),
+    generation=replace(TALK_EVERYDAY.generation, t_min=0.1, t_max=0.6),
     replies=replace(_OWN_REPLIES, uses=1, drawn=1),
 )
 """From `talk_everyday`, which learnt its requests by heart, block by block: every request is met once, half of them
-with their drawn replies."""
+with their drawn replies. Its canvases come to rest in half the steps where the sampler is cooler than the released
+one, and as many texts are right."""
 
 JOINED = replace(
     TALK_ONCE,

@@ -18,9 +18,9 @@ from dgemma_core.files.finding import SHIPPED
 from dgemma_core.nano.english import kinds
 from dgemma_core.nano.families import examples, family, is_test_prompt, training_example
 from dgemma_core.nano.problems import known
-from dgemma_core.nano.recipes import ALL_FAMILIES, TALK_EVERYDAY
+from dgemma_core.nano.recipes import ALL_FAMILIES, TALK_ONCE
 
-RECIPE_OF = {"nano": ALL_FAMILIES, "nano-talk": TALK_EVERYDAY}
+RECIPE_OF = {"nano": ALL_FAMILIES, "nano-talk": TALK_ONCE}
 PROBLEMS = 20
 FLOORS = {
     "mini_sudoku": 0.8,
@@ -63,7 +63,7 @@ ENGLISH_FLOORS = {
     "couplet": (0.45, 0.7),
     "story": (0.15, 0.45),
     "introduce": (0.6, 0.75),
-    "unknown": (0.4, 0.6),
+    "unknown": (0.3, 0.45),
 }
 """Of nano-talk, by diffusion and token by token."""
 
