@@ -116,7 +116,7 @@ def value_of(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
 
 
 @pytest.mark.slow
-@settings(max_examples=100, **QUICK)
+@settings(max_examples=40, **QUICK)
 @given(case=with_values())
 def test_valid_values_are_in_the_language(case: tuple[dict[str, Any], Any]) -> None:
     """As JSON is commonly written, with the schema's own properties, in its order."""
