@@ -54,6 +54,7 @@ def train(
     from dgemma_core.nano.chains import CHAINS
     from dgemma_core.nano.recipes import named_recipe
     from dgemma_core.train.chained import CHECKPOINT, run_chain
+    from dgemma_core.train.checkpoints import PROGRESS
     from dgemma_core.train.recipe import Sitting
 
     chain = CHAINS.get(recipe)
@@ -61,7 +62,8 @@ def train(
         named_recipe(recipe)
     folder = out or Path("runs") / recipe
     first = folder if chain is None else folder / chain.legs[0].recipe
-    if (first / "progress.json").exists() and not resume:
+    going_on = (first / PROGRESS).exists()
+    if going_on and not resume:
         raise RequestError(
             f"{folder} holds a run: pass --resume to go on with it, or another --out"
         )
@@ -69,7 +71,7 @@ def train(
         raise RequestError(f"--minutes must be above 0, got {minutes}")
     if resume and start is not None:
         raise RequestError("--resume goes on with the run's own weights: leave --from out")
-    if resume and not (first / "progress.json").exists():
+    if resume and not going_on:
         raise RequestError(f"{folder} holds no run to resume: leave --resume out to start one")
     sitting = Sitting(minutes=minutes, workers=workers)
     if chain is None:

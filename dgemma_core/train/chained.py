@@ -28,6 +28,8 @@ def run_chain(
     start: in the place of the chain's own. minutes: of all legs together. run: runs one leg, which leaves its model in
     the folder's `checkpoint`.
     """
+    from dgemma_core.train.checkpoints import PROGRESS, put_in_place
+
     begun = time.monotonic()
     current = start or chain.start
     for leg in chain.legs:
@@ -36,36 +38,30 @@ def run_chain(
             left = None if minutes is None else minutes - (time.monotonic() - begun) / 60
             if left is not None and left <= 0:
                 return False
-            going_on = (own / "progress.json").exists()
+            going_on = (own / PROGRESS).exists()
             if not run(leg, own, None if going_on else current, left):
                 return False
             _keep(leg, folder, current)
         current = str(own / RESULT)
     if not (folder / CHECKPOINT).exists():
-        _replace(Path(str(current)), folder / CHECKPOINT)
+        put_in_place(folder / CHECKPOINT, lambda part: shutil.copytree(str(current), part))
     return True
 
 
 def _keep(leg: Leg, folder: Path, begun_with: str | None) -> None:
-    """Makes the result of a leg that has ended."""
+    """Makes the result of a leg that has ended: its weights, or those that its share says."""
     from dgemma_core.files.finding import find_folder
+    from dgemma_core.train.checkpoints import put_in_place
     from dgemma_core.train.interpolation import interpolate
 
-    own = folder / leg.recipe
-    if leg.share == 1:
-        _replace(own / CHECKPOINT, own / RESULT)
-        return
+    ended = folder / leg.recipe / CHECKPOINT
     since = begun_with if leg.since is None else str(folder / leg.since / RESULT)
-    assert since is not None, "a chain's first leg has no share of nothing"
-    part = own / f"{RESULT}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    interpolate(find_folder(since), own / CHECKPOINT, leg.share, part)
-    part.rename(own / RESULT)
 
+    def make(part: Path) -> None:
+        if leg.share == 1:
+            shutil.copytree(ended, part)
+        else:
+            assert since is not None, "a chain's first leg has no share of nothing"
+            interpolate(find_folder(since), ended, leg.share, part)
 
-def _replace(source: Path, folder: Path) -> None:
-    """Copies a folder so that it is there as a whole or not at all."""
-    part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(source, part)
-    part.rename(folder)
+    put_in_place(ended.with_name(RESULT), make)

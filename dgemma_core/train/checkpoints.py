@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -119,8 +120,8 @@ def save(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, tensors in files.items():
-            _replace(folder / name, lambda part, tensors=tensors: save_file(tensors, part))  # type: ignore[misc]
-        _replace(folder / PROGRESS, lambda part: part.write_text(record))
+            put_in_place(folder / name, lambda part, tensors=tensors: save_file(tensors, part))  # type: ignore[misc]
+        put_in_place(folder / PROGRESS, lambda part: part.write_text(record))
         for stale in folder.glob("*-*.safetensors*"):
             if stale.name not in files:
                 stale.unlink()
@@ -215,18 +216,26 @@ def write_rows(path: Path, rows: Sequence[dict[str, float]]) -> None:
             writer.writeheader()
             writer.writerows(rows)
 
-    _replace(path, write)
+    put_in_place(path, write)
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file beside `path` and renames it; a failed one is removed."""
+def put_in_place(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes a file or a folder beside `path` and renames it, so that it is there as a whole or not at all."""
     part = path.with_name(f"{path.name}.part")
+    _remove(part)
     try:
         write(part)
         os.replace(part, path)
     except BaseException:
-        part.unlink(missing_ok=True)
+        _remove(part)
         raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _reason(error: Exception) -> str:

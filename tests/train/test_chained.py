@@ -32,9 +32,7 @@ def small(seed: int) -> NamedRecipe:
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """A chain "tiny" of three legs, two steps each: b ends after one, c's weights lie between a's and its own."""
     legs = Leg(recipe="a"), Leg(recipe="b", steps=1), Leg(recipe="c", share=0.25, since="a")
-    monkeypatch.setattr(
-        recipes, "RECIPES", {name: small(i) for i, name in enumerate("abc")} | {"bad": FIRST}
-    )
+    monkeypatch.setattr(recipes, "RECIPES", {name: small(i) for i, name in enumerate("abc")})
     monkeypatch.setattr(chains, "CHAINS", {"tiny": Chain(legs)})
     # a run's last step is followed by a validation of many texts
     monkeypatch.setattr(Validation, "__call__", lambda *_: {})
@@ -56,9 +54,7 @@ def test_legs_follow_each_other_and_a_stopped_chain_goes_on(
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train("tiny", whole)
     told = capsys.readouterr().out
-    assert [f"leg {i} of 3: {name}" in told for i, name in ((1, "a"), (2, "b"), (3, "c"))] == [
-        True
-    ] * 3
+    assert all(f"leg {i} of 3: {name}" in told for i, name in enumerate("abc", 1))
     assert "step 1 of 1" in told and f"all legs are done: {whole / 'checkpoint'}" in told
     a, c, found = (weights(whole / part) for part in ("a/result", "c/checkpoint", "checkpoint"))
     for name, tensor in found.items():
@@ -68,7 +64,7 @@ def test_legs_follow_each_other_and_a_stopped_chain_goes_on(
 
     # killed behind the second leg's last step, before its result is there
     with monkeypatch.context() as patch:
-        patch.setattr("dgemma_core.train.chained._replace", failing_at("b"))
+        patch.setattr("dgemma_core.train.checkpoints.put_in_place", failing_at("b/result"))
         with pytest.raises(KeyboardInterrupt):
             train("tiny", parts)
     with pytest.raises(RequestError, match="holds a run"):
@@ -78,13 +74,13 @@ def test_legs_follow_each_other_and_a_stopped_chain_goes_on(
     train("tiny", parts, resume=True)  # all is done: nothing happens
 
 
-def failing_at(leg: str) -> Callable[[Path, Path], None]:
-    from dgemma_core.train.chained import _replace
+def failing_at(place: str) -> Callable[[Path, Callable[[Path], object]], None]:
+    from dgemma_core.train.checkpoints import put_in_place
 
-    def fail(source: Path, folder: Path) -> None:
-        if folder.parent.name == leg:
+    def fail(folder: Path, make: Callable[[Path], object]) -> None:
+        if str(folder).endswith(place):
             raise KeyboardInterrupt
-        _replace(source, folder)
+        put_in_place(folder, make)
 
     return fail
 

@@ -199,6 +199,10 @@ class Kind:
     def _about(self, slots: Slots, wording: str) -> tuple[Any, ...]:
         return tuple(slots.get(name, "") for name in (self.key or SLOT.findall(wording)))
 
+    def _free(self, slots: Slots, wording: str) -> bool:
+        """Whether nothing is asked about."""
+        return not any(self._about(slots, wording))
+
     def example(self, seed: int, split: Split) -> Example:
         """The example that `seed` draws for `split`."""
         rng = Random(f"{self.name} {split} {seed}")
@@ -210,14 +214,14 @@ class Kind:
             if not texts:
                 continue
             number, wording = texts[int(rng.random() * len(texts))]
-            free = not any(self._about(slots, wording))
+            free = self._free(slots, wording)
             if unseen and (self.closed or free):
                 break
             if self.split_of(slots, number, wording) == wanted:
                 break
             if free and split == "test_slots" and rng.random() < 0.05:  # as rare as unseen slots
                 held = self.chosen[slots.get("ask", ""), True]
-                others = [each for each in held if not any(self._about(slots, each[1]))]
+                others = [each for each in held if self._free(slots, each[1])]
                 if others:
                     number, wording = rng.choice(others)
                     break
