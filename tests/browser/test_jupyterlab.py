@@ -15,6 +15,7 @@ from tests.browser.jupyterlab import PATIENCE, Lab, serve, write_notebook
 
 FIRST = Path(__file__).parents[2] / "notebooks/01_first_canvas.ipynb"
 SUDOKU = "Sudoku:\n1 _ _ _\n_ _ _ 2\n_ _ _ _\n_ 4 _ _"
+SQUARE = re.compile(r"^\s*(\d( \d){3}\s*){4}$")
 SETUP = f"""
 from dgemma_core import load
 from dgemma_lab.race.race import Race, record_race
@@ -351,7 +352,7 @@ def test_a_saved_notebook_keeps_its_pictures_and_a_lost_kernel_is_said(
     expect(box.locator(".dg-summary")).to_have_text(re.compile("stopped by"))
     # A short run replays itself; its text is whole once that is over.
     expect(canvas.locator(".dg-summary")).to_have_text(re.compile("stopped by"))
-    expect(canvas.locator(".dg-text")).to_have_text(re.compile(r"^\s*(\d( \d){3}\s*){4}$"))
+    expect(canvas.locator(".dg-text")).to_have_text(SQUARE)
     text = canvas.locator(".dg-text").inner_text()
 
     lab.restart_kernel()
@@ -381,6 +382,7 @@ def test_a_kernel_that_was_shut_down_is_said_at_once_and_where_it_is_asked_for(
     expect(tree.get_by_role("button", name="Branch from this step")).to_be_visible()
     box = lab.run_cell(2)
     expect(box.locator(".dg-summary")).to_have_text(re.compile("stopped by"))
+    expect(box.locator(".dg-text")).to_have_text(SQUARE)  # a short run replays itself before
     text = box.locator(".dg-text").inner_text()
 
     lab.shut_kernel_down()
