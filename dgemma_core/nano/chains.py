@@ -76,6 +76,8 @@ CHAINS: Mapping[str, Chain] = {
             Leg(recipe="talk_rest", share=0.75),
             Leg(recipe="talk_everyday", share=0.65),
             Leg(recipe="talk_once", share=0.85),
+            Leg(recipe="talk_taught", share=0.65),
+            Leg(recipe="talk_again", share=0.6),
         ),
         start="nano",
     ),
