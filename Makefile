@@ -30,13 +30,14 @@ export OMP_NUM_THREADS ?= 1
 lab: $(VENV)/.lab
 	$(BIN)/jupyter lab $(ALLOW_ROOT) --ServerApp.root_dir="$(CURDIR)" $(JUPYTER_FLAGS) notebooks/01_first_canvas.ipynb
 
-# What drives Chromium first, then the rest; the second runs whatever the first said. (5: the flags chose no test.) Files are taken in order: sorted by their number of tests, those with a few long ones would come last, and
+# What drives Chromium first, then the rest; the second runs whatever the first said. (5: the flags chose no test.) Tests
+# that start programs wait for them, so two cores take three tests at a time. Files are taken in order: sorted by their number of tests, those with a few long ones would come last, and
 # one core would wait for the other.
 test: lint tools $(AXE)
 	$(if $(JS_TESTS),node --test $(JS_TESTS))
 	failed=; \
 	$(BIN)/pytest -p no:nbval -n 2 --dist loadfile --durations=10 $(PYTEST_FLAGS) tests/browser || [ $$? = 5 ] || failed=1; \
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --nbval-lax --nbval-current-env --nbval-cell-timeout=180 --durations=20 $(PYTEST_FLAGS) $(NOTEBOOKS) tests --ignore tests/browser || [ $$? = 5 ] || failed=1; \
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder --nbval-lax --nbval-current-env --nbval-cell-timeout=180 --durations=20 $(PYTEST_FLAGS) $(NOTEBOOKS) tests --ignore tests/browser || [ $$? = 5 ] || failed=1; \
 	[ -z "$$failed" ]
 
 quick: $(VENV)/.test
