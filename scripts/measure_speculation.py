@@ -40,7 +40,7 @@ from dgemma_evals.saving import resumed, write_json
 from dgemma_evals.writers.counting import acceptance
 
 CANDIDATES = (
-    "adaptive", "adaptive:ahead=0", "adaptive:ahead=0.8", "adaptive:first=16", "adaptive:first=20,ahead=0.8",
+    "adaptive", "adaptive:ahead=0", "adaptive:ahead=0.8", "adaptive:first=16", "adaptive:first=24",
     "adaptive:least=12", "adaptive:margin=10", "adaptive:least_probability=0.2",
     "adaptive:first=32,least=16", "adaptive:steps=2",
     "paying", "paying:pass_tokens=32", "paying:pass_tokens=64",

@@ -61,7 +61,7 @@ class AdaptiveDraft(_Rule):
     the first round drafts `first`.
     """
 
-    first: int = 24
+    first: int = 18
     least: int = 8
     margin: int = 6
     memory: int = 2
