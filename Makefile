@@ -31,8 +31,8 @@ lab: $(VENV)/.lab
 	$(BIN)/jupyter lab $(ALLOW_ROOT) --ServerApp.root_dir="$(CURDIR)" $(JUPYTER_FLAGS) notebooks/01_first_canvas.ipynb
 
 # What drives Chromium first, then the rest; the second runs whatever the first said. (5: the flags chose no test.) Tests
-# that start programs wait for them, so two cores take three tests at a time. Files are taken in order: sorted by their number of tests, those with a few long ones would come last, and
-# one core would wait for the other.
+# that start programs wait for them, so two cores take three tests at a time. Files are taken in order: sorted by their
+# number of tests, those with a few long ones would come last, and one core would wait for the others.
 test: lint tools $(AXE)
 	$(if $(JS_TESTS),node --test $(JS_TESTS))
 	failed=; \

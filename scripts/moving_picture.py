@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import dgemma_core as dg
+from dgemma_core.diffusion import RELEASED_RULE
 from dgemma_core.nano.english import kinds
-from dgemma_core.samplers import EntropyBound, StopRule
+from dgemma_core.samplers import EntropyBound
 from dgemma_lab import record
 from dgemma_lab.canvas import pictures
 
 PICTURES = Path(__file__).parents[1] / "docs" / "site" / "pictures"
 REQUESTS = kinds.examples("story", "test_slots", 8)
 SEED = 0
-RELEASED: dict[str, Any] = {"sampler": EntropyBound(), "stop_rule": StopRule()}
+RELEASED: dict[str, Any] = {"sampler": EntropyBound(), "stop_rule": RELEASED_RULE}
 ON_DARK = pictures.Inks(
     (13, 17, 23, 255), (230, 237, 243, 255), (145, 152, 161, 255), (110, 118, 129, 255), (48, 54, 61, 255),
     (22, 27, 34, 255),

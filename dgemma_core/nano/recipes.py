@@ -241,29 +241,23 @@ TALK_TAUGHT = replace(
     TALK_ONCE,
     training=replace(TALK_ONCE.training, steps=1280, autoregressive=0.25, seed=206),
     stages=(Stage(until=1, english=1, kinds={**_TALK, **_WEAK_BY_DIFFUSION}, families={}),),
-    replies=replace(_OWN_REPLIES, uses=1, denoising_steps=0),
+    replies=replace(_REPLIES, uses=1, block=_OWN_REPLIES.block),
 )
 """From `talk_once`, whose causal mode is right twelve points more often than its denoiser: that mode answers every
 request, in one way and cheaply, and more of what the denoiser rarely answers rightly."""
 
+_WEAKER_BY_DIFFUSION: Mapping[str, float] = {
+    **_WEAK_BY_DIFFUSION, "arithmetic": 19, "degrees": 6, "continue_story": 3, "reading": 9, "list": 9, "typos": 8,
+    "plural": 6, "verb_forms": 6, "yes_no": 6,
+}  # fmt: skip
 TALK_AGAIN = replace(
     TALK_TAUGHT,
     training=replace(
         TALK_TAUGHT.training, steps=896, learning_rate=5e-4, matrix_learning_rate=3e-3, seed=207
     ),
     generation=replace(TALK_TAUGHT.generation, t_min=0.05, t_max=0.5, confidence_threshold=0.02),
-    stages=(
-        Stage(
-            until=1,
-            english=1,
-            kinds={
-                **_TALK, **_WEAK_BY_DIFFUSION, "arithmetic": 19, "degrees": 6, "continue_story": 3, "reading": 9,
-                "list": 9, "typos": 8, "plural": 6, "verb_forms": 6, "yes_no": 6,
-            },
-            families={},
-        ),
-    ),
-)  # fmt: skip
+    stages=(Stage(until=1, english=1, kinds={**_TALK, **_WEAKER_BY_DIFFUSION}, families={}),),
+)
 """From `talk_taught`, whose causal mode had become better, too: the same once more, at a lower rate. Its canvases come
 to rest within eight steps where the sampler is cooler still, and content with a little less confidence."""
 
