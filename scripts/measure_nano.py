@@ -39,6 +39,7 @@ from dgemma_core.files.trace import Trace
 from dgemma_core.nano import families
 from dgemma_core.nano.english import kinds
 from dgemma_core.nano.english.lexicon import BOYS, GIRLS
+from dgemma_core.nano.english.unknown import is_honest
 from dgemma_core.nano.problems import known
 from dgemma_core.nano.wordings import reworded
 from dgemma_evals.comparison.answers import answer_all
@@ -51,6 +52,8 @@ from dgemma_lab.charts.order import orders, remelt_counts
 
 TRACED, TIMED, TOLD = 40, 10, 100
 """Problems of a subject whose traces are read, that are written alone for their time, and stories that are compared."""
+HONEST = "english_unknown"
+"""The subject of requests that nano cannot serve; its verifier wants the right reason, too."""
 TRAINED = 100_000
 """Examples of the training stream that replies are looked for in."""
 
@@ -251,8 +254,18 @@ def measured(
         mode: len({texts[i]["text"].partition("\n")[2].strip().lower() for i in unseen})
         for mode, texts in (("diffusion", runs[0]), ("autoregressive", causal))
     }
+    if name == HONEST:
+        row["honest_for_any_reason"] = {
+            "diffusion": _honest([text for run in runs for text in run]),
+            "autoregressive": _honest(causal),
+        }
     row["texts"] = [text["text"] for text in runs[0]] if asked[0].wording == "slots" else []
     return row
+
+
+def _honest(texts: Sequence[dict[str, Any]]) -> float:
+    """Share of texts that say they cannot and name two things that they can, whichever reason they give."""
+    return statistics.mean(is_honest(text["text"].strip()) for text in texts)
 
 
 NAMES = re.compile(rf"\b({'|'.join(map(re.escape, (*GIRLS, *BOYS)))})\b")

@@ -120,7 +120,7 @@ def generate(
         if as_json:
             print(json.dumps(_figures(generation, loaded), ensure_ascii=False))
         else:
-            _print_text(generation, loaded, console)
+            _print_text(generation, loaded, console, None if raw else text)
 
 
 def chat(
@@ -179,16 +179,17 @@ def chat(
     lines: Iterator[str | bytes] = _typed_lines() if typed else _piped_lines()
     for turn, line in enumerate(lines):
         try:
+            message = utf8("the message", line)
             with _listener(loaded, console, replay=replay) as listen:
                 generation = conversation.say(
-                    utf8("the message", line), seed=seed + turn, stop=stop or (), listen=listen
+                    message, seed=seed + turn, stop=stop or (), listen=listen
                 )
         except RequestError as error:
             if not typed:
                 raise
             complain(str(error))
         else:
-            _print_text(generation, loaded, console)
+            _print_text(generation, loaded, console, message)
 
 
 def _save(recorder: TraceRecorder | None, trace: Path | None) -> None:
@@ -290,12 +291,16 @@ def _figures(generation: Generation, loaded: Loaded) -> dict[str, Any]:
     return {**figures, "backend": loaded.model.backend.name}
 
 
-def _print_text(generation: Generation, loaded: Loaded, console: Console) -> None:
-    """The text, in a terminal with its confidence and what it cost."""
+def _print_text(
+    generation: Generation, loaded: Loaded, console: Console, asked: str | None
+) -> None:
+    """The text, in a terminal with its confidence and what it cost; there it also says where a small model was asked
+    for what it was not trained on."""
     if not console.is_terminal:
         print(generation.text)
         return
     from dgemma_core.command.terminal import NOISE, colour
+    from dgemma_core.nano.problems import warning
 
     decode = _tokenizer(loaded).decode
     if generation.thought:
@@ -315,3 +320,5 @@ def _print_text(generation: Generation, loaded: Loaded, console: Console) -> Non
     if generation.stop_reason == "length":
         cost.append("cut at the token limit")
     console.print(" · ".join(cost), style=NOISE, soft_wrap=True)
+    if asked is not None and (told := warning(loaded, asked)):
+        console.print(told, style=NOISE, markup=False, soft_wrap=True)

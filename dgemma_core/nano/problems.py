@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from dgemma_core.nano.english import kinds
 from dgemma_core.nano.english.kind import Message
 
 if TYPE_CHECKING:
+    from dgemma_core.files.checkpoint import Loaded
     from dgemma_core.nano.named import NamedRecipe
 
 FILE = "problems.json"
@@ -109,12 +111,18 @@ class Known:
         if not self or any(re.match(HEADS[name], prompt) for name in self.families):
             return ""
         if not self.words:
-            return "it is worded like none of the tasks that this model was trained on"
-        unseen = [
+            return (
+                "it is worded like none of the tasks that this model was trained on; nano-talk was taught plain "
+                "English"
+            )
+        every = (
             word
             for word in dict.fromkeys(_words(prompt))
             if word not in self.words and not get_close_matches(word, self.words, n=1, cutoff=0.8)
-        ]
+        )
+        unseen = list(
+            islice(every, 4)
+        )  # each search takes milliseconds, and a prompt may be a book
         if not unseen:
             return ""
         named = ", ".join(f"“{word}”" for word in unseen[:3])
@@ -140,6 +148,17 @@ def of_recipe(recipe: NamedRecipe) -> Known:
         for text in (*(message["content"] for message in example.messages), example.reply):
             words.update(_words(text))
     return Known(asked, puzzles, frozenset(words))
+
+
+def known_to(loaded: Loaded) -> Known:
+    """What a model was trained for; nothing where nobody can say, as of one that carries an adapter."""
+    return Known() if loaded.folder is None or loaded.adapter else known(loaded.folder)
+
+
+def warning(loaded: Loaded, prompt: str) -> str:
+    """What to tell somebody who asks a model for what it was not trained on; "" where there is nothing to tell."""
+    strange = known_to(loaded).strange(prompt)
+    return f"Outside what {loaded.name} knows: {strange}. Expect nonsense." if strange else ""
 
 
 def known(folder: Path) -> Known:

@@ -264,15 +264,27 @@ to rest within eight steps where the sampler is cooler still, and content with a
 JOINED = replace(
     TALK_AGAIN,
     config=replace(TALK.config, text=replace(TALK.config.text, num_experts=16)),
-    training=replace(TALK_AGAIN.training, steps=2000, autoregressive=1.0, seed=203),
+    training=replace(
+        TALK_AGAIN.training,
+        steps=3200,
+        learning_rate=1.5e-3,
+        matrix_learning_rate=9e-3,
+        decay=1600,
+        autoregressive=0.5,
+        seed=208,
+    ),
     stages=(
         Stage(
-            until=1, english=0.55, kinds={**SHARES, **_TALK, **_WEAK_BY_DIFFUSION}, families=_LATE
+            until=1,
+            english=0.5,
+            kinds={**SHARES, **_TALK, **_WEAKER_BY_DIFFUSION, "unknown": 24},
+            families=_LATE,
         ),
     ),
     beside="nano",
 )
-"""From `talk_again`, with nano's experts beside its own: all kinds of English, and the twelve families again."""
+"""From `talk_again`, with nano's experts beside its own: all kinds of English, and the twelve families again.
+`talk_again` answers the requests, so that little is forgotten while problems are learnt at a high rate."""
 
 RECIPES: Mapping[str, NamedRecipe] = {
     "english": ENGLISH,

@@ -5,7 +5,7 @@ place of its canvas is likely under one reply or another. So a frozen copy of th
 request token by token, greedily, and what the request's verifier accepts is learnt in the place of the drawn reply: one
 reply a request, which the model itself finds likely (sequence-level distillation, as for other parallel decoders: Kim
 and Rush, arXiv 1606.07947; Gu et al., arXiv 1711.02281). Of what it does not accept the drawn reply is learnt, so that
-the teacher's errors are not passed on.
+the teacher's errors are not passed on. Problems of the families, which have one answer each, are not asked so.
 
 With `denoising_steps` the teacher answers by diffusion first, and its causal mode what is not accepted of that. An
 accepted text is learnt from the way that led there, too: from a canvas as one of the steps read it, the canvas that it
@@ -24,6 +24,7 @@ from dgemma_core.autoregression import decode_tokens
 from dgemma_core.errors import check_count
 from dgemma_core.events import FinishEvent
 from dgemma_core.facts.machine import cores
+from dgemma_core.nano import families
 from dgemma_core.nano.texts import StagedTexts, accepts, as_text
 from dgemma_core.request import Request
 from dgemma_core.samplers import StopRule
@@ -32,7 +33,6 @@ from dgemma_core.train.texts import Text
 
 if TYPE_CHECKING:
     from dgemma_core.model import DiffusionGemma
-    from dgemma_core.nano import families
     from dgemma_core.nano.english.kind import Example
 
 
@@ -134,7 +134,9 @@ class RepliedTexts:
                 if self._right(examples[i], end):
                     found[i] = Trajectory(texts[i].prompt, tuple(end.ids[:-1]), canvases)
                     del left[i]
-        for event in decode_tokens(self.teacher, list(left.values()), batch_size=size):
+        # A problem has one answer, whoever writes it: only the way there is worth the writing.
+        open_ended = [left[i] for i in left if not isinstance(examples[i], families.Example)]
+        for event in decode_tokens(self.teacher, open_ended, batch_size=size):
             if isinstance(event, FinishEvent):
                 assert isinstance(event.request, int)
                 if self._right(examples[event.request], event):

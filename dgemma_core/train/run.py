@@ -190,12 +190,14 @@ def run_with_progress(
     trainer: Trainer,
     minutes: float | None,
     *,
+    until: int | None = None,
     listen: Report | None = None,
     shown: bool = True,
     **options: Any,
 ) -> bool:
-    """Runs under a progress bar with losses, tokens a second and the time left; True at the recipe's end. listen: told
-    of every step, besides the bar; shown: whether there is a bar; options: those of `Trainer.run`.
+    """Runs under a progress bar with losses, tokens a second and the time left; True at the recipe's end. until: a step
+    at which the run ends before; listen: told of every step, besides the bar; shown: whether there is a bar; options:
+    the others of `Trainer.run`.
 
     Ctrl-C ends the step at hand, saves, and raises KeyboardInterrupt; a second one stops at once, and the last
     checkpoint stays.
@@ -211,7 +213,7 @@ def run_with_progress(
             raise KeyboardInterrupt
         interrupted = trainer.stopping = True
 
-    done, steps = trainer.progress.step, trainer.recipe.steps
+    done, steps = trainer.progress.step, until or trainer.recipe.steps
     with tqdm(total=steps, initial=done, unit="step", disable=not shown) as bar:
 
         def report(progress: Progress, figures: dict[str, float]) -> None:
@@ -223,7 +225,7 @@ def run_with_progress(
         main = threading.current_thread() is threading.main_thread()
         before = signal.signal(signal.SIGINT, interrupt) if main else None
         try:
-            ended = trainer.run(minutes=minutes, report=report, **options)
+            ended = trainer.run(minutes=minutes, until=until, report=report, **options)
         finally:
             if main:
                 signal.signal(signal.SIGINT, before)

@@ -15,7 +15,7 @@ from typing import Any, get_args, get_type_hints
 
 from dgemma_core.errors import DgemmaError, RequestError, check_kind, whole_number
 from dgemma_core.files.trace import Trace
-from dgemma_core.nano.problems import Known, known
+from dgemma_core.nano.problems import known_to
 from dgemma_core.samplers import SAMPLERS, StopRule, sampler_from
 from dgemma_lab.canvas.canvas import REPLAYED, Canvas
 from dgemma_lab.canvas.compare import difference
@@ -128,8 +128,7 @@ DEFAULT: Sequence[Mapping[str, Any]] = (
 
 def default_prompt(session: Session) -> str:
     """An unseen problem on which the rules differ, of what the model was trained for; "" where it does not say."""
-    folder = session.loaded.folder
-    found = Known() if folder is None else known(folder)
+    found = known_to(session.loaded)
     for name in ("story", "word_sorting", *found.labels()):
         if name in found.labels():
             return found.problem(name, 1).prompt

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from dgemma_core.errors import DgemmaError, check_kind, whole_number
 from dgemma_core.files.checkpoint import Loaded
 from dgemma_core.generation import Prompt
-from dgemma_core.nano.problems import Known, Problem, known
+from dgemma_core.nano.problems import Problem, known_to, warning
 from dgemma_lab.canvas.canvas import Canvas
 from dgemma_lab.form.boxes import Stack
 from dgemma_lab.form.constraint import constraint_fields, constraint_from, constraint_values
@@ -44,8 +44,7 @@ class Asking(Stack):
         self.session, self.options = session, dict(options)
         self.current: Run | None = None
         self.verdict: bool | None = None
-        folder = session.loaded.folder
-        self.known = Known() if folder is None else known(folder)
+        self.known = known_to(session.loaded)
         self._marks: dict[str, bool] = {}  # name of an example's kind → the last verdict
         self._tried: dict[str, int] = {}
         self._problem: Problem | None = None
@@ -152,11 +151,8 @@ class Asking(Stack):
 
     def _judge(self, run: Run, problem: Problem | None, prompt: str) -> None:
         """Says what the verifier makes of the answer, or that the prompt is outside what the model knows."""
-        strange = self.known.strange(prompt) if problem is None else ""
-        if strange:
-            self.form.say(
-                f"Outside what {self.session.loaded.name} knows: {strange}. Expect nonsense."
-            )
+        if problem is None and (told := warning(self.session.loaded, prompt)):
+            self.form.say(told)
         if problem is None or problem.accepts is None or not run.written:
             return
         self.verdict = problem.accepts(run.result().text)

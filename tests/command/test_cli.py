@@ -802,3 +802,13 @@ def test_in_a_terminal_the_canvas_is_seen_and_the_text_stays(folder: Path, loade
     final = plain(written.rsplit("\x1b[2K", 1)[1])
     assert final.startswith("".join(c if c == "\n" else terminal.visible(c) for c in expected.text))
     assert f"{expected.kept_tokens} tokens · " in final
+
+
+@pytest.mark.subprocess
+def test_a_terminal_says_where_nano_is_asked_for_what_it_does_not_know() -> None:
+    def said(*command: str) -> str:
+        return plain(b"".join(in_a_terminal([*command, "--max-new-tokens", "8"])).decode())
+
+    assert "Outside what nano knows: " in said("generate", "Write a haiku about the sea.")
+    assert "Outside" not in said("generate", "Spell backward:\nSTEP")
+    assert "Outside" not in said("generate", "Write a haiku about the sea.", "--raw")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import dgemma_core as dg
 from dgemma_core.errors import CheckpointError
 from dgemma_core.nano import families
 from dgemma_core.nano.english import kinds
 from dgemma_core.nano.named import NANO
-from dgemma_core.nano.problems import Known, known, of_recipe, write
+from dgemma_core.nano.problems import Known, known, of_recipe, warning, write
 from dgemma_core.nano.recipes import ENGLISH, RECIPES
 
 
@@ -52,6 +54,31 @@ def test_a_prompt_of_a_family_is_known_and_others_are_not() -> None:
     for prompt in ("Write a haiku about the sea.", "sudoku please", "", "Sort these words: a, b"):
         assert "none of the tasks" in nano.strange(prompt)
     assert Known().strange("anything at all") == ""
+
+
+def test_what_is_told_of_a_prompt_outside(tmp_path: Path) -> None:
+    nano = dg.load("nano")
+    said = warning(nano, "Write a haiku about the sea.")
+    assert said.startswith("Outside what nano knows: it is worded like none")
+    assert "nano-talk was taught plain English" in said
+    assert warning(nano, "Spell backward:\nSTEP") == ""
+    # Nobody can say what a model with an adapter, or one without a folder, was trained for.
+    for other in (
+        replace(nano, adapter="x"),
+        replace(nano, folder=None),
+        replace(nano, folder=tmp_path),
+    ):
+        assert warning(other, "Write a haiku about the sea.") == ""
+
+
+def test_of_a_long_prompt_four_strange_words_are_sought(monkeypatch: pytest.MonkeyPatch) -> None:
+    sought: list[str] = []
+    monkeypatch.setattr(
+        "dgemma_core.nano.problems.get_close_matches", lambda word, *_, **__: sought.append(word)
+    )
+    found = Known(("story",), (), frozenset({"a"}))
+    said = found.strange("a b c d e f g h")
+    assert said == "this model was not trained on “b”, “c”, “d” and others" and sought == [*"bcde"]
 
 
 @pytest.mark.slow

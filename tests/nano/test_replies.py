@@ -10,6 +10,7 @@ import pytest
 
 import dgemma_core as dg
 from dgemma_core.events import FinishEvent
+from dgemma_core.files.text import Tokenizer
 from dgemma_core.nano import replies
 from dgemma_core.nano.english import kinds
 from dgemma_core.nano.named import Stage, nano_tokenizer, turn_end
@@ -20,9 +21,12 @@ from dgemma_core.train.distillation import Trajectory
 END = turn_end(nano_tokenizer())
 
 
-def requests(english: dict[str, float], families: dict[str, float]) -> StagedTexts:
-    stage = Stage(until=1, english=float(bool(english)), kinds=english, families=families)
-    return StagedTexts((stage,), 1000, nano_tokenizer(), 5)
+def requests(
+    english: dict[str, float], families: dict[str, float], tokenizer: Tokenizer | None = None
+) -> StagedTexts:
+    share = len(english) / (len(english) + len(families))
+    stage = Stage(until=1, english=share, kinds=english, families=families)
+    return StagedTexts((stage,), 1000, tokenizer or nano_tokenizer(), 5)
 
 
 def test_a_right_reply_is_learnt_and_a_wrong_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,9 +93,9 @@ def test_drawn_replies_stand_between_the_written_ones(monkeypatch: pytest.Monkey
 
 def test_the_denoiser_answers_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it writes rightly is learnt with the way there; its causal mode is asked for the rest alone."""
-    nano = dg.load("nano", dtype="float32").model
+    talk = dg.load("nano-talk", dtype="float32")
     settings = Replies(uses=40, block=6, batch_size=6, denoising_steps=12)
-    drawn = requests({}, {"spell_backward": 1.0})
+    drawn = requests({"past_tense": 1.0}, {}, talk.tokenizer)
     asked: list[int] = []
 
     def decode(model: Any, left: Sequence[dg.Request], **_: object) -> Iterator[Any]:
@@ -99,12 +103,12 @@ def test_the_denoiser_answers_first(monkeypatch: pytest.MonkeyPatch) -> None:
         yield from ()
 
     examples = [drawn.example(i) for i in range(6)]
-    refused = [example.prompt for example in examples[:2]]
+    refused = examples[:2]
     monkeypatch.setattr(replies, "decode_tokens", decode)
     monkeypatch.setattr(
-        replies, "accepts", lambda each, text: each.prompt not in refused and accepts(each, text)
+        replies, "accepts", lambda each, text: each not in refused and accepts(each, text)
     )
-    texts = RepliedTexts(nano, settings, drawn)
+    texts = RepliedTexts(talk.model, settings, drawn)
     found = texts.replied(range(6))
     solved = [i for i, each in enumerate(found) if isinstance(each, Trajectory)]
     assert len(solved) >= 3 and asked == [i for i in range(6) if i not in solved]
@@ -121,6 +125,23 @@ def test_the_denoiser_answers_first(monkeypatch: pytest.MonkeyPatch) -> None:
     for each in on_the_way:
         assert each.snapshot is not None and each.snapshot.before is None
         assert each.snapshot.tokens in way.canvases[0]
+
+
+def test_problems_have_one_answer_and_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = requests({"couplet": 1.0}, {"spell_backward": 1.0})
+    examples = [drawn.example(i) for i in range(12)]
+    english = [i for i, each in enumerate(examples) if isinstance(each, kinds.Example)]
+    assert 0 < len(english) < 12
+    asked: list[int] = []
+
+    def decode(model: Any, left: Sequence[dg.Request], **_: object) -> Iterator[Any]:
+        asked.extend(cast(int, request.id) for request in left)
+        yield from ()
+
+    monkeypatch.setattr(replies, "decode_tokens", decode)
+    found = RepliedTexts(cast(Any, None), Replies(), drawn).replied(range(12))
+    assert asked == english
+    assert found == [as_text(example, drawn.tokenizer) for example in examples]
 
 
 @pytest.mark.parametrize("option", ("uses", "block", "batch_size", "max_new_tokens"))

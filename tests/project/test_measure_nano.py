@@ -75,6 +75,17 @@ def test_families_and_kinds(
     assert "777" in said and "diffusion: +0.0 points" in said
 
 
+def test_an_honest_reply_is_counted_whatever_its_reason() -> None:
+    story = 'I can tell a story. Try: "Tell me a sad story about a fox."'
+    poem = 'Or I can write a poem. Try: "Write a poem about the sea."'
+    texts = [
+        f"Sorry. I cannot translate. {story} {poem}",
+        f"I have no clock and no window. {story} {poem}\n",
+        "The capital is Paris.",
+    ]
+    assert measure_nano._honest([{"text": text} for text in texts]) == pytest.approx(2 / 3)
+
+
 def test_a_gain_is_positive() -> None:
     row = {"steps_per_canvas": 2.0, "solved_autoregressively": [1.0, 1.0]}
     better, worse = {**row, "solved": [1.0, 1.0]}, {**row, "solved": [0.0, 1.0]}

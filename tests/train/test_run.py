@@ -153,6 +153,15 @@ def test_it_resumes_to_the_bit(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_bar_of_a_run_that_ends_early(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a leg of a chain does: its bar counts to where it ends."""
+    assert not run_with_progress(made(tmp_path), None, until=1)
+    assert "1/1 " in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_a_tokenizer_of_another_size(folder: Path) -> None:
     config = replace(RECIPE.config, text=replace(RECIPE.config.text, vocab_size=576))
     other: NamedRecipe = replace(RECIPE, config=config)
