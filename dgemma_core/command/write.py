@@ -320,5 +320,5 @@ def _print_text(
     if generation.stop_reason == "length":
         cost.append("cut at the token limit")
     console.print(" · ".join(cost), style=NOISE, soft_wrap=True)
-    if asked is not None and (told := warning(loaded, asked)):
+    if asked is not None and (told := warning(loaded, asked, generation.text)):
         console.print(told, style=NOISE, markup=False, soft_wrap=True)

@@ -20,6 +20,7 @@ from dgemma_core.errors import CheckpointError
 from dgemma_core.nano import families
 from dgemma_core.nano.english import kinds
 from dgemma_core.nano.english.kind import Message
+from dgemma_core.nano.english.unknown import is_honest
 
 if TYPE_CHECKING:
     from dgemma_core.files.checkpoint import Loaded
@@ -155,10 +156,13 @@ def known_to(loaded: Loaded) -> Known:
     return Known() if loaded.folder is None or loaded.adapter else known(loaded.folder)
 
 
-def warning(loaded: Loaded, prompt: str) -> str:
-    """What to tell somebody who asks a model for what it was not trained on; "" where there is nothing to tell."""
+def warning(loaded: Loaded, prompt: str, reply: str) -> str:
+    """What to tell somebody who asked a model for what it was not trained on; "" where there is nothing to tell, or the
+    reply says so itself."""
     strange = known_to(loaded).strange(prompt)
-    return f"Outside what {loaded.name} knows: {strange}. Expect nonsense." if strange else ""
+    if not strange or is_honest(reply.strip()):
+        return ""
+    return f"Outside what {loaded.name} knows: {strange}. Expect nonsense."
 
 
 def known(folder: Path) -> Known:

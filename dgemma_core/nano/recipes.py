@@ -261,6 +261,19 @@ TALK_AGAIN = replace(
 """From `talk_taught`, whose causal mode had become better, too: the same once more, at a lower rate. Its canvases come
 to rest within eight steps where the sampler is cooler still, and content with a little less confidence."""
 
+_PROMISED: Mapping[str, float] = {
+    **_WEAKER_BY_DIFFUSION, "compare": 20, "riddle": 20, "dialogue": 28, "acrostic": 24, "unknown": 34,
+}  # fmt: skip
+TALK_PROMISED = replace(
+    TALK_AGAIN,
+    training=replace(
+        TALK_AGAIN.training, steps=1300, learning_rate=1e-3, matrix_learning_rate=6e-3, seed=209
+    ),
+    stages=(Stage(until=1, english=1, kinds={**_TALK, **_PROMISED}, families={}),),
+)
+"""From `talk_again`, whose honest replies promised what it had not been taught: riddles, comparisons, dialogues and
+acrostics, with more requests that it cannot serve."""
+
 JOINED = replace(
     TALK_AGAIN,
     config=replace(TALK.config, text=replace(TALK.config.text, num_experts=16)),
@@ -295,6 +308,7 @@ RECIPES: Mapping[str, NamedRecipe] = {
     "talk_once": TALK_ONCE,
     "talk_taught": TALK_TAUGHT,
     "talk_again": TALK_AGAIN,
+    "talk_promised": TALK_PROMISED,
     "joined": JOINED,
     **LEGS,
 }

@@ -151,11 +151,12 @@ class Asking(Stack):
 
     def _judge(self, run: Run, problem: Problem | None, prompt: str) -> None:
         """Says what the verifier makes of the answer, or that the prompt is outside what the model knows."""
-        if problem is None and (told := warning(self.session.loaded, prompt)):
+        reply = run.result().text if run.written else ""
+        if problem is None and (told := warning(self.session.loaded, prompt, reply)):
             self.form.say(told)
         if problem is None or problem.accepts is None or not run.written:
             return
-        self.verdict = problem.accepts(run.result().text)
+        self.verdict = problem.accepts(reply)
         self._marks[problem.name] = self.verdict
         verdict = (
             "✓ The verifier accepts this answer."
