@@ -18,9 +18,9 @@ from dgemma_core.files.finding import SHIPPED
 from dgemma_core.nano.english import kinds
 from dgemma_core.nano.families import examples, family, is_test_prompt, training_example
 from dgemma_core.nano.problems import known
-from dgemma_core.nano.recipes import ALL_FAMILIES, TALK_AGAIN
+from dgemma_core.nano.recipes import ALL_FAMILIES, TALK_REGAINED
 
-RECIPE_OF = {"nano": ALL_FAMILIES, "nano-talk": TALK_AGAIN}
+RECIPE_OF = {"nano": ALL_FAMILIES, "nano-talk": TALK_REGAINED}
 PROBLEMS = 20
 FLOORS = {
     "mini_sudoku": 0.8,

@@ -10,7 +10,7 @@ import pytest
 
 import dgemma_core as dg
 from dgemma_core.nano import families
-from dgemma_core.nano.recipes import TALK
+from dgemma_core.nano.recipes import TALK_REGAINED
 from scripts import measure_minds, measure_nano, write_replies
 
 
@@ -107,7 +107,7 @@ def test_a_hundred_replies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_model_is_measured_on_what_it_was_taught() -> None:
     puzzles, english = measure_nano.taught("nano"), measure_nano.taught("nano-talk")
     assert puzzles == list(families.TASKS)
-    assert set(english) == {f"english_{name}" for name in TALK.stages[-1].kinds}
+    assert set(english) == {f"english_{name}" for name in TALK_REGAINED.stages[-1].kinds}
 
 
 def test_both_minds(

@@ -56,7 +56,6 @@ ABILITIES: dict[str, tuple[str, str]] = {
         "change the tense of a sentence",
         "Put this into the past tense: {+name} feeds the {+animal}.",
     ),
-    "acrostic": ("write an acrostic", "Write an acrostic for {+name}."),
 }
 """What nano can do, and how to ask for it."""
 
