@@ -16,6 +16,7 @@ import torch
 import dgemma_core as dg
 from dgemma_core.files.finding import SHIPPED
 from dgemma_core.nano.english import kinds
+from dgemma_core.nano.english.unknown import ABILITIES
 from dgemma_core.nano.families import examples, family, is_test_prompt, training_example
 from dgemma_core.nano.problems import known
 from dgemma_core.nano.recipes import ALL_FAMILIES, TALK_REGAINED
@@ -64,6 +65,9 @@ ENGLISH_FLOORS = {
     "story": (0.15, 0.45),
     "introduce": (0.6, 0.75),
     "unknown": (0.3, 0.45),
+    "dialogue": (0.2, 0.7),
+    "riddle": (0.05, 0.75),
+    "compare": (0.0, 0.55),
 }
 """Of nano-talk, by diffusion and token by token."""
 
@@ -124,6 +128,12 @@ def test_it_talks(mode: str, column: int) -> None:
         )
         accepted = [kinds.accepts(e, t.text) for e, t in zip(asked, texts, strict=True)]
         assert sum(accepted) / PROBLEMS >= floors[column], name
+
+
+def test_it_was_taught_what_its_honest_replies_promise() -> None:
+    kind_of = {"sum": "arithmetic", "capital": "capitals", "past": "past_tense"}
+    promised = {kind_of.get(name, name) for name in ABILITIES}
+    assert promised <= set(known(SHIPPED["nano-talk"]).kinds)
 
 
 FIRST_WORDS = {
