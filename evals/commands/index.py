@@ -106,12 +106,18 @@ def _opening(
             figure = draw.load_front(loaded)
             picture = None if figure is None else (title, figure)
     steps = [_read(folder / "steps.json") for folder in folders if (folder / "steps.json").exists()]
-    rows = [row for record in steps for row in record["rows"] if row["ratio_to_fastest_peer"]]
-    if rows:
-        setting = rows[0]["setting"]
+    measured = [
+        (bool(row.get("enough_rounds")), record["environment"].get("date") or "", row)
+        for record in steps
+        for row in record["rows"]
+        if row["ratio_to_fastest_peer"]
+    ]
+    if measured:  # the latest of those with rounds enough for a headline
+        _, _, row = max(measured, key=lambda each: each[:2])
+        setting = row["setting"]
         said.append(
-            f"A denoising step with the released vocabulary takes {rows[0]['implementations'][0]['median']:.2g} s, "
-            f"{rows[0]['ratio_to_fastest_peer']:.2f} times as fast as the fastest public implementation "
+            f"A denoising step with the released vocabulary takes {row['implementations'][0]['median']:.2g} s, "
+            f"{row['ratio_to_fastest_peer']:.2f} times as fast as the fastest public implementation "
             f"({setting['dtype']}, {setting['threads']} threads, {setting['allocator']} allocator)."
         )
     return said, picture

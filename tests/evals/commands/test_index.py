@@ -64,6 +64,19 @@ def test_one_page_of_all(results):
 
 
 @pytest.mark.slow
+def test_the_headline_is_of_the_latest_bench_with_rounds_enough(results):
+    few = json.loads((results / "bench" / "steps.json").read_text())
+    for name, ratio, date, enough in (
+        ("b-old", 3.5, "2026-01-01", True), ("c-new", 4.5, "2026-02-01", True), ("d-few", 5.5, "2026-03-01", False),
+    ):  # fmt: skip
+        row = {**few["rows"][0], "ratio_to_fastest_peer": ratio, "enough_rounds": enough}
+        record = {**few, "environment": {"cores": 2, "date": date}, "rows": [row]}
+        (results / name).mkdir()
+        (results / name / "steps.json").write_text(json.dumps(record))
+    assert "4.50 times as fast as the fastest public" in write(results).read_text()
+
+
+@pytest.mark.slow
 def test_folders_in_their_order(results):
     page = write(results, [results / "many", results / "flips"]).read_text()
     assert page.index("id='many'") < page.index("id='flips'") and "id='plain'" not in page
