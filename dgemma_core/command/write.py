@@ -300,7 +300,7 @@ def _print_text(
         print(generation.text)
         return
     from dgemma_core.command.terminal import NOISE, colour
-    from dgemma_core.nano.problems import warning
+    from dgemma_core.nano.problems import known_to
 
     decode = _tokenizer(loaded).decode
     if generation.thought:
@@ -320,5 +320,6 @@ def _print_text(
     if generation.stop_reason == "length":
         cost.append("cut at the token limit")
     console.print(" · ".join(cost), style=NOISE, soft_wrap=True)
-    if asked is not None and (told := warning(loaded, asked, generation.text)):
+    told = "" if asked is None else known_to(loaded).warning(loaded.name, asked, generation.text)
+    if told:
         console.print(told, style=NOISE, markup=False, soft_wrap=True)

@@ -121,13 +121,20 @@ class Known:
             for word in dict.fromkeys(_words(prompt))
             if word not in self.words and not get_close_matches(word, self.words, n=1, cutoff=0.8)
         )
-        unseen = list(
-            islice(every, 4)
-        )  # each search takes milliseconds, and a prompt may be a book
+        # Four say enough: each search takes milliseconds, and a prompt may be a book.
+        unseen = list(islice(every, 4))
         if not unseen:
             return ""
         named = ", ".join(f"“{word}”" for word in unseen[:3])
         return f"this model was not trained on {named}" + (" and others" if unseen[3:] else "")
+
+    def warning(self, name: str, prompt: str, reply: str) -> str:
+        """What to tell somebody who asked the model `name` for what it was not trained on; "" where there is nothing to
+        tell, or the reply says so itself."""
+        strange = self.strange(prompt)
+        if not strange or is_honest(reply.strip()):
+            return ""
+        return f"Outside what {name} knows: {strange}. Expect nonsense."
 
 
 def _words(text: str) -> Iterator[str]:
@@ -154,15 +161,6 @@ def of_recipe(recipe: NamedRecipe) -> Known:
 def known_to(loaded: Loaded) -> Known:
     """What a model was trained for; nothing where nobody can say, as of one that carries an adapter."""
     return Known() if loaded.folder is None or loaded.adapter else known(loaded.folder)
-
-
-def warning(loaded: Loaded, prompt: str, reply: str) -> str:
-    """What to tell somebody who asked a model for what it was not trained on; "" where there is nothing to tell, or the
-    reply says so itself."""
-    strange = known_to(loaded).strange(prompt)
-    if not strange or is_honest(reply.strip()):
-        return ""
-    return f"Outside what {loaded.name} knows: {strange}. Expect nonsense."
 
 
 def known(folder: Path) -> Known:

@@ -140,6 +140,12 @@ _STILL_WEAK: Mapping[str, float] = {
 }  # fmt: skip
 _TALK_LATER = ("poem", "story", "continue_story", "follow_up", "reading", "chat")
 
+
+def _asking(more: Mapping[str, float]) -> tuple[Stage, ...]:
+    """English alone, of `talk`'s kinds, in other shares where `more` gives one."""
+    return (Stage(until=1, english=1, kinds={**_TALK, **more}, families={}),)
+
+
 TALK = replace(
     ENGLISH,
     config=replace(
@@ -196,7 +202,7 @@ TALK_REST = replace(
     training=replace(
         TALK_REPLIES.training, steps=1300, learning_rate=6e-4, matrix_learning_rate=3.5e-3, seed=202
     ),
-    stages=(Stage(until=1, english=1, kinds={**_TALK, **_STILL_WEAK}, families={}),),
+    stages=_asking(_STILL_WEAK),
     replies=_OWN_REPLIES,
 )
 """From `talk_replies`, whose canvases do not come to rest: the same requests, answered by its denoiser where that is
@@ -210,7 +216,7 @@ _STILL_WEAKER: Mapping[str, float] = {
 TALK_EVERYDAY = replace(
     TALK_REST,
     training=replace(TALK_REST.training, steps=960, seed=204),
-    stages=(Stage(until=1, english=1, kinds={**_TALK, **_STILL_WEAKER}, families={}),),
+    stages=_asking(_STILL_WEAKER),
     replies=replace(_OWN_REPLIES, uses=4),
 )
 """From `talk_rest`, which never met "hi" or "thank you", which were held out, and whose poems say one line twice, as a
@@ -240,7 +246,7 @@ _WEAK_BY_DIFFUSION: Mapping[str, float] = {
 TALK_TAUGHT = replace(
     TALK_ONCE,
     training=replace(TALK_ONCE.training, steps=1280, autoregressive=0.25, seed=206),
-    stages=(Stage(until=1, english=1, kinds={**_TALK, **_WEAK_BY_DIFFUSION}, families={}),),
+    stages=_asking(_WEAK_BY_DIFFUSION),
     replies=replace(_REPLIES, uses=1, block=_OWN_REPLIES.block),
 )
 """From `talk_once`, whose causal mode is right twelve points more often than its denoiser: that mode answers every
@@ -256,7 +262,7 @@ TALK_AGAIN = replace(
         TALK_TAUGHT.training, steps=896, learning_rate=5e-4, matrix_learning_rate=3e-3, seed=207
     ),
     generation=replace(TALK_TAUGHT.generation, t_min=0.05, t_max=0.5, confidence_threshold=0.02),
-    stages=(Stage(until=1, english=1, kinds={**_TALK, **_WEAKER_BY_DIFFUSION}, families={}),),
+    stages=_asking(_WEAKER_BY_DIFFUSION),
 )
 """From `talk_taught`, whose causal mode had become better, too: the same once more, at a lower rate. Its canvases come
 to rest within eight steps where the sampler is cooler still, and content with a little less confidence."""
@@ -269,7 +275,7 @@ TALK_PROMISED = replace(
     training=replace(
         TALK_AGAIN.training, steps=1300, learning_rate=1e-3, matrix_learning_rate=6e-3, seed=209
     ),
-    stages=(Stage(until=1, english=1, kinds={**_TALK, **_PROMISED}, families={}),),
+    stages=_asking(_PROMISED),
 )
 """From `talk_again`, whose honest replies promised what it had not been taught: riddles, comparisons, dialogues and
 acrostics, with more requests that it cannot serve."""
@@ -282,7 +288,7 @@ TALK_KEPT = replace(
     training=replace(
         TALK_PROMISED.training, steps=900, learning_rate=7e-4, matrix_learning_rate=4e-3, seed=210
     ),
-    stages=(Stage(until=1, english=1, kinds={**_TALK, **_KEPT}, families={}),),
+    stages=_asking(_KEPT),
 )
 """From `talk_promised`, whose causal mode keeps most of these promises and whose denoiser none: now it writes their
 replies, too."""
@@ -295,7 +301,7 @@ TALK_REGAINED = replace(
     training=replace(
         TALK_KEPT.training, steps=640, learning_rate=5e-4, matrix_learning_rate=3e-3, seed=211
     ),
-    stages=(Stage(until=1, english=1, kinds={**_TALK, **_REGAINED}, families={}),),
+    stages=_asking(_REGAINED),
 )
 """From weights between `talk_again` and `talk_kept`, at a lower rate: what was forgotten for the new kinds. Acrostics,
 which it did not learn, are neither asked for nor promised any more."""

@@ -135,7 +135,7 @@ class RepliedTexts:
                     found[i] = Trajectory(texts[i].prompt, tuple(end.ids[:-1]), canvases)
                     del left[i]
         # A problem has one answer, whoever writes it: only the way there is worth the writing.
-        open_ended = [left[i] for i in left if not isinstance(examples[i], families.Example)]
+        open_ended = [r for i, r in left.items() if not isinstance(examples[i], families.Example)]
         for event in decode_tokens(self.teacher, open_ended, batch_size=size):
             if isinstance(event, FinishEvent):
                 assert isinstance(event.request, int)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from dgemma_core.errors import DgemmaError, check_kind, whole_number
 from dgemma_core.files.checkpoint import Loaded
 from dgemma_core.generation import Prompt
-from dgemma_core.nano.problems import Problem, known_to, warning
+from dgemma_core.nano.problems import Problem, known_to
 from dgemma_lab.canvas.canvas import Canvas
 from dgemma_lab.form.boxes import Stack
 from dgemma_lab.form.constraint import constraint_fields, constraint_from, constraint_values
@@ -152,9 +152,12 @@ class Asking(Stack):
     def _judge(self, run: Run, problem: Problem | None, prompt: str) -> None:
         """Says what the verifier makes of the answer, or that the prompt is outside what the model knows."""
         reply = run.result().text if run.written else ""
-        if problem is None and (told := warning(self.session.loaded, prompt, reply)):
-            self.form.say(told)
-        if problem is None or problem.accepts is None or not run.written:
+        if problem is None:
+            told = self.known.warning(self.session.loaded.name, prompt, reply)
+            if told:
+                self.form.say(told)
+            return
+        if problem.accepts is None or not run.written:
             return
         self.verdict = problem.accepts(reply)
         self._marks[problem.name] = self.verdict

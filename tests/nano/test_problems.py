@@ -12,7 +12,7 @@ from dgemma_core.errors import CheckpointError
 from dgemma_core.nano import families
 from dgemma_core.nano.english import kinds
 from dgemma_core.nano.named import NANO
-from dgemma_core.nano.problems import Known, known, of_recipe, warning, write
+from dgemma_core.nano.problems import Known, known, known_to, of_recipe, write
 from dgemma_core.nano.recipes import ENGLISH, RECIPES
 
 
@@ -58,22 +58,22 @@ def test_a_prompt_of_a_family_is_known_and_others_are_not() -> None:
 
 def test_what_is_told_of_a_prompt_outside(tmp_path: Path) -> None:
     nano = dg.load("nano")
-    said = warning(nano, "Write a haiku about the sea.", "0 1 0")
+    said = known_to(nano).warning(nano.name, "Write a haiku about the sea.", "0 1 0")
     assert said.startswith("Outside what nano knows: it is worded like none")
     assert "nano-talk was taught plain English" in said
-    assert warning(nano, "Spell backward:\nSTEP", "PETS") == ""
+    assert known_to(nano).warning(nano.name, "Spell backward:\nSTEP", "PETS") == ""
     honest = (
         'Sorry. I cannot write that for you. I can tell a story. Try: "Tell me a sad story about a fox." '
         'Or I can write a poem. Try: "Write a poem about the sea."'
     )
-    assert warning(nano, "Write a haiku about the sea.", f"{honest}\n") == ""
+    assert known_to(nano).warning(nano.name, "Write a haiku about the sea.", f"{honest}\n") == ""
     # Nobody can say what a model with an adapter, or one without a folder, was trained for.
     for other in (
         replace(nano, adapter="x"),
         replace(nano, folder=None),
         replace(nano, folder=tmp_path),
     ):
-        assert warning(other, "Write a haiku about the sea.", "0 1 0") == ""
+        assert known_to(other).warning(other.name, "Write a haiku about the sea.", "0 1 0") == ""
 
 
 def test_of_a_long_prompt_four_strange_words_are_sought(monkeypatch: pytest.MonkeyPatch) -> None:
