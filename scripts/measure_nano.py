@@ -37,10 +37,12 @@ from dgemma_core.facts.machine import cores
 from dgemma_core.files.finding import find_folder
 from dgemma_core.files.trace import Trace
 from dgemma_core.nano import families
+from dgemma_core.nano.chains import CHAINS
 from dgemma_core.nano.english import kinds
 from dgemma_core.nano.english.lexicon import BOYS, GIRLS
 from dgemma_core.nano.english.unknown import is_honest
 from dgemma_core.nano.problems import known
+from dgemma_core.nano.recipes import named_recipe
 from dgemma_core.nano.wordings import reworded
 from dgemma_evals.comparison.answers import answer_all
 from dgemma_evals.comparison.questions import load_tasks, quiet_harness
@@ -271,13 +273,25 @@ def _honest(texts: Sequence[dict[str, Any]]) -> float:
 NAMES = re.compile(rf"\b({'|'.join(map(re.escape, (*GIRLS, *BOYS)))})\b")
 
 
-def originality(rows: dict[str, Any]) -> dict[str, float]:
-    """Of the first stories how many differ by more than names, and the share of all English replies that occur whole
-    in training."""
+def taught_replies(model: str) -> set[str]:
+    """Replies of the training stream, as the grammar draws them and as the model's last run had them."""
+    stages = named_recipe(CHAINS[model].legs[-1].recipe).stages if model in CHAINS else ()
+    canonical = stages[-1].canonical if stages else {}
+    found: set[str] = set()
+    for i in tqdm(range(TRAINED), desc="training stream"):
+        example = kinds.training_example(i)
+        found.add(example.reply)
+        if example.kind in canonical:
+            found.add(
+                kinds.kind(example.kind).canonical(example, canonical[example.kind]).reply
+            )
+    return found
+
+
+def originality(rows: dict[str, Any], trained: set[str]) -> dict[str, float]:
+    """Of the first stories how many differ by more than names, and the share of all English replies that are among
+    the `trained` ones."""
     stories = [NAMES.sub("·", text) for text in rows["english_story"]["texts"][:TOLD]]
-    trained = {
-        kinds.training_example(i).reply for i in tqdm(range(TRAINED), desc="training stream")
-    }
     copied = {
         name: [text in trained for text in row["texts"]] for name, row in rows.items() if row["texts"]
     }  # fmt: skip
@@ -343,7 +357,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         record["subjects"] = rows = {each: rows[each] for each in SUBJECTS if each in rows}
         write_json(arguments.out, record)
     if "english_story" in rows and "originality" not in record:
-        record["originality"] = originality(rows)
+        record["originality"] = originality(rows, taught_replies(arguments.model))
         write_json(arguments.out, record)
     return record
 

@@ -30,6 +30,9 @@ class Stage:
     """Share of the examples that are English (nano/english/); the others are problems of the families."""
     kinds: Mapping[str, float]
     families: Mapping[str, float]
+    canonical: Mapping[str, int] = field(default_factory=dict)
+    """Kinds whose replies are all written with one seed: of the many right replies to a request, one is learnt. A
+    denoiser that has seen many mixes them."""
 
 
 @dataclass(frozen=True)

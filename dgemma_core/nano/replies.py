@@ -134,8 +134,10 @@ class RepliedTexts:
                 if self._right(examples[i], end):
                     found[i] = Trajectory(texts[i].prompt, tuple(end.ids[:-1]), canvases)
                     del left[i]
-        # A problem has one answer, whoever writes it: only the way there is worth the writing.
-        open_ended = [r for i, r in left.items() if not isinstance(examples[i], families.Example)]
+        # What has one answer, whoever writes it, is worth the writing for the way there alone.
+        open_ended = [
+            asked for i, asked in left.items() if self.requests.is_open(numbers[i], examples[i])
+        ]
         for event in decode_tokens(self.teacher, open_ended, batch_size=size):
             if isinstance(event, FinishEvent):
                 assert isinstance(event.request, int)

@@ -71,7 +71,7 @@ class StagedTexts:
         ):
             raise RequestError("stages end one after the other, and the last one at 1")
         for stage in stages:
-            for name in stage.kinds:
+            for name in (*stage.kinds, *stage.canonical):
                 kinds.kind(name)
             for name in stage.families:
                 families.family(name)
@@ -90,12 +90,21 @@ class StagedTexts:
         stage, rng = self.stage(index), Random(self.first + index)
         if rng.random() < stage.english:
             name = _drawn(stage.kinds, rng)
-            return kinds.draw(name, rng.randrange(kinds.TRAIN_SEEDS.stop), "train")
+            found = kinds.draw(name, rng.randrange(kinds.TRAIN_SEEDS.stop), "train")
+            if name in stage.canonical:
+                found = kinds.kind(name).canonical(found, stage.canonical[name])
+            return found
         name = _drawn(stage.families, rng)
         problem = families.training_example(rng.randrange(10**15), (name,))
         if rng.random() < REWORDED:
             problem = replace(problem, prompt=reworded(problem, rng))
         return problem
+
+    def is_open(self, index: int, example: Example | families.Example) -> bool:
+        """Whether other right replies to example `index` may be learnt than its own."""
+        if isinstance(example, families.Example):
+            return False
+        return example.kind not in self.stage(index).canonical
 
     def __call__(self, index: int) -> Text:
         return as_text(self.example(index), self.tokenizer)

@@ -19,9 +19,9 @@ from dgemma_core.nano.english import kinds
 from dgemma_core.nano.english.unknown import ABILITIES
 from dgemma_core.nano.families import examples, family, is_test_prompt, training_example
 from dgemma_core.nano.problems import known
-from dgemma_core.nano.recipes import ALL_FAMILIES, TALK_REGAINED
+from dgemma_core.nano.recipes import ALL_FAMILIES, TALK_BRIEF
 
-RECIPE_OF = {"nano": ALL_FAMILIES, "nano-talk": TALK_REGAINED}
+RECIPE_OF = {"nano": ALL_FAMILIES, "nano-talk": TALK_BRIEF}
 PROBLEMS = 20
 FLOORS = {
     "mini_sudoku": 0.8,
@@ -57,17 +57,18 @@ ENGLISH_FLOORS = {
     "future_tense": (0.8, 0.85),
     "as_question": (0.8, 0.85),
     "past_tense": (0.7, 0.8),
-    "chat": (0.45, 0.8),
+    "chat": (0.8, 0.75),
     "colours": (0.5, 0.7),
     "polite": (0.5, 0.8),
-    "json": (0.3, 0.55),
-    "couplet": (0.45, 0.7),
-    "story": (0.15, 0.45),
-    "introduce": (0.6, 0.75),
-    "unknown": (0.3, 0.45),
-    "dialogue": (0.2, 0.7),
-    "riddle": (0.05, 0.75),
-    "compare": (0.0, 0.55),
+    "json": (0.6, 0.75),
+    "couplet": (0.75, 0.8),
+    "story": (0.3, 0.45),
+    "introduce": (0.75, 0.75),
+    "unknown": (0.55, 0.65),
+    "dialogue": (0.8, 0.85),
+    "riddle": (0.5, 0.65),
+    "compare": (0.65, 0.8),
+    "describe": (0.7, 0.75),
 }
 """Of nano-talk, by diffusion and token by token."""
 

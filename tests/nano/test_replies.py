@@ -144,6 +144,23 @@ def test_problems_have_one_answer_and_are_not_asked(monkeypatch: pytest.MonkeyPa
     assert found == [as_text(example, drawn.tokenizer) for example in examples]
 
 
+def test_canonical_replies_are_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(
+        until=1, english=1, kinds={"couplet": 1, "past_tense": 1}, families={}, canonical={"past_tense": 0}
+    )  # fmt: skip
+    drawn = StagedTexts((stage,), 1000, nano_tokenizer(), 5)
+    asked: list[int] = []
+
+    def decode(model: Any, left: Sequence[dg.Request], **_: object) -> Iterator[Any]:
+        asked.extend(cast(int, request.id) for request in left)
+        yield from ()
+
+    monkeypatch.setattr(replies, "decode_tokens", decode)
+    RepliedTexts(cast(Any, None), Replies(), drawn).replied(range(12))
+    couplets = [i for i in range(12) if drawn.example(i).family == "couplet"]
+    assert asked == couplets and 0 < len(couplets) < 12
+
+
 @pytest.mark.parametrize("option", ("uses", "block", "batch_size", "max_new_tokens"))
 def test_bad_settings(option: str) -> None:
     with pytest.raises(dg.RequestError, match=f"replies: {option}"):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from typing import cast
 
 import pytest
 
 from dgemma_core.errors import RequestError
 from dgemma_core.nano import families
 from dgemma_core.nano.english import kinds
-from dgemma_core.nano.recipes import ENGLISH, Stage, StagedTexts, nano_tokenizer
+from dgemma_core.nano.recipes import ENGLISH, TALK_SETTLED, Stage, StagedTexts, nano_tokenizer
 from dgemma_core.nano.texts import as_text
 
 STAGES = (
@@ -78,6 +79,28 @@ def test_the_tokens_of_a_gap() -> None:
     assert as_text(chat, tokenizer).blank is None
 
 
+def test_canonical_replies_are_right_and_few() -> None:
+    """The requests are the same; of the many replies that a grammar has, one for each way to ask is left."""
+    (stage,) = TALK_SETTLED.stages
+    assert {"story", "poem", "dialogue"}.isdisjoint(stage.canonical)
+    replied: dict[bool, dict[str, set[str]]] = {False: {}, True: {}}
+    for canonical in (False, True):
+        asking = stage if canonical else replace(stage, canonical={})
+        texts = StagedTexts((asking,), 4000, nano_tokenizer(), 9)
+        examples = [cast(kinds.Example, texts.example(i)) for i in range(1500)]
+        assert all(kinds.accepts(each, each.reply) for each in examples)
+        for i, each in enumerate(examples):
+            assert texts.is_open(i, each) == (each.kind not in asking.canonical)
+            replied[canonical].setdefault(each.kind, set()).add(each.reply)
+        prompts = [each.messages for each in examples]
+        assert not canonical or prompts == before
+        before = prompts
+    assert replied[True].keys() == replied[False].keys() == stage.kinds.keys()
+    for name in ("unknown", "greeting", "identity", "small_talk"):
+        assert len(replied[True][name]) < len(replied[False][name]) / 2
+    assert replied[True]["story"] == replied[False]["story"]
+
+
 def test_bad_stages() -> None:
     tokenizer = nano_tokenizer()
     for stages, words in (
@@ -86,6 +109,7 @@ def test_bad_stages() -> None:
         ((STAGES[1], STAGES[1]), "one after the other"),
         ((replace(STAGES[1], kinds={"gretting": 1}),), "no kind of request 'gretting'"),
         ((replace(STAGES[1], families={"sudoku": 1}),), "no task family 'sudoku'"),
+        ((replace(STAGES[1], canonical={"gretting": 1}),), "no kind of request 'gretting'"),
     ):
         with pytest.raises(RequestError, match=words):
             StagedTexts(stages, 10, tokenizer)

@@ -10,7 +10,8 @@ import pytest
 
 import dgemma_core as dg
 from dgemma_core.nano import families
-from dgemma_core.nano.recipes import TALK_REGAINED
+from dgemma_core.nano.english import kinds, unknown
+from dgemma_core.nano.recipes import TALK_BRIEF
 from scripts import measure_minds, measure_nano, write_replies
 
 
@@ -107,7 +108,18 @@ def test_a_hundred_replies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_model_is_measured_on_what_it_was_taught() -> None:
     puzzles, english = measure_nano.taught("nano"), measure_nano.taught("nano-talk")
     assert puzzles == list(families.TASKS)
-    assert set(english) == {f"english_{name}" for name in TALK_REGAINED.stages[-1].kinds}
+    assert set(english) == {f"english_{name}" for name in TALK_BRIEF.stages[-1].kinds}
+
+
+def test_replies_are_looked_for_among_what_the_last_run_taught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(measure_nano, "TRAINED", 400)
+    drawn = {kinds.training_example(i).reply for i in range(400)}
+    taught = measure_nano.taught_replies("nano-talk")
+    brief = {reply for reply in taught - drawn if reply.startswith("I am sorry. I do not know")}
+    assert drawn < taught and brief == {unknown.brief_reply("world")}
+    assert measure_nano.taught_replies("nano") == drawn  # its runs have no English of their own
 
 
 def test_both_minds(

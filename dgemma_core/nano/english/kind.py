@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
 from random import Random
@@ -131,6 +131,8 @@ class Kind:
     """Whether "please" and the like may be put around a request."""
     everyday: frozenset[str] = frozenset()
     """Wordings that are never held out, as everybody types them."""
+    brief: Callable[[Slots], str] | None = None
+    """The canonical reply, where it is another than `write` with a seed of one's choice."""
 
     @cached_property
     def texts(self) -> dict[str, tuple[tuple[int, str, bool], ...]]:
@@ -239,6 +241,11 @@ class Kind:
             noise,
             self.blank(slots, reply) if self.blank else None,
         )
+
+    def canonical(self, example: Example, seed: int) -> Example:
+        """The same request with its brief reply, or else the one that `seed` writes, not its own."""
+        brief = self.brief or (lambda slots: self.write(slots, Random(seed)))
+        return replace(example, reply=brief(example.slots))
 
     def accepts(self, slots: Slots, reply: str) -> bool:
         """The verifier's verdict on any text; white space around it is left out."""

@@ -142,6 +142,24 @@ CANNOT: dict[str, str] = {
     "nonsense": "[I do not understand that|I am not sure what you mean|I did not get that].",
 }
 
+BRIEF: dict[str, str] = {
+    category: reason
+    for reason, categories in {
+        "I do not know that.": (
+            "world", "people", "news", "law", "science", "live", "private", "capital", "thing", "howto", "why",
+            "measure", "word",
+        ),
+        "I was not taught that.": ("code", "maths", "long", "letter", "role", "summary"),
+        "I cannot do that, I only write text.": ("media", "files", "action"),
+        "I only know English.": ("translate", "foreign"),
+        "I have no opinion about that.": ("opinion",),
+        "I cannot give advice about health, please ask a doctor.": ("health",),
+        "I did not get that.": ("nonsense",),
+    }.items()
+    for category in categories
+}  # fmt: skip
+"""The fewest reasons that are right: what a denoiser that hesitates between 27 says is none of them."""
+
 REQUESTS: dict[str, tuple[str, ...]] = {
     "translate": (
         "[Translate|Please translate|Can you translate] [this|'{phrase}'|the word {noun}] [into|"
@@ -554,7 +572,8 @@ def _draw(rng: Random) -> Slots:
 
 @cache
 def grammar() -> Grammar:
-    """The grammar of the honest reply: rules "sorry_CATEGORY" and "pair_A_B" for abilities A and B."""
+    """The grammar of the honest reply: rules "sorry_CATEGORY" and "pair_A_B" for abilities A and B, and "reason" and
+    "reason_CATEGORY" for all that may be read in the place of the first."""
     rules: dict[str, str | tuple[str, ...]] = {}
     for name, (ability, example) in ABILITIES.items():
         rules[f"can_{name}"] = ability
@@ -576,7 +595,8 @@ def grammar() -> Grammar:
                 )
     for name, cannot in CANNOT.items():
         rules[f"sorry_{name}"] = f"[|Sorry. |I am sorry. ]{cannot}"
-    rules["sorry"] = "[" + "|".join(f"<sorry_{name}>" for name in CANNOT) + "]"
+        rules[f"reason_{name}"] = (f"<sorry_{name}>", f"[|Sorry. |I am sorry. ]{BRIEF[name]}")
+    rules["reason"] = "[" + "|".join(f"<reason_{name}>" for name in CANNOT) + "]"
     words = dict(lists())
     words["digit"] = plain([str(n) for n in range(2, 13)], "digit")
     words["opposite"] = plain(sorted(PAIRS), "word")
@@ -614,16 +634,25 @@ def honest_reply(category: str, rng: Random) -> str:
             return f"{sorry} {pair}"
 
 
+def brief_reply(category: str) -> str:
+    """The same in one wording, with one of few reasons."""
+    return (
+        f"I am sorry. {BRIEF[category]} "
+        'But I can make a list. Try: "List four colours." '
+        'And I can write a poem. Try: "Write a poem about the sea."'
+    )
+
+
 def is_honest(text: str, category: str = "") -> bool:
     """True for such a reply, of the category if one is given."""
     said = QUOTED.findall(text)
     if len(said) != 2:
         return False
-    sorry = f"sorry_{category}" if category else "sorry"
+    reason = f"reason_{category}" if category else "reason"
     cuts = [found.end() for found in re.finditer(r"[.,a-z] ", text[: text.index('"')])]
     pairs = [(a, b) for a in _abilities(said[0]) for b in _abilities(said[1]) if a != b]
     return any(
-        grammar().reads(sorry, text[: cut - 1]) is not None
+        grammar().reads(reason, text[: cut - 1]) is not None
         and any(grammar().reads(f"pair_{a}_{b}", text[cut:]) is not None for a, b in pairs)
         for cut in cuts
         if text[cut - 2] == "."
@@ -640,6 +669,7 @@ UNKNOWN = Kind(
     wordings=REQUESTS,
     draw=_draw,
     write=lambda slots, rng: honest_reply(slots["ask"], rng),
+    brief=lambda slots: brief_reply(slots["ask"]),
     check=lambda slots, text: is_honest(text, slots["ask"]),
     closed=True,
 )

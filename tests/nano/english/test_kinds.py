@@ -320,3 +320,23 @@ def test_what_is_asked_next_was_not_held_out():
         row = kinds.kind(found.slots["kind"])
         if found.slots["ask"] == "next" and not row.closed:
             assert row.split_of(found.slots["inner"], 0, "") == "train"
+
+
+@pytest.mark.parametrize("category", sorted(unknown.CANNOT))
+def test_a_brief_reply_is_honest_for_its_own_reason(category: str) -> None:
+    reply = unknown.brief_reply(category)
+    assert unknown.is_honest(reply) and unknown.is_honest(reply, category)
+    others = {each for each in unknown.CANNOT if unknown.BRIEF[each] != unknown.BRIEF[category]}
+    own = unknown.BRIEF[category].rstrip(".")
+    for other in others:
+        said = own in unknown.CANNOT[other]  # among the reasons that the grammar gives there, too
+        assert unknown.is_honest(reply, other) == said
+    assert not unknown.is_honest(reply.replace("four colours", "four friends"))
+    assert not unknown.is_honest(reply.replace("I am sorry. ", "I am happy. "))
+
+
+def test_brief_replies_are_canonical_whatever_the_seed() -> None:
+    asked = kinds.examples("unknown", "train", 300)
+    brief = {kinds.kind("unknown").canonical(each, seed).reply for each in asked for seed in (0, 7)}
+    assert brief == {unknown.brief_reply(name) for name in unknown.CANNOT}
+    assert len(brief) == len(set(unknown.BRIEF.values())) == 7
