@@ -282,9 +282,7 @@ def taught_replies(model: str) -> set[str]:
         example = kinds.training_example(i)
         found.add(example.reply)
         if example.kind in canonical:
-            found.add(
-                kinds.kind(example.kind).canonical(example, canonical[example.kind]).reply
-            )
+            found.add(kinds.kind(example.kind).canonical(example, canonical[example.kind]).reply)
     return found
 
 

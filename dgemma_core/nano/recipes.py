@@ -341,9 +341,7 @@ TALK_FURTHER = replace(
     training=replace(
         TALK_SETTLED.training, steps=1300, learning_rate=7e-4, matrix_learning_rate=4e-3, seed=213
     ),
-    stages=_asking(
-        _FURTHER, {name: seed for name, seed in _CANONICAL.items() if name != "riddle"}
-    ),
+    stages=_asking(_FURTHER, {name: seed for name, seed in _CANONICAL.items() if name != "riddle"}),
 )
 """From `talk_settled`, which was still rising: the same at a lower rate, with more of what is weak. A riddle about any
 animal can be about each of them, whatever the wording, so its causal mode chooses one."""
