@@ -280,9 +280,7 @@ def taught_replies(model: str) -> set[str]:
     found: set[str] = set()
     for i in tqdm(range(TRAINED), desc="training stream"):
         example = kinds.training_example(i)
-        found.add(example.reply)
-        if example.kind in canonical:
-            found.add(kinds.kind(example.kind).canonical(example, canonical[example.kind]).reply)
+        found |= {example.reply, kinds.canonical(example, canonical).reply}
     return found
 
 

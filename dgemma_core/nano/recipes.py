@@ -149,6 +149,27 @@ def _asking(
     return (Stage(until=1, english=1, kinds=kinds, families={}, canonical=canonical or {}),)
 
 
+def _leg(
+    before: NamedRecipe,
+    stages: tuple[Stage, ...],
+    *,
+    steps: int,
+    rates: tuple[float, float],
+    seed: int,
+) -> NamedRecipe:
+    """A run with other shares than the one before, so many steps, and rates of vectors and matrices; all else as
+    there."""
+    rate, matrix_rate = rates
+    training = replace(
+        before.training,
+        steps=steps,
+        learning_rate=rate,
+        matrix_learning_rate=matrix_rate,
+        seed=seed,
+    )
+    return replace(before, training=training, stages=stages)
+
+
 TALK = replace(
     ENGLISH,
     config=replace(
@@ -273,39 +294,21 @@ to rest within eight steps where the sampler is cooler still, and content with a
 _PROMISED: Mapping[str, float] = {
     **_WEAKER_BY_DIFFUSION, "compare": 20, "riddle": 20, "dialogue": 28, "acrostic": 24, "unknown": 34,
 }  # fmt: skip
-TALK_PROMISED = replace(
-    TALK_AGAIN,
-    training=replace(
-        TALK_AGAIN.training, steps=1300, learning_rate=1e-3, matrix_learning_rate=6e-3, seed=209
-    ),
-    stages=_asking(_PROMISED),
-)
+TALK_PROMISED = _leg(TALK_AGAIN, _asking(_PROMISED), steps=1300, rates=(1e-3, 6e-3), seed=209)
 """From `talk_again`, whose honest replies promised what it had not been taught: riddles, comparisons, dialogues and
 acrostics, with more requests that it cannot serve."""
 
 _KEPT: Mapping[str, float] = {
     **_WEAKER_BY_DIFFUSION, "compare": 13, "riddle": 10, "dialogue": 20, "acrostic": 18, "unknown": 24,
 }  # fmt: skip
-TALK_KEPT = replace(
-    TALK_PROMISED,
-    training=replace(
-        TALK_PROMISED.training, steps=900, learning_rate=7e-4, matrix_learning_rate=4e-3, seed=210
-    ),
-    stages=_asking(_KEPT),
-)
+TALK_KEPT = _leg(TALK_PROMISED, _asking(_KEPT), steps=900, rates=(7e-4, 4e-3), seed=210)
 """From `talk_promised`, whose causal mode keeps most of these promises and whose denoiser none: now it writes their
 replies, too."""
 
 _REGAINED: Mapping[str, float] = {
     **_WEAKER_BY_DIFFUSION, "compare": 14, "riddle": 12, "dialogue": 20, "unknown": 22,
 }  # fmt: skip
-TALK_REGAINED = replace(
-    TALK_KEPT,
-    training=replace(
-        TALK_KEPT.training, steps=640, learning_rate=5e-4, matrix_learning_rate=3e-3, seed=211
-    ),
-    stages=_asking(_REGAINED),
-)
+TALK_REGAINED = _leg(TALK_KEPT, _asking(_REGAINED), steps=640, rates=(5e-4, 3e-3), seed=211)
 """From weights between `talk_again` and `talk_kept`, at a lower rate: what was forgotten for the new kinds. Acrostics,
 which it did not learn, are neither asked for nor promised any more."""
 
@@ -321,12 +324,8 @@ replies have a brief one of their own, whatever the seed."""
 _SETTLED: Mapping[str, float] = {
     **_REGAINED, "compare": 20, "riddle": 16, "describe": 16, "json": 7, "unknown": 26, "identity": 9,
 }  # fmt: skip
-TALK_SETTLED = replace(
-    TALK_REGAINED,
-    training=replace(
-        TALK_REGAINED.training, steps=1800, learning_rate=1e-3, matrix_learning_rate=6e-3, seed=212
-    ),
-    stages=_asking(_SETTLED, _CANONICAL),
+TALK_SETTLED = _leg(
+    TALK_REGAINED, _asking(_SETTLED, _CANONICAL), steps=1800, rates=(1e-3, 6e-3), seed=212
 )
 """From `talk_regained`, whose denoiser mixes what it could say ("I cannot not know"): replies have one wording now, but
 for stories, poems, dialogues and what follows up on something, which are the causal mode's still."""
@@ -336,22 +335,22 @@ _FURTHER: Mapping[str, float] = {
     "continue_story": 2, "typos": 12, "reading": 12, "degrees": 8, "yes_no": 9, "follow_up": 9, "use_word": 5,
     "small_talk": 9,
 }  # fmt: skip
-TALK_FURTHER = replace(
+TALK_FURTHER = _leg(
     TALK_SETTLED,
-    training=replace(
-        TALK_SETTLED.training, steps=1300, learning_rate=7e-4, matrix_learning_rate=4e-3, seed=213
-    ),
-    stages=_asking(_FURTHER, {name: seed for name, seed in _CANONICAL.items() if name != "riddle"}),
+    _asking(_FURTHER, {name: seed for name, seed in _CANONICAL.items() if name != "riddle"}),
+    steps=1300,
+    rates=(7e-4, 4e-3),
+    seed=213,
 )
 """From `talk_settled`, which was still rising: the same at a lower rate, with more of what is weak. A riddle about any
 animal can be about each of them, whatever the wording, so its causal mode chooses one."""
 
-TALK_BRIEF = replace(
+TALK_BRIEF = _leg(
     TALK_FURTHER,
-    training=replace(
-        TALK_FURTHER.training, steps=700, learning_rate=5e-4, matrix_learning_rate=3e-3, seed=214
-    ),
-    stages=_asking({**_FURTHER, "unknown": 40}, TALK_FURTHER.stages[0].canonical),
+    _asking({**_FURTHER, "unknown": 40}, TALK_FURTHER.stages[0].canonical),
+    steps=700,
+    rates=(5e-4, 3e-3),
+    seed=214,
 )
 """From `talk_further`, whose honest replies gave one of 27 reasons and broke where it hesitated between them: they give
 one of seven now."""

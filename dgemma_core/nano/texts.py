@@ -91,9 +91,7 @@ class StagedTexts:
         if rng.random() < stage.english:
             name = _drawn(stage.kinds, rng)
             found = kinds.draw(name, rng.randrange(kinds.TRAIN_SEEDS.stop), "train")
-            if name in stage.canonical:
-                found = kinds.kind(name).canonical(found, stage.canonical[name])
-            return found
+            return kinds.canonical(found, stage.canonical)
         name = _drawn(stage.families, rng)
         problem = families.training_example(rng.randrange(10**15), (name,))
         if rng.random() < REWORDED:

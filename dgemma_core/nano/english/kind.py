@@ -244,8 +244,10 @@ class Kind:
 
     def canonical(self, example: Example, seed: int) -> Example:
         """The same request with its brief reply, or else the one that `seed` writes, not its own."""
-        brief = self.brief or (lambda slots: self.write(slots, Random(seed)))
-        return replace(example, reply=brief(example.slots))
+        slots = example.slots
+        return replace(
+            example, reply=self.brief(slots) if self.brief else self.write(slots, Random(seed))
+        )
 
     def accepts(self, slots: Slots, reply: str) -> bool:
         """The verifier's verdict on any text; white space around it is left out."""

@@ -146,6 +146,13 @@ def accepts(found: Example, reply: str) -> bool:
     return kind(found.kind).accepts(found.slots, reply)
 
 
+def canonical(found: Example, seeds: Mapping[str, int]) -> Example:
+    """The example with its kind's canonical reply where `seeds` has one for the kind; else as it is."""
+    if found.kind not in seeds:
+        return found
+    return kind(found.kind).canonical(found, seeds[found.kind])
+
+
 def training_example(index: int, shares: Mapping[str, int] = SHARES) -> Example:
     """Number `index` of the training stream: kind and seed come from the index alone."""
     rng = Random(index)

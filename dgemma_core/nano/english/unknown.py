@@ -593,9 +593,10 @@ def grammar() -> Grammar:
                     f"[I can|But I can] <can_{a}> [or|and] <can_{b}>. "
                     f'[For example|Try this|You can ask]: "<try_{a}>" [Or|And]: "<try_{b}>"',
                 )
+    apology = "[|Sorry. |I am sorry. ]"
     for name, cannot in CANNOT.items():
-        rules[f"sorry_{name}"] = f"[|Sorry. |I am sorry. ]{cannot}"
-        rules[f"reason_{name}"] = (f"<sorry_{name}>", f"[|Sorry. |I am sorry. ]{BRIEF[name]}")
+        rules[f"sorry_{name}"] = apology + cannot
+        rules[f"reason_{name}"] = (f"<sorry_{name}>", apology + BRIEF[name])
     rules["reason"] = "[" + "|".join(f"<reason_{name}>" for name in CANNOT) + "]"
     words = dict(lists())
     words["digit"] = plain([str(n) for n in range(2, 13)], "digit")
